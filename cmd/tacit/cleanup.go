@@ -1,0 +1,22 @@
+package main
+
+import (
+	"github.com/spf13/cobra"
+)
+
+func cleanupCommand(f *flags) *cobra.Command {
+	return &cobra.Command{
+		Use:   "cleanup",
+		Short: "Remove what a daemon that was killed left in the kernel",
+		Long: `Removes the routes, rules and packet filter table of a daemon that was killed. Without it they end by themselves, as far as they
+touch packets; the rest goes when the daemon starts again. Refused while a daemon runs.`,
+		Args: cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			if err := cleanup(); err != nil {
+				return err
+			}
+			say(c.ErrOrStderr(), "nothing of a dead daemon is left")
+			return nil
+		},
+	}
+}

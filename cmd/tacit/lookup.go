@@ -1,0 +1,253 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/miekg/dns"
+	"github.com/spf13/cobra"
+
+	"tacit/config"
+	"tacit/control"
+	"tacit/dnssec"
+	"tacit/ipseckey"
+	peerdb "tacit/pad"
+	"tacit/policy"
+	"tacit/resolver"
+)
+
+// lookupTime bounds all the questions of a lookup.
+const lookupTime = 15 * time.Second
+
+// maxShown bounds the records and addresses of an answer that are shown.
+const maxShown = 64
+
+func lookupCommand(f *flags) *cobra.Command {
+	var asJSON bool
+	c := &cobra.Command{
+		Use:   "lookup NAME",
+		Short: "Show what DNSSEC proves of a name and what tacit would do about it",
+		Long: `Asks for the addresses and the key of NAME at the configured upstreams, validates the answers, and shows the decision for each
+address. It needs no daemon, and changes nothing: no negotiation is begun.`,
+		Args: cobra.ExactArgs(1),
+		RunE: func(c *cobra.Command, args []string) error {
+			if _, ok := dns.IsDomainName(args[0]); !ok || args[0] == "" {
+				return usageErrorf("%q is no domain name", args[0])
+			}
+			conf, err := f.load()
+			if err != nil {
+				return err
+			}
+			l, err := newLookup(conf)
+			if err != nil {
+				return err
+			}
+			ctx, cancel := context.WithTimeout(c.Context(), lookupTime)
+			defer cancel()
+			r, err := l.run(ctx, dns.CanonicalName(args[0]))
+			if err != nil {
+				return err
+			}
+			if asJSON {
+				return writeJSON(c.OutOrStdout(), r)
+			}
+			return r.write(c.OutOrStdout())
+		},
+	}
+	c.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	return c
+}
+
+// validator is dnssec.Validator.
+type validator interface {
+	Lookup(ctx context.Context, name string, rrtype uint16) (dnssec.Answer, error)
+}
+
+// lookup is what a lookup needs.
+type lookup struct {
+	validator validator
+	rules     *policy.Table
+	env       peerdb.Environment
+}
+
+func newLookup(conf *config.Config) (*lookup, error) {
+	anchors, err := trustAnchors(conf)
+	if err != nil {
+		return nil, err
+	}
+	up, err := resolver.NewUpstream(resolver.UpstreamConfig{Servers: conf.DNS.Upstream})
+	if err != nil {
+		return nil, err
+	}
+	env, err := environment(conf)
+	if err != nil {
+		return nil, err
+	}
+	return &lookup{dnssec.New(up, anchors), conf.Table(), env}, nil
+}
+
+// environment is what this process can find out without privileges: not the gateways, which the daemon knows.
+func environment(conf *config.Config) (peerdb.Environment, error) {
+	env := peerdb.Environment{InternalZones: conf.DNS.InternalZones}
+	for _, u := range conf.DNS.Upstream {
+		env.Upstreams = append(env.Upstreams, u.Addr())
+	}
+	addrs, err := net.InterfaceAddrs()
+	if err != nil {
+		return env, err
+	}
+	for _, a := range addrs {
+		if p, err := netip.ParsePrefix(a.String()); err == nil {
+			env.Own = append(env.Own, p.Addr())
+			env.Networks = append(env.Networks, p)
+		}
+	}
+	return env, nil
+}
+
+// run asks for A, AAAA and IPSECKEY at once, as the daemon does; where the addresses belong to the end of an alias chain that the
+// key answer did not reach, it asks for the key there.
+func (l *lookup) run(ctx context.Context, name string) (*lookupResult, error) {
+	r := &lookupResult{SchemaVersion: control.SchemaVersion, Name: name, Queries: []lookupQuery{}, Keys: []lookupKey{}, Addresses: []lookupAddress{}}
+	types := []uint16{dns.TypeA, dns.TypeAAAA, dns.TypeIPSECKEY}
+	answers, queries, errs := make([]dnssec.Answer, len(types)), make([]lookupQuery, len(types)), make([]error, len(types))
+	var wait sync.WaitGroup
+	for i, t := range types {
+		wait.Go(func() { answers[i], queries[i], errs[i] = l.ask(ctx, name, t) })
+	}
+	wait.Wait()
+	for i := range types {
+		if errs[i] != nil {
+			return nil, errs[i]
+		}
+		r.Queries = append(r.Queries, queries[i])
+	}
+	r.Owner = answers[0].Owner
+	if len(answers[0].RRs) == 0 && len(answers[1].RRs) > 0 {
+		r.Owner = answers[1].Owner
+	}
+	key := answers[2]
+	for _, a := range answers[:2] {
+		if len(a.RRs) == 0 {
+			continue
+		}
+		if a.Owner != key.Owner {
+			var q lookupQuery
+			var err error
+			if key, q, err = l.ask(ctx, a.Owner, dns.TypeIPSECKEY); err != nil {
+				return nil, err
+			}
+			r.Queries = append(r.Queries, q)
+		}
+		l.decideAll(r, a, key)
+	}
+	return r, nil
+}
+
+// ask asks one question.
+func (l *lookup) ask(ctx context.Context, name string, rrtype uint16) (dnssec.Answer, lookupQuery, error) {
+	began := time.Now()
+	a, err := l.validator.Lookup(ctx, name, rrtype)
+	if err != nil {
+		return a, lookupQuery{}, fmt.Errorf("%s %s: %w", name, dns.TypeToString[rrtype], err)
+	}
+	q := lookupQuery{Name: name, Type: dns.TypeToString[rrtype], Status: a.Status, Rcode: dns.RcodeToString[a.Rcode],
+		Denied: a.Denied, Chain: a.Chain, Data: []string{}, Why: a.Why, Micros: time.Since(began).Microseconds()}
+	for _, rr := range a.RRs[:min(len(a.RRs), maxShown)] {
+		q.Data = append(q.Data, strings.TrimPrefix(rr.String(), rr.Header().String()))
+	}
+	return a, q, nil
+}
+
+// decideAll adds the decision of TRUST.md 1 for each address of an answer.
+func (l *lookup) decideAll(r *lookupResult, addr, key dnssec.Answer) {
+	records := parseKeys(key.RRs)
+	for _, k := range records {
+		shown := lookupKey{Owner: key.Owner, Record: k.String(), Unusable: k.Unusable}
+		if k.Key != nil {
+			shown.Fingerprint = ipseckey.Fingerprint(k.Key)
+		}
+		if !slices.Contains(r.Keys, shown) && len(r.Keys) < maxShown {
+			r.Keys = append(r.Keys, shown)
+		}
+	}
+	for _, rr := range addr.RRs {
+		var ip netip.Addr
+		switch rr := rr.(type) {
+		case *dns.A:
+			ip, _ = netip.AddrFromSlice(rr.A.To4())
+		case *dns.AAAA:
+			ip, _ = netip.AddrFromSlice(rr.AAAA)
+		}
+		if ip.IsValid() && len(r.Addresses) < maxShown {
+			r.Addresses = append(r.Addresses, l.decide(r.Name, ip, addr, key, records))
+		}
+	}
+}
+
+// parseKeys reads the records. One that does not parse is an unusable record, not a missing one.
+func parseKeys(rrs []dns.RR) (records []ipseckey.Record) {
+	for _, rr := range rrs[:min(len(rrs), maxShown)] {
+		rdata, err := dnssec.RDATA(rr)
+		var k ipseckey.Record
+		if err == nil {
+			k, err = ipseckey.Parse(rdata)
+		}
+		if err != nil {
+			k.Unusable = err.Error()
+		}
+		records = append(records, k)
+	}
+	return records
+}
+
+// decide is what the daemon would do about one address.
+func (l *lookup) decide(asked string, ip netip.Addr, addr, key dnssec.Answer, records []ipseckey.Record) lookupAddress {
+	rule := l.rules.ForChain(asked, addr.Owner, ip)
+	keys, unusable := peerdb.UsableKeys(records, ip)
+	d := policy.Decide(rule.Class, policy.Facts{Addr: addr.Status, Key: key.Status, Usable: len(keys) > 0, Denied: key.Denied})
+	out := lookupAddress{Address: ip, Class: rule.Class, Rule: "default", Decision: d.Outcome, ReportedAs: string(d.ReportedAs), Why: d.Why}
+	if rule.Line > 0 {
+		out.Rule = fmt.Sprintf("line %d", rule.Line)
+	}
+	switch {
+	case d.Outcome == policy.Protect:
+		l.claim(&out, ip, addr.Owner)
+	case d.Outcome == policy.Withhold && key.Why != "":
+		out.Why += ": " + key.Why
+	case d.Outcome == policy.ServFail && addr.Why != "":
+		out.Why += ": " + addr.Why
+	case d.Outcome == policy.Answer && len(records) > 0 && len(keys) == 0 && rule.Class == policy.PrivateOrClear:
+		out.Why += ": " + unusable
+	}
+	if d.EDE != policy.EDENone {
+		out.EDE = &d.EDE
+	}
+	if out.ReportedAs == string(policy.ReportAuthenticated) {
+		out.ReportedAs += " as " + strings.TrimSuffix(addr.Owner, ".")
+		if addr.Owner != asked {
+			out.ReportedAs += " (via " + strings.TrimSuffix(asked, ".") + ")"
+		}
+	}
+	return out
+}
+
+// claim applies R6 to an address that the table would protect.
+func (l *lookup) claim(out *lookupAddress, ip netip.Addr, owner string) {
+	if ip.IsLoopback() || slices.Contains(l.env.Own, ip) {
+		out.Decision, out.Why, out.ReportedAs = policy.Answer, "this host's own address", "local"
+		return
+	}
+	if ok, why := peerdb.Claimable(ip, l.env, owner); !ok {
+		out.Decision, out.ReportedAs = policy.Withhold, "not protected"
+		out.Why = "a key is proven, but the address cannot be protected: " + why
+		other := policy.EDEOther
+		out.EDE = &other
+	}
+}

@@ -1,0 +1,116 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"net/netip"
+	"strings"
+
+	"tacit/dnssec"
+	"tacit/policy"
+)
+
+// lookupResult is what `tacit lookup --json` prints.
+type lookupResult struct {
+	SchemaVersion int             `json:"schema_version"`
+	Name          string          `json:"name"`  // asked, canonical
+	Owner         string          `json:"owner"` // where aliases ended
+	Queries       []lookupQuery   `json:"queries"`
+	Keys          []lookupKey     `json:"keys"`
+	Addresses     []lookupAddress `json:"addresses"`
+}
+
+// lookupQuery is a question and what validation made of the answer.
+type lookupQuery struct {
+	Name   string        `json:"name"`
+	Type   string        `json:"type"`
+	Status dnssec.Status `json:"status"`
+	Rcode  string        `json:"rcode"`
+	Denied bool          `json:"denied"`
+	Chain  []string      `json:"chain,omitempty"`
+	Data   []string      `json:"data"` // RDATA in presentation form
+	Why    string        `json:"why"`
+	Micros int64         `json:"microseconds"`
+}
+
+// lookupKey is a published key.
+type lookupKey struct {
+	Owner       string `json:"owner"`
+	Record      string `json:"record"`
+	Fingerprint string `json:"key_id"` // empty where unusable
+	Unusable    string `json:"unusable,omitempty"`
+}
+
+// lookupAddress is the decision for an address (TRUST.md 1).
+type lookupAddress struct {
+	Address    netip.Addr     `json:"address"`
+	Class      policy.Class   `json:"class"`
+	Rule       string         `json:"rule"` // "line 12" of the configuration, or "default"
+	Decision   policy.Outcome `json:"decision"`
+	ReportedAs string         `json:"reported_as"`
+	EDE        *uint16        `json:"ede,omitempty"` // RFC 8914
+	Why        string         `json:"why"`
+}
+
+// write is a lookup for people: what was found, then what is done about it.
+func (r *lookupResult) write(w io.Writer) error {
+	head := strings.TrimSuffix(r.Name, ".")
+	if r.Owner != "" && r.Owner != r.Name {
+		head += ", an alias of " + strings.TrimSuffix(r.Owner, ".")
+	}
+	fmt.Fprintln(w, clean(head))
+	rows := [][]string{}
+	for _, q := range r.Queries {
+		what := q.Type
+		if q.Name != r.Name {
+			what += " of " + strings.TrimSuffix(q.Name, ".")
+		}
+		rows = append(rows, q.rows(what)...)
+	}
+	if err := table(w, rows); err != nil {
+		return err
+	}
+	for _, k := range r.Keys {
+		if k.Unusable != "" {
+			fmt.Fprintf(w, "\n  a key of %s cannot be used: %s\n", clean(k.Owner), clean(k.Unusable))
+		}
+	}
+	fmt.Fprintln(w)
+	if len(r.Addresses) == 0 {
+		_, err := fmt.Fprintln(w, "  no address")
+		return err
+	}
+	rows = nil
+	for _, a := range r.Addresses {
+		rows = append(rows, []string{a.Address.String(), a.Decision.String(), a.ReportedAs, fmt.Sprintf("%s (%v, %s)", clean(a.Why), a.Class, a.Rule)})
+	}
+	return table(w, rows)
+}
+
+// rows is a line for each record, or one that says why there is none.
+func (q lookupQuery) rows(what string) (rows [][]string) {
+	took := fmt.Sprintf("%.1f ms", float64(q.Micros)/1000)
+	if len(q.Data) == 0 {
+		none := strings.ToLower(q.Rcode)
+		if q.Denied {
+			none = "there is none"
+			if q.Rcode == "NXDOMAIN" {
+				none = "no such name"
+			}
+		}
+		if q.Why != "" {
+			none += ": " + q.Why
+		}
+		return [][]string{{what, q.Status.String(), took, none}}
+	}
+	for i, d := range q.Data {
+		if i > 0 {
+			what, took = "", ""
+		}
+		rows = append(rows, []string{what, q.Status.String(), took, d})
+	}
+	if q.Status != dnssec.Secure && q.Why != "" {
+		rows = append(rows, []string{"", "", "", q.Why})
+	}
+	return rows
+}

@@ -1,0 +1,178 @@
+package main
+
+import (
+	"context"
+	"crypto/ed25519"
+	"errors"
+	"net/netip"
+	"strings"
+	"testing"
+
+	"github.com/miekg/dns"
+
+	"tacit/config"
+	"tacit/dnssec"
+	"tacit/ipseckey"
+	peerdb "tacit/pad"
+	"tacit/policy"
+)
+
+// zone is a validator that knows its answers: "name TYPE" to an answer.
+type zone map[string]dnssec.Answer
+
+func (z zone) Lookup(_ context.Context, name string, rrtype uint16) (dnssec.Answer, error) {
+	a, ok := z[name+" "+dns.TypeToString[rrtype]]
+	if !ok {
+		return dnssec.Answer{}, errors.New("not in the test's zone")
+	}
+	a.Name, a.Type = name, rrtype
+	if a.Owner == "" {
+		a.Owner = name
+	}
+	return a, nil
+}
+
+func rrs(t *testing.T, lines ...string) (all []dns.RR) {
+	t.Helper()
+	for _, l := range lines {
+		rr, err := dns.NewRR(l)
+		if err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, rr)
+	}
+	return all
+}
+
+// keyRecord is an IPSECKEY record of the test's only key, with the gateway fields given.
+func keyRecord(t *testing.T, owner, gateway string) string {
+	t.Helper()
+	pub := ed25519.NewKeyFromSeed(make([]byte, ed25519.SeedSize)).Public()
+	r, err := ipseckey.NewRecord(pub)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return owner + " 300 IN IPSECKEY " + strings.Replace(r.String(), "10 0 4 .", gateway, 1)
+}
+
+// newTestLookup has a rule that leaves clear.test. alone, and the addresses that documentation reserves.
+func newTestLookup(z zone) *lookup {
+	clear := policy.Rule{Names: []string{".clear.test."}, Class: policy.Clear, Line: 7}
+	env := peerdb.Environment{Own: []netip.Addr{netip.MustParseAddr("198.51.100.7")}, Upstreams: []netip.Addr{netip.MustParseAddr("198.51.100.53")}}
+	return &lookup{z, policy.NewTable([]policy.Rule{clear}), env}
+}
+
+func TestLookupDecides(t *testing.T) {
+	secure := func(lines ...string) dnssec.Answer {
+		return dnssec.Answer{Status: dnssec.Secure, RRs: rrs(t, lines...)}
+	}
+	denied := func(s dnssec.Status) dnssec.Answer {
+		return dnssec.Answer{Status: s, Denied: true, Why: "NSEC proves it"}
+	}
+	good := keyRecord(t, "bob.test.", "10 0 4 .")
+	for _, tt := range []struct {
+		row          string
+		name         string
+		addr, key    dnssec.Answer
+		want         policy.Outcome
+		report, text string
+	}{
+		{"a key", "bob.test.", secure("bob.test. 300 IN A 192.0.2.1"), secure(good), policy.Protect, "authenticated as bob.test", "proven"},
+		{"its own gateway", "bob.test.", secure("bob.test. 300 IN A 192.0.2.1"), secure(keyRecord(t, "bob.test.", "10 1 4 192.0.2.1")),
+			policy.Protect, "authenticated as bob.test", ""},
+		{"another's gateway", "bob.test.", secure("bob.test. 300 IN A 192.0.2.1"), secure(keyRecord(t, "bob.test.", "10 1 4 203.0.113.9")),
+			policy.Answer, "no key, proven", "its gateway is 203.0.113.9"},
+		{"no key", "bob.test.", secure("bob.test. 300 IN A 192.0.2.1"), denied(dnssec.Secure), policy.Answer, "no key, proven", ""},
+		{"no proof", "bob.test.", secure("bob.test. 300 IN A 192.0.2.1"), denied(dnssec.Bogus), policy.Withhold, "possible stripping", "NSEC proves it"},
+		{"unsigned", "bob.test.", dnssec.Answer{Status: dnssec.Insecure, RRs: rrs(t, "bob.test. 300 IN A 192.0.2.1")}, denied(dnssec.Insecure),
+			policy.Answer, "anonymous at best", ""},
+		{"bogus", "bob.test.", dnssec.Answer{Status: dnssec.Bogus, RRs: rrs(t, "bob.test. 300 IN A 192.0.2.1"), Why: "RRSIG expired"}, secure(good),
+			policy.ServFail, "bogus", "RRSIG expired"},
+		{"clear by a rule", "www.clear.test.", secure("www.clear.test. 300 IN A 192.0.2.1"), secure(good), policy.Answer, "clear by policy", ""},
+		{"our own address", "bob.test.", secure("bob.test. 300 IN A 198.51.100.7"), secure(good), policy.Answer, "local", "own"},
+		{"our upstream", "bob.test.", secure("bob.test. 300 IN A 198.51.100.53"), secure(good), policy.Withhold, "not protected", "our DNS upstream"},
+		{"private", "bob.test.", secure("bob.test. 300 IN A 10.0.0.1"), secure(good), policy.Withhold, "not protected", "internal zone"},
+	} {
+		l := newTestLookup(zone{tt.name + " A": tt.addr, tt.name + " AAAA": denied(dnssec.Secure), tt.name + " IPSECKEY": tt.key})
+		r, err := l.run(t.Context(), tt.name)
+		if err != nil || len(r.Addresses) != 1 {
+			t.Errorf("%s: %+v, %v", tt.row, r, err)
+			continue
+		}
+		a := r.Addresses[0]
+		if a.Decision != tt.want || a.ReportedAs != tt.report || !strings.Contains(a.Why, tt.text) {
+			t.Errorf("%s: %v, %q, %q, want %v, %q, %q", tt.row, a.Decision, a.ReportedAs, a.Why, tt.want, tt.report, tt.text)
+		}
+		if free := a.Decision == policy.Answer || a.Decision == policy.Protect; free != (a.EDE == nil) {
+			t.Errorf("%s: %v with EDE %v", tt.row, a.Decision, a.EDE)
+		}
+	}
+}
+
+// The key of an alias is that of its target (TRUST.md 1, A-10).
+func TestLookupAlias(t *testing.T) {
+	addr := dnssec.Answer{Status: dnssec.Secure, Owner: "bob.test.", Chain: []string{"www.test.", "bob.test."}, RRs: rrs(t, "bob.test. 300 IN A 192.0.2.1")}
+	none := dnssec.Answer{Status: dnssec.Secure, Denied: true}
+	z := zone{
+		"www.test. A": addr, "www.test. AAAA": none, "www.test. IPSECKEY": none,
+		"bob.test. IPSECKEY": {Status: dnssec.Secure, RRs: rrs(t, keyRecord(t, "bob.test.", "10 0 4 ."))},
+	}
+	r, err := newTestLookup(z).run(t.Context(), "www.test.")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if a := r.Addresses[0]; a.Decision != policy.Protect || a.ReportedAs != "authenticated as bob.test (via www.test)" {
+		t.Errorf("got %v, reported as %q", a.Decision, a.ReportedAs)
+	}
+	if len(r.Queries) != 4 || r.Queries[3].Name != "bob.test." || r.Owner != "bob.test." {
+		t.Errorf("queries %+v, owner %s", r.Queries, r.Owner)
+	}
+}
+
+func TestLookupOutput(t *testing.T) {
+	z := zone{
+		"bob.test. A":        {Status: dnssec.Secure, RRs: rrs(t, "bob.test. 300 IN A 192.0.2.1", "bob.test. 300 IN A 10.0.0.1")},
+		"bob.test. AAAA":     {Status: dnssec.Secure, Denied: true, Why: "NSEC at bob.test. has no AAAA"},
+		"bob.test. IPSECKEY": {Status: dnssec.Secure, RRs: rrs(t, keyRecord(t, "bob.test.", "10 0 4 ."))},
+	}
+	r, err := newTestLookup(z).run(t.Context(), "bob.test.")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range r.Queries {
+		r.Queries[i].Micros = 1234
+	}
+	var b strings.Builder
+	if err := r.write(&b); err != nil {
+		t.Fatal(err)
+	}
+	const want = `bob.test
+  A         secure  1.2 ms  192.0.2.1
+            secure          10.0.0.1
+  AAAA      secure  1.2 ms  there is none: NSEC at bob.test. has no AAAA
+  IPSECKEY  secure  1.2 ms  10 0 4 . O2onvM62pC1io6jQKm8Nc2UyFXcd4kOmOsBIoYtZ2ik=
+
+  192.0.2.1  protect   authenticated as bob.test  a key is published and proven (private-or-clear, default)
+  10.0.0.1   withhold  not protected              a key is proven, but the address cannot be protected: a private address, and bob.test. is in no internal zone (private-or-clear, default)
+`
+	if b.String() != want {
+		t.Errorf("got\n%s\nwant\n%s", &b, want)
+	}
+}
+
+// The configuration is all that a lookup needs.
+func TestNewLookup(t *testing.T) {
+	c := config.Default()
+	if _, err := newLookup(c); err == nil {
+		t.Error("no upstream is no error")
+	}
+	c.UseNameservers([]byte("nameserver 192.0.2.53"))
+	l, err := newLookup(c)
+	if err != nil || len(l.env.Upstreams) != 1 {
+		t.Errorf("%+v, %v", l, err)
+	}
+	c.DNS.TrustAnchors = "/nonexistent/root.key"
+	if _, err := newLookup(c); err == nil {
+		t.Error("missing anchors are no error")
+	}
+}

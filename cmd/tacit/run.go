@@ -1,0 +1,100 @@
+package main
+
+import (
+	"crypto"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/spf13/cobra"
+
+	"tacit/config"
+	"tacit/daemon"
+	"tacit/guard"
+	"tacit/ipseckey"
+	"tacit/tun"
+)
+
+// runCommand is `tacit run`: the daemon, in the foreground.
+func runCommand(f *flags) *cobra.Command {
+	var observe, debug bool
+	c := &cobra.Command{
+		Use:   "run",
+		Short: "Answer this host's DNS and encrypt to whoever publishes a key",
+		Long: `Runs the daemon in the foreground. It logs to standard error, a line for each change of a peer's state with its reason.
+It ends on SIGINT and SIGTERM, tells its peers, and gives everything back.`,
+		Args: cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			file, err := f.load()
+			if err != nil {
+				return err
+			}
+			level := slog.LevelInfo
+			if debug {
+				level = slog.LevelDebug
+			}
+			log := slog.New(slog.NewTextHandler(c.ErrOrStderr(), &slog.HandlerOptions{Level: level}))
+			d, err := open(file, observe, log)
+			if err != nil {
+				return err
+			}
+			ctx, stop := signal.NotifyContext(c.Context(), os.Interrupt, syscall.SIGTERM)
+			defer stop()
+			err = d.Run(ctx)
+			return errors.Join(err, d.Close())
+		},
+	}
+	c.Flags().BoolVar(&observe, "observe", false, "log what would be encrypted or withheld and why, and touch nothing")
+	c.Flags().BoolVar(&debug, "debug", false, "log every IKE message and every decision")
+	return c
+}
+
+// open wires the daemon: the only place that knows which data planes there are.
+func open(file *config.Config, observe bool, log *slog.Logger) (*daemon.Daemon, error) {
+	cfg := daemon.Config{File: file, Observe: observe, Version: version(), Log: log, DataplaneName: "none", DataplaneWhy: "observing: nothing is touched"}
+	signer, err := readIdentity(file)
+	if err != nil {
+		return nil, err
+	}
+	cfg.Signer = signer
+	if observe {
+		return daemon.New(cfg)
+	}
+	plane, err := tun.Open(tun.Config{Linger: file.Linger, Log: log})
+	if err != nil {
+		return nil, err
+	}
+	cfg.Dataplane, cfg.DataplaneName, cfg.DNSMark, cfg.Encapsulate = plane, "tun", int(guard.MarkOwn), true
+	cfg.DataplaneWhy = "the configuration says so"
+	if file.Dataplane == "auto" {
+		cfg.DataplaneWhy = "auto: ESP in user space works on every kernel, and this version drives no other"
+	}
+	d, err := daemon.New(cfg)
+	if err != nil {
+		return nil, errors.Join(err, plane.Close(false))
+	}
+	return d, nil
+}
+
+// readIdentity reads our key. Without a name none is needed: an anonymous client proves nothing.
+func readIdentity(file *config.Config) (crypto.Signer, error) {
+	if file.Name == "" {
+		return nil, nil
+	}
+	data, err := os.ReadFile(file.Identity)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("%s is not there: `tacit init --name %s` makes it", file.Identity, file.Name)
+	}
+	if err != nil {
+		return nil, err
+	}
+	signer, err := ipseckey.ParseIdentity(data)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", file.Identity, err)
+	}
+	return signer, nil
+}

@@ -1,0 +1,117 @@
+// Package config reads tacit.toml: strict, with errors as file:line:column.
+package config
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net/netip"
+	"os"
+	"time"
+
+	"tacit/policy"
+)
+
+// DefaultPath is where the configuration is looked for.
+const DefaultPath = "/etc/tacit/tacit.toml"
+
+// maxSize bounds the file, in octets.
+const maxSize = 256 << 10
+
+// resolvConf is where the host's nameservers are found when the configuration names no upstream.
+const resolvConf = "/etc/resolv.conf"
+
+// Config is the file of DESIGN.md 7 with its defaults filled in.
+type Config struct {
+	Name          string // canonical FQDN without the final dot; empty: anonymous
+	Identity      string
+	Identify      string // never, matched, all
+	Dataplane     string // auto, tun
+	Socket        string
+	Linger        time.Duration
+	IKELifetime   time.Duration
+	ChildLifetime time.Duration
+	DNS           DNS
+	Policy        []policy.Rule // in the file's order, the built-in default last
+}
+
+// DNS is [dns].
+type DNS struct {
+	Listen        []netip.AddrPort
+	Upstream      []netip.AddrPort
+	TrustAnchors  string   // path; empty: the built-in root anchors
+	InternalZones []string // canonical, with the final dot
+	Hold          time.Duration
+	Manage        string // off
+}
+
+// Default returns the configuration of a host without a file: an anonymous client. It has no upstream: UseNameservers.
+func Default() *Config {
+	return &Config{
+		Identity:      "/var/lib/tacit/identity.pem",
+		Identify:      "matched",
+		Dataplane:     "auto",
+		Socket:        "/run/tacit/tacit.sock",
+		Linger:        5 * time.Minute,
+		IKELifetime:   8 * time.Hour,
+		ChildLifetime: time.Hour,
+		DNS: DNS{
+			Listen: []netip.AddrPort{netip.MustParseAddrPort("127.0.0.1:53")},
+			Hold:   2 * time.Second,
+			Manage: "off",
+		},
+		Policy: []policy.Rule{policy.Default()},
+	}
+}
+
+// Table returns the rules in a form that is asked.
+func (c *Config) Table() *policy.Table { return policy.NewTable(c.Policy) }
+
+// Load reads the file and fills in what only the host knows: its nameservers, if no upstream is given. The file at DefaultPath
+// may be missing. An error in the content is an Errors.
+func Load(path string) (*Config, error) {
+	return load(path, resolvConf)
+}
+
+func load(path, resolv string) (*Config, error) {
+	c := Default()
+	data, err := readBounded(path)
+	switch {
+	case err == nil:
+		if c, err = Parse(data, path); err != nil {
+			return nil, err
+		}
+	case !errors.Is(err, fs.ErrNotExist) || path != DefaultPath:
+		return nil, err
+	}
+	if len(c.DNS.Upstream) > 0 {
+		return c, nil
+	}
+	conf, err := readBounded(resolv)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	c.UseNameservers(conf)
+	if len(c.DNS.Upstream) == 0 {
+		return nil, Errors{{File: path, Line: 1, Column: 1, Key: "dns.upstream",
+			Msg: "none given, and " + resolv + " names no server but ourselves"}}
+	}
+	return c, nil
+}
+
+func readBounded(path string) ([]byte, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	data, err := io.ReadAll(io.LimitReader(f, maxSize+1))
+	if err != nil {
+		return nil, err
+	}
+	if len(data) > maxSize {
+		return nil, fmt.Errorf("%s: larger than %d bytes", path, maxSize)
+	}
+	return data, nil
+}

@@ -1,0 +1,235 @@
+package config
+
+import (
+	"errors"
+	"flag"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"reflect"
+	"strings"
+	"testing"
+	"time"
+
+	"tacit/policy"
+)
+
+var update = flag.Bool("update", false, "write the golden files")
+
+func mustRead(t *testing.T, path string) []byte {
+	t.Helper()
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+func servers(s ...string) (all []netip.AddrPort) {
+	for _, a := range s {
+		all = append(all, netip.MustParseAddrPort(a))
+	}
+	return all
+}
+
+func TestParseFull(t *testing.T) {
+	got, err := Parse(mustRead(t, "testdata/full.toml"), "full.toml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	first, second := policy.Default(), policy.Default()
+	first.Names = []string{"*.example.", ".tree.example.", "host.example.", "*."}
+	first.Prefixes = []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24"), netip.MustParsePrefix("198.51.100.1/32"),
+		netip.MustParsePrefix("2001:db8::/32")}
+	first.Class, first.AcceptAnonymous, first.Line = policy.Clear, false, 18
+	second.Line = 23
+	want := &Config{
+		Name: "alice.example", Identity: "/etc/tacit/key.pem", Identify: "all", Dataplane: "tun", Socket: "/run/t.sock",
+		Linger: 90 * time.Second, IKELifetime: 90 * time.Minute, ChildLifetime: 2 * time.Second,
+		DNS: DNS{
+			Listen:        servers("127.0.0.1:53", "[::1]:5353"),
+			Upstream:      servers("192.0.2.53:53", "[2001:db8::53]:53", "192.0.2.54:5300"),
+			TrustAnchors:  "/etc/tacit/root.key",
+			InternalZones: []string{"corp.example.", "lan."},
+			Hold:          500 * time.Millisecond,
+			Manage:        "off",
+		},
+		Policy: []policy.Rule{first, second, policy.Default()},
+	}
+	if !reflect.DeepEqual(got, want) {
+		t.Errorf("got\n%+v\nwant\n%+v", got, want)
+	}
+}
+
+func TestParseEmpty(t *testing.T) {
+	got, err := Parse(nil, "empty.toml")
+	if err != nil || !reflect.DeepEqual(got, Default()) {
+		t.Errorf("got %+v, %v, want the defaults", got, err)
+	}
+}
+
+// Tables may be written inline: TOML says that it means the same.
+func TestParseInline(t *testing.T) {
+	got, err := Parse([]byte("dns = { hold = '1s' }\npolicy = [ { match = ['a.example'], class = 'clear' }, {} ]\n"), "inline.toml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got.DNS.Hold != time.Second || len(got.Policy) != 3 || got.Policy[0].Names[0] != "a.example." || got.Policy[0].Class != policy.Clear {
+		t.Errorf("got %+v", got)
+	}
+	if _, err = Parse([]byte("dns.hold = '3s'\n"), "dotted.toml"); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestErrors compares with testdata/*.golden; -update writes them.
+func TestErrors(t *testing.T) {
+	for _, name := range []string{"values", "rules", "keys", "dotted", "shapes", "tables", "twice", "syntax", "loop"} {
+		_, err := Parse(mustRead(t, filepath.Join("testdata", name+".toml")), name+".toml")
+		if err == nil {
+			t.Errorf("%s: no error", name)
+			continue
+		}
+		got, golden := err.Error()+"\n", filepath.Join("testdata", name+".golden")
+		if *update {
+			if err := os.WriteFile(golden, []byte(got), 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if want := string(mustRead(t, golden)); got != want {
+			t.Errorf("%s: got\n%s\nwant\n%s", name, got, want)
+		}
+		var e Error
+		if !errors.As(err, &e) || e.Line == 0 || e.Column == 0 {
+			t.Errorf("%s: no place: %#v", name, e)
+		}
+	}
+}
+
+// What this version does not do is refused, never ignored.
+func TestLater(t *testing.T) {
+	for _, text := range []string{
+		`post-quantum = "off"`, "[[peer]]", "[publish]", "publish.x = 1",
+		"[dns]\ntrust-ad = false", "[dns]\nnegative-anchors = []", `dns.on-failure = "open"`,
+		"[[policy]]\nanonymous = false", "[[policy]]\npackets = false", "[[policy]]\nclear-ports = []", "[[policy]]\nprotect-dns = false",
+		`dataplane = "xfrm"`, "[dns]\nmanage = \"auto\"", "[dns]\nupstream = [\"tls://192.0.2.1\"]",
+		"[[policy]]\nclass = \"private\"", "[[policy]]\nclass = \"clear-or-private\"", "[[policy]]\nclass = \"block\"",
+	} {
+		if _, err := Parse([]byte(text+"\n"), "f"); err == nil || !strings.HasSuffix(err.Error(), ": not in this version") {
+			t.Errorf("%q: %v", text, err)
+		}
+	}
+}
+
+func TestTooMuch(t *testing.T) {
+	if _, err := Parse([]byte(strings.Repeat("#", maxSize+1)), "f"); err == nil {
+		t.Error("an oversize file is accepted")
+	}
+	_, err := Parse([]byte(strings.Repeat("[[policy]]\nx = 1\n", 1000)), "f")
+	var all Errors
+	if !errors.As(err, &all) || len(all) != maxErrors {
+		t.Errorf("%d errors, want %d", len(all), maxErrors)
+	}
+	list := "dns.internal-zones = [" + strings.Repeat("'a',", maxList+1) + "]"
+	if _, err := Parse([]byte(list), "f"); err == nil {
+		t.Error("an endless list is accepted")
+	}
+}
+
+func TestLoad(t *testing.T) {
+	dir := t.TempDir()
+	file, resolv := filepath.Join(dir, "tacit.toml"), filepath.Join(dir, "resolv.conf")
+	write := func(path, text string) {
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := load(file, resolv); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("a file that is named and missing: %v", err)
+	}
+	write(file, `name = "alice.example"`)
+	if _, err := load(file, resolv); err == nil || !strings.Contains(err.Error(), "dns.upstream") {
+		t.Errorf("no upstream: %v", err)
+	}
+	write(resolv, "# comment\nnameserver 127.0.0.1\n")
+	if _, err := load(file, resolv); err == nil {
+		t.Error("we are our own upstream")
+	}
+	write(resolv, "search example\nnameserver 127.0.0.1\nnameserver 192.0.2.1\nnameserver x\nnameserver 192.0.2.1\nnameserver fe80::1%lo")
+	c, err := load(file, resolv)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := servers("192.0.2.1:53", "[fe80::1%lo]:53"); !reflect.DeepEqual(c.DNS.Upstream, want) {
+		t.Errorf("upstream %v, want %v", c.DNS.Upstream, want)
+	}
+	write(file, `dns.upstream = ["192.0.2.9"]`)
+	if c, err = load(file, resolv); err != nil || len(c.DNS.Upstream) != 1 {
+		t.Errorf("%+v, %v", c, err)
+	}
+	write(file, strings.Repeat("#", maxSize+1))
+	if _, err = load(file, resolv); err == nil {
+		t.Error("an oversize file is loaded")
+	}
+}
+
+// A listener on another port or address is not the server of resolv.conf.
+func TestUseNameservers(t *testing.T) {
+	for _, tt := range []struct {
+		listen, resolv string
+		want           int
+	}{
+		{"127.0.0.1:53", "nameserver 127.0.0.1", 0},
+		{"127.0.0.1:5353", "nameserver 127.0.0.1", 1},
+		{"127.0.0.1:53", "nameserver 127.0.0.53", 1},
+		{"127.0.0.1:53", "nameserver 0.0.0.0", 0},
+		{"127.0.0.1:53", "nameserver 224.0.0.251", 0},
+		{"127.0.0.1:53", "", 0},
+	} {
+		c := Default()
+		c.DNS.Listen = servers(tt.listen)
+		c.UseNameservers([]byte(tt.resolv))
+		if len(c.DNS.Upstream) != tt.want {
+			t.Errorf("listen %s, %q: %v", tt.listen, tt.resolv, c.DNS.Upstream)
+		}
+	}
+}
+
+func TestHostName(t *testing.T) {
+	for in, want := range map[string]string{
+		"Alice.Example": "alice.example", "a.b.": "a.b", "alice": "", "": "", ".": "", "192.0.2.1": "", "a..b": "",
+		"xn--bcher-kva.example": "xn--bcher-kva.example", "bücher.example": "", "a b.example": "",
+		strings.Repeat("a", 64) + ".example": "", strings.Repeat("a.", 127) + "b": "",
+	} {
+		if got, err := HostName(in); got != want && err == nil || (err == nil) != (want != "") {
+			t.Errorf("HostName(%q) is %q, %v", in, got, err)
+		}
+	}
+}
+
+func FuzzParse(f *testing.F) {
+	files, _ := filepath.Glob("testdata/*.toml")
+	for _, name := range files {
+		b, err := os.ReadFile(name)
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(b)
+	}
+	f.Fuzz(func(t *testing.T, data []byte) {
+		c, err := Parse(data, "f")
+		if (c == nil) == (err == nil) {
+			t.Fatalf("%v and %v", c, err)
+		}
+		if err != nil {
+			if all := (Errors)(nil); !errors.As(err, &all) || len(all) == 0 || len(all) > maxErrors || all[0].Line < 1 || all[0].Column < 1 {
+				t.Fatalf("no place: %v", err)
+			}
+			return
+		}
+		c.Table().ForName("www.example.")
+		if c.Linger <= 0 || c.DNS.Hold <= 0 || len(c.DNS.Listen) == 0 || len(c.Policy) == 0 {
+			t.Fatalf("accepted: %+v", c)
+		}
+	})
+}

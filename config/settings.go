@@ -1,0 +1,259 @@
+package config
+
+import (
+	"net/netip"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/pelletier/go-toml/v2/unstable"
+
+	"tacit/policy"
+)
+
+// settings are the keys that this version accepts. Each checks its value and sets it.
+var settings = map[string]func(p *parser, v value){
+	"name":              (*parser).setName,
+	"identity":          func(p *parser, v value) { p.path(v, &p.config.Identity) },
+	"identify":          func(p *parser, v value) { p.word(v, &p.config.Identify, []string{"never", "matched", "all"}, nil) },
+	"dataplane":         func(p *parser, v value) { p.word(v, &p.config.Dataplane, []string{"auto", "tun"}, []string{"xfrm"}) },
+	"socket":            func(p *parser, v value) { p.path(v, &p.config.Socket) },
+	"linger":            func(p *parser, v value) { p.duration(v, &p.config.Linger, time.Second, 24*time.Hour) },
+	"ike-lifetime":      func(p *parser, v value) { p.duration(v, &p.config.IKELifetime, time.Second, 7*24*time.Hour) },
+	"child-lifetime":    func(p *parser, v value) { p.duration(v, &p.config.ChildLifetime, time.Second, 24*time.Hour) },
+	"dns.listen":        func(p *parser, v value) { p.servers(v, &p.config.DNS.Listen, false) },
+	"dns.upstream":      func(p *parser, v value) { p.servers(v, &p.config.DNS.Upstream, true) },
+	"dns.trust-anchors": func(p *parser, v value) { p.path(v, &p.config.DNS.TrustAnchors) },
+	"dns.internal-zones": func(p *parser, v value) {
+		p.zones(v, &p.config.DNS.InternalZones)
+	},
+	"dns.hold": func(p *parser, v value) { p.duration(v, &p.config.DNS.Hold, 100*time.Millisecond, 10*time.Second) },
+	"dns.manage": func(p *parser, v value) {
+		p.word(v, &p.config.DNS.Manage, []string{"off"}, []string{"auto", "resolved", "networkmanager", "file"})
+	},
+	"policy.match":            (*parser).setMatch,
+	"policy.class":            (*parser).setClass,
+	"policy.accept-anonymous": (*parser).setAcceptAnonymous,
+}
+
+// later are the keys and tables of the design that this version refuses.
+var later = []string{
+	"post-quantum", "peer", "publish",
+	"dns.negative-anchors", "dns.trust-ad", "dns.on-failure",
+	"policy.anonymous", "policy.packets", "policy.clear-ports", "policy.protect-dns",
+}
+
+// maxList bounds the elements of a list.
+const maxList = 1000
+
+// text returns a string value.
+func (p *parser) text(v value) (string, bool) {
+	if v.node.Kind != unstable.String {
+		p.errorf(v.place, v.key, "want a string, not %s", kindName(v.node.Kind))
+		return "", false
+	}
+	return string(v.node.Data), true
+}
+
+// list calls each for the strings of a list.
+func (p *parser) list(v value, each func(s string, at unstable.Range)) {
+	if v.node.Kind != unstable.Array {
+		p.errorf(v.place, v.key, "want a list of strings, not %s", kindName(v.node.Kind))
+		return
+	}
+	n := 0
+	for it := v.node.Children(); it.Next(); n++ {
+		e := value{key: v.key, node: it.Node(), place: v.at}
+		if e.node.Raw.Length > 0 {
+			e.place = e.node.Raw
+		}
+		if n == maxList {
+			p.errorf(e.place, v.key, "more than %d elements", maxList)
+			return
+		}
+		if s, ok := p.text(e); ok {
+			each(s, e.place)
+		}
+	}
+}
+
+func kindName(k unstable.Kind) string {
+	switch k {
+	case unstable.String:
+		return "a string"
+	case unstable.Array:
+		return "a list"
+	case unstable.InlineTable:
+		return "a table"
+	case unstable.Bool:
+		return "a boolean"
+	case unstable.Integer, unstable.Float:
+		return "a number"
+	}
+	return "a date"
+}
+
+func (p *parser) path(v value, to *string) {
+	s, ok := p.text(v)
+	switch {
+	case !ok:
+	case !filepath.IsAbs(s):
+		p.errorf(v.place, v.key, "want an absolute path, not %q", s)
+	case strings.ContainsRune(s, 0):
+		p.errorf(v.place, v.key, "a path has no NUL")
+	default:
+		*to = filepath.Clean(s)
+	}
+}
+
+func (p *parser) word(v value, to *string, now, later []string) {
+	s, ok := p.text(v)
+	switch {
+	case !ok:
+	case slices.Contains(now, s):
+		*to = s
+	case slices.Contains(later, s):
+		p.errorf(v.place, v.key, "%s: not in this version", s)
+	default:
+		p.errorf(v.place, v.key, "want %s, not %q", strings.Join(now, " or "), s)
+	}
+}
+
+func (p *parser) duration(v value, to *time.Duration, least, most time.Duration) {
+	s, ok := p.text(v)
+	if !ok {
+		return
+	}
+	d, err := time.ParseDuration(s)
+	switch {
+	case err != nil:
+		p.errorf(v.place, v.key, `want a duration such as "90s" or "1h30m", not %q`, s)
+	case d < least || d > most:
+		p.errorf(v.place, v.key, "want %v to %v, not %s", least, most, s)
+	default:
+		*to = d
+	}
+}
+
+// servers reads "address" or "address:port"; the port is 53 if none is given.
+func (p *parser) servers(v value, to *[]netip.AddrPort, upstream bool) {
+	var all []netip.AddrPort
+	failed := len(p.errs)
+	p.list(v, func(s string, at unstable.Range) {
+		ap, err := netip.ParseAddrPort(s)
+		if a, aerr := netip.ParseAddr(s); aerr == nil {
+			ap, err = netip.AddrPortFrom(a, 53), nil
+		}
+		ap = netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port())
+		switch {
+		case upstream && strings.HasPrefix(s, "tls://"):
+			p.errorf(at, v.key, "%q: not in this version", s)
+		case err != nil:
+			p.errorf(at, v.key, `want "address" or "address:port", not %q`, s)
+		case ap.Port() == 0:
+			p.errorf(at, v.key, "%q: there is no port 0", s)
+		case ap.Addr().IsMulticast(), ap.Addr().IsUnspecified():
+			p.errorf(at, v.key, "%q: want the address of one host", s)
+		case slices.Contains(all, ap):
+			p.errorf(at, v.key, "%q: given twice", s)
+		default:
+			all = append(all, ap)
+		}
+	})
+	if len(p.errs) == failed && len(all) == 0 {
+		p.errorf(v.place, v.key, "want at least one address")
+		return
+	}
+	*to = all
+	if upstream {
+		p.upstream = v.at
+	}
+}
+
+func (p *parser) zones(v value, to *[]string) {
+	var all []string
+	p.list(v, func(s string, at unstable.Range) {
+		z, err := canonicalName(s)
+		if err != nil {
+			p.errorf(at, v.key, "%v", err)
+			return
+		}
+		all = append(all, z)
+	})
+	*to = all
+}
+
+func (p *parser) setName(v value) {
+	s, ok := p.text(v)
+	if !ok {
+		return
+	}
+	n, err := canonicalName(s)
+	if err == nil {
+		err = hostName(n)
+	}
+	if err != nil {
+		p.errorf(v.place, v.key, "%v", err)
+		return
+	}
+	p.config.Name = strings.TrimSuffix(n, ".")
+}
+
+// rule is the [[policy]] that we are in.
+func (p *parser) rule() *policy.Rule { return &p.config.Policy[len(p.config.Policy)-1] }
+
+func (p *parser) setClass(v value) {
+	s, ok := p.text(v)
+	if !ok {
+		return
+	}
+	c, known := policy.ClassOf(s)
+	switch {
+	case !known:
+		p.errorf(v.place, v.key, "want private-or-clear or clear, not %q", s)
+	case c != policy.PrivateOrClear && c != policy.Clear:
+		p.errorf(v.place, v.key, "%s: not in this version", s)
+	default:
+		p.rule().Class = c
+	}
+}
+
+func (p *parser) setAcceptAnonymous(v value) {
+	if v.node.Kind != unstable.Bool {
+		p.errorf(v.place, v.key, "want true or false, not %s", kindName(v.node.Kind))
+		return
+	}
+	p.rule().AcceptAnonymous = string(v.node.Data) == "true"
+}
+
+// setMatch reads names ("host.example", "*.example", ".example", "*"), addresses and prefixes.
+func (p *parser) setMatch(v value) {
+	r := p.rule()
+	failed, n := len(p.errs), 0
+	p.list(v, func(s string, at unstable.Range) {
+		n++
+		prefix, name, err := parseMatch(s)
+		if err != nil {
+			p.errorf(at, v.key, "%v", err)
+			return
+		}
+		canonical := name
+		if name == "" {
+			canonical = prefix.String()
+		}
+		if line, twice := p.matches[canonical]; twice {
+			p.errorf(at, v.key, "%q: line %d matches it already", s, line)
+			return
+		}
+		p.matches[canonical] = p.doc.Shape(at).Start.Line
+		if name != "" {
+			r.Names = append(r.Names, name)
+		} else {
+			r.Prefixes = append(r.Prefixes, prefix)
+		}
+	})
+	if len(p.errs) == failed && n == 0 {
+		p.errorf(v.place, v.key, "want at least one name or prefix")
+	}
+}

@@ -1,0 +1,212 @@
+package control
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"reflect"
+	"strings"
+	"testing"
+	"time"
+)
+
+// daemon is a Handler that answers what it is told.
+type daemon struct {
+	status Status
+	err    error
+}
+
+func (d daemon) Status(context.Context) (Status, error) { return d.status, d.err }
+
+// serve runs a server on a socket of its own until the test ends.
+func serve(t *testing.T, h Handler) (path string) {
+	t.Helper()
+	path = filepath.Join(t.TempDir(), "run", "tacit.sock")
+	s, err := Listen(path, h)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error)
+	go func() { done <- s.Serve(ctx) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Errorf("Serve: %v", err)
+		}
+		if _, err := os.Lstat(path); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("the socket is left: %v", err)
+		}
+	})
+	return path
+}
+
+func example() Status {
+	since := time.Date(2030, 1, 2, 3, 4, 5, 0, time.UTC)
+	return Status{
+		SchemaVersion: SchemaVersion, Version: "0.1", Since: since, Name: "alice.example",
+		Dataplane: Dataplane{"tun", "this kernel has no ESP"},
+		DNS: DNS{Listen: []netip.AddrPort{netip.MustParseAddrPort("127.0.0.1:53")},
+			Upstream: []netip.AddrPort{netip.MustParseAddrPort("192.0.2.53:53")}, Stub: "ok"},
+		Peers: []Peer{{Address: netip.MustParseAddr("192.0.2.1"), Local: netip.MustParseAddr("192.0.2.2"), Names: []string{"bob.example"}, State: Protected,
+			Assurance: Authenticated, KeyID: "k", Suite: "s", Mode: "transport", Since: since, BytesIn: 1, BytesOut: 2, Why: "w"}},
+		Counters: map[string]uint64{"dns_queries": 3},
+	}
+}
+
+func TestStatus(t *testing.T) {
+	want := example()
+	got, err := Dial(serve(t, daemon{status: want})).Status(t.Context())
+	if err != nil || !reflect.DeepEqual(got, want) {
+		t.Errorf("got %+v, %v, want %+v", got, err, want)
+	}
+}
+
+// The names of the fields are an interface (DESIGN.md 7): this test changes only when SchemaVersion does.
+func TestSchema(t *testing.T) {
+	b, err := json.Marshal(example())
+	if err != nil {
+		t.Fatal(err)
+	}
+	const want = `{"schema_version":1,"version":"0.1","since":"2030-01-02T03:04:05Z","name":"alice.example",` +
+		`"dataplane":{"kind":"tun","why":"this kernel has no ESP"},` +
+		`"dns":{"listen":["127.0.0.1:53"],"upstream":["192.0.2.53:53"],"stub":"ok"},` +
+		`"peers":[{"address":"192.0.2.1","local":"192.0.2.2","names":["bob.example"],"state":"protected","assurance":"authenticated","key_id":"k",` +
+		`"suite":"s","mode":"transport","since":"2030-01-02T03:04:05Z","bytes_in":1,"bytes_out":2,"why":"w"}],` +
+		`"counters":{"dns_queries":3}}`
+	if string(b) != want {
+		t.Errorf("got\n%s\nwant\n%s", b, want)
+	}
+}
+
+func TestErrorsComeThrough(t *testing.T) {
+	c := Dial(serve(t, daemon{err: errors.New("the loop is gone")}))
+	if _, err := c.Status(t.Context()); err == nil || !strings.Contains(err.Error(), "the loop is gone") {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestOtherSchema(t *testing.T) {
+	var s Status
+	c := Dial(serve(t, daemon{}))
+	if err := c.get(t.Context(), "/v2/status", &s); err == nil || !strings.Contains(err.Error(), "no such request") {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestModes(t *testing.T) {
+	path := serve(t, daemon{})
+	for p, want := range map[string]fs.FileMode{path: 0o660, filepath.Dir(path): 0o755} {
+		if st, err := os.Stat(p); err != nil || st.Mode().Perm() != want {
+			t.Errorf("%s: %v %v, want %v", p, st.Mode(), err, want)
+		}
+	}
+	if left, _ := filepath.Glob(path + ".*"); len(left) != 0 {
+		t.Errorf("left: %v", left)
+	}
+}
+
+func TestNotRunning(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "tacit.sock")
+	if _, err := Dial(path).Status(t.Context()); !errors.Is(err, ErrNotRunning) {
+		t.Errorf("no socket: %v", err)
+	}
+	stale(t, path)
+	if _, err := Dial(path).Status(t.Context()); !errors.Is(err, ErrNotRunning) {
+		t.Errorf("a dead daemon's socket: %v", err)
+	}
+}
+
+// stale leaves a socket as a daemon does that was killed.
+func stale(t *testing.T, path string) {
+	t.Helper()
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.SetUnlinkOnClose(false)
+	l.Close()
+}
+
+func TestListenReplaces(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "tacit.sock")
+	stale(t, path)
+	s, err := Listen(path, daemon{})
+	if err != nil {
+		t.Fatalf("a dead daemon's socket: %v", err)
+	}
+	if _, err := Listen(path, daemon{}); err == nil || !strings.Contains(err.Error(), "another daemon is running") {
+		t.Errorf("a live daemon's socket: %v", err)
+	}
+	if err := s.Close(); err != nil {
+		t.Error(err)
+	}
+	if err := os.WriteFile(path, []byte("precious"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Listen(path, daemon{}); err == nil {
+		t.Error("a file was replaced by a socket")
+	}
+	if b, err := os.ReadFile(path); err != nil || string(b) != "precious" {
+		t.Errorf("the file: %q, %v", b, err)
+	}
+}
+
+// TestBounds: what is oversize, partial or nonsense gets an error or the end of the connection; and the server goes on.
+func TestBounds(t *testing.T) {
+	path := serve(t, daemon{status: example()})
+	for _, request := range []string{
+		"GET /v1/status HTTP/1.1\r\nHost: x\r\nX: " + strings.Repeat("a", 4*maxHeader+1<<16) + "\r\n\r\n",
+		"POST /v1/status HTTP/1.1\r\nHost: x\r\nContent-Length: 10000000\r\n\r\n{",
+		"\x00\x01\x02\r\n\r\n",
+		"GET /v1/../../etc/passwd HTTP/1.1\r\nHost: x\r\n\r\n",
+		"GET / HTTP/1.1\r\n",
+	} {
+		c, err := net.Dial("unix", path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		c.SetDeadline(time.Now().Add(2 * time.Second))
+		fmt.Fprint(c, request)
+		c.(*net.UnixConn).CloseWrite()
+		if b, _ := io.ReadAll(io.LimitReader(c, 1<<20)); strings.HasPrefix(string(b), "HTTP/1.1 200") {
+			t.Errorf("%.40q: %.40q", request, b)
+		}
+		c.Close()
+	}
+	if _, err := Dial(path).Status(t.Context()); err != nil {
+		t.Errorf("afterwards: %v", err)
+	}
+}
+
+// Connections that say nothing keep others waiting only until their places are free again.
+func TestIdleConnections(t *testing.T) {
+	path := serve(t, daemon{status: example()})
+	var idle []net.Conn
+	for range maxConns {
+		c, err := net.Dial("unix", path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		idle = append(idle, c)
+	}
+	got := make(chan error)
+	go func() {
+		_, err := Dial(path).Status(context.Background())
+		got <- err
+	}()
+	time.Sleep(20 * time.Millisecond)
+	for _, c := range idle {
+		c.Close()
+	}
+	if err := <-got; err != nil {
+		t.Error(err)
+	}
+}

@@ -1,0 +1,209 @@
+package daemon
+
+import (
+	"crypto/rand"
+	"fmt"
+	"net/netip"
+	"strings"
+	"time"
+
+	"tacit/ike"
+	"tacit/ipsec"
+	"tacit/ipseckey"
+	"tacit/pad"
+	"tacit/policy"
+)
+
+const (
+	ikePort    = 500
+	installing = "installing the SA"
+)
+
+// do carries one action of a peer out.
+func (l *loop) do(now time.Time, p *peer, a action) {
+	switch a := a.(type) {
+	case doReply:
+		a.w.reply <- a.o
+	case doInitiate:
+		l.initiate(now, p, a.claim)
+	case doCommand:
+		l.output(now, l.engine.Do(now, a.sa, a.c))
+	case doHold:
+		s, until := ipsec.Host(p.local, p.remote), a.until
+		l.job("holding", func() error { return l.dp.SetPolicy(s, ipsec.Hold, until) }, l.failed("holding the address", p.remote))
+	case doUnhold:
+		s := ipsec.Host(p.local, p.remote)
+		l.job("releasing", func() error { return l.dp.ClearPolicy(s) }, l.failed("releasing the address", p.remote))
+	case doRemove:
+		delete(l.pairs, a.pair)
+		l.job("removing", func() error { return l.dp.Remove(a.pair) }, l.failed("removing an SA", p.remote))
+	}
+}
+
+// initiate begins IKE for a claim.
+func (l *loop) initiate(now time.Time, p *peer, c pad.Claim) {
+	peer := ike.Peer{
+		Local:    netip.AddrPortFrom(p.local, ikePort),
+		Remote:   netip.AddrPortFrom(p.remote, ikePort),
+		RemoteID: ike.ID{Kind: ike.IDFQDN, Value: strings.TrimSuffix(c.Name, ".")},
+		LocalID:  ike.ID{Kind: ike.IDNull},
+		Auth:     ike.Authorization{Keys: c.PublicKeys(), Mode: ipsec.Transport},
+	}
+	if l.tellsName(p, c.Name) {
+		peer.LocalID = ike.ID{Kind: ike.IDFQDN, Value: l.d.cfg.File.Name}
+	}
+	id, out := l.engine.Initiate(now, peer)
+	l.bySA[id] = p
+	p.step(now, evBegun{id, c})
+	l.output(now, out)
+}
+
+// tellsName decides whether the peer may learn our name (A-52): by `identify`, or because it knows it: a responder of ours has
+// authenticated itself to this address already. In that case we also must: an address that proved a key is spoken for by that
+// key alone, so the peer would refuse us as nobody.
+func (l *loop) tellsName(p *peer, name string) bool {
+	f := l.d.cfg.File
+	if f.Name == "" || l.d.cfg.Signer == nil {
+		return false
+	}
+	switch f.Identify {
+	case "all":
+		return true
+	case "never":
+		return false
+	}
+	for _, a := range p.sas {
+		if !a.initiator {
+			return true
+		}
+	}
+	return l.d.rules.Named(name)
+}
+
+// engineEvent takes one event of the IKE engine.
+func (l *loop) engineEvent(now time.Time, e ike.Event) {
+	switch e := e.(type) {
+	case ike.AuthorizationWanted:
+		l.output(now, l.engine.Authorize(now, e.SA, l.authorize(now, e)))
+	case ike.SignatureWanted:
+		l.sign(e)
+	case ike.ChildWanted:
+		l.install(now, e)
+	case ike.Established:
+		if p := l.adopt(now, e); p != nil {
+			l.step(now, p, e)
+		}
+	case ike.ChildUp:
+		if p := l.bySA[e.SA]; p != nil {
+			l.pairs[e.Pair.ID] = p
+			l.step(now, p, e)
+		}
+	case ike.ChildRetired:
+		l.job("retiring", func() error { return l.dp.Retire(e.Pair, e.In) }, func(time.Time, error) {})
+	case ike.ChildDown:
+		if p := l.bySA[e.SA]; p != nil {
+			l.step(now, p, e)
+		}
+	case ike.Alive:
+		if p := l.bySA[e.SA]; p != nil {
+			l.step(now, p, e)
+		}
+	case ike.Closed:
+		if p := l.bySA[e.SA]; p != nil {
+			delete(l.bySA, e.SA)
+			l.step(now, p, e)
+		}
+	}
+}
+
+// adopt finds the peer of an SA; a responder's is new to us.
+func (l *loop) adopt(now time.Time, e ike.Established) *peer {
+	p := l.bySA[e.SA]
+	if p == nil {
+		if p = l.peerOf(now, e.Local.Addr(), e.Remote.Addr()); p == nil {
+			l.output(now, l.engine.Do(now, e.SA, ike.Delete))
+			return nil
+		}
+		l.bySA[e.SA] = p
+	}
+	key := "none"
+	if e.Key != nil {
+		key = ipseckey.Fingerprint(e.Key)
+	}
+	l.log.Info("ike-established", "peer", e.Remote, "initiator", e.Initiator, "id", e.RemoteID.Value, "key", key, "suite", e.Summary)
+	return p
+}
+
+// authorize says who a client may be (TRUST.md R2, R6, A-19). Where the address proved a key and its SA is live, only that key may
+// come in: nobody displaces somebody. Else it comes in anonymous, whatever name it tells: names of clients are not looked up yet.
+func (l *loop) authorize(now time.Time, e ike.AuthorizationWanted) ike.Authorization {
+	remote := e.Remote.Addr().Unmap()
+	anonymous, class := l.accepts(remote)
+	ok, why := pad.Claimable(remote, l.d.host.forResponder(), e.ID.Value)
+	a := ike.Authorization{Mode: ipsec.Transport, Anonymous: anonymous}
+	switch p := l.peers[key{e.Local.Addr().Unmap(), remote}]; {
+	case !ok:
+		a = ike.Authorization{Refuse: true}
+	case class == policy.Clear || class == policy.Block:
+		a, why = ike.Authorization{Refuse: true}, "its class is "+class.String()
+	case p != nil && p.authenticated() != nil:
+		a.Keys, a.Anonymous = append(a.Keys, p.authenticated().key), false
+		if e.Null { // it will be refused: either somebody else, or the incumbent has forgotten us
+			l.step(now, p, evContest{})
+		}
+	case !anonymous:
+		a, why = ike.Authorization{Refuse: true}, "no anonymous clients are accepted"
+	case e.ID.Kind == ike.IDFQDN:
+		l.log.Info("a client's name is not looked up in this version: it counts as anonymous", "peer", remote, "name", e.ID.Value)
+	}
+	if a.Refuse {
+		l.log.Info("client refused", "peer", remote, "why", why)
+	}
+	return a
+}
+
+// sign has our key sign, beside the loop.
+func (l *loop) sign(e ike.SignatureWanted) {
+	go func() {
+		l.signers <- struct{}{}
+		r := ike.Signature{Token: e.Token}
+		r.Sig, r.Err = l.d.cfg.Signer.Sign(rand.Reader, e.Data, e.Opts)
+		<-l.signers
+		l.done <- func(now time.Time) { l.output(now, l.engine.Supply(now, e.SA, r)) }
+	}()
+}
+
+// install gives the data plane a Child SA and the engine its acknowledgement (A-39).
+func (l *loop) install(now time.Time, e ike.ChildWanted) {
+	start := now
+	if p := l.bySA[e.SA]; p != nil && p.sas[e.SA] != nil {
+		e.Pair.Authenticated = p.sas[e.SA].key != nil
+	}
+	call := func() error {
+		if err := l.dp.InstallInbound(e.Pair); err != nil {
+			return err
+		}
+		if !e.Initiator {
+			return nil
+		}
+		if err := l.dp.InstallOutbound(e.Pair); err != nil {
+			if e.Rekey {
+				return fmt.Errorf("%w (retire: %v)", err, l.dp.Retire(e.Pair.ID, e.Pair.In.SPI))
+			}
+			return fmt.Errorf("%w (remove: %v)", err, l.dp.Remove(e.Pair.ID))
+		}
+		return nil
+	}
+	l.job(installing, call, func(now time.Time, err error) {
+		if err != nil {
+			l.log.Error(installing, "peer", e.Pair.Remote, "err", err)
+		} else {
+			l.log.Info("sa-installed", "peer", e.Pair.Selector.Remote.Addr(), "pair", e.Pair.ID, "in", e.Pair.In.SPI, "out", e.Pair.Out.SPI,
+				"mode", e.Pair.Mode, "rekey", e.Rekey, "took", now.Sub(start), "t", now.Format(time.RFC3339Nano))
+		}
+		if l.bySA[e.SA] == nil && err == nil && !e.Rekey { // the SA ended meanwhile
+			l.job("removing", func() error { return l.dp.Remove(e.Pair.ID) }, l.failed("removing an SA", e.Pair.Remote.Addr()))
+		}
+		l.output(now, l.engine.Supply(now, e.SA, ike.Installed{Token: e.Token, Err: err}))
+	})
+}

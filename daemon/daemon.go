@@ -1,0 +1,165 @@
+// Package daemon is the only part of tacit that acts. One goroutine, the loop, owns the peers and their IKE SAs; what blocks
+// (lookups, the data plane, signatures) runs beside it and reports back.
+package daemon
+
+import (
+	"context"
+	"crypto"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"syscall"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"tacit/config"
+	"tacit/control"
+	"tacit/dnssec"
+	"tacit/ipsec"
+	"tacit/policy"
+	"tacit/resolver"
+)
+
+// Config is what a Daemon is made of.
+type Config struct {
+	File      *config.Config
+	Signer    crypto.Signer // our identity; nil: we stay anonymous and nobody can prove us
+	Dataplane ipsec.Dataplane
+	// DataplaneName and DataplaneWhy are for status: which data plane, and why this one.
+	DataplaneName, DataplaneWhy string
+	Encapsulate                 bool // the data plane prefers ESP in UDP
+	DNSMark                     int  // SO_MARK of our DNS sockets; 0: none
+	Observe                     bool // decide and log, touch nothing: no data plane, no IKE
+	Version                     string
+	Log                         *slog.Logger
+	Now                         func() time.Time // nil: time.Now
+}
+
+// Daemon is a running tacit.
+type Daemon struct {
+	cfg      Config
+	now      func() time.Time
+	log      *slog.Logger
+	rules    *policy.Table
+	host     *host
+	loop     *loop // nil when observing
+	resolver *resolver.Server
+	started  time.Time
+}
+
+// New opens everything that can fail for a reason of the administrator's: anchors, listeners, IKE's ports.
+func New(cfg Config) (*Daemon, error) {
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
+	d := &Daemon{cfg: cfg, now: cfg.Now, log: cfg.Log, started: cfg.Now()}
+	d.rules = cfg.File.Table()
+	h, err := newHost(cfg.File)
+	if err != nil {
+		return nil, err
+	}
+	d.host = h
+	if !cfg.Observe {
+		if d.loop, err = newLoop(d); err != nil {
+			return nil, err
+		}
+	}
+	if err := d.openResolver(); err != nil {
+		if d.loop != nil {
+			d.loop.closeConns()
+		}
+		return nil, err
+	}
+	return d, nil
+}
+
+// openResolver wires upstream, validator and listeners.
+func (d *Daemon) openResolver() error {
+	f := d.cfg.File
+	anchors := dnssec.RootAnchors()
+	if f.DNS.TrustAnchors != "" {
+		data, err := os.ReadFile(f.DNS.TrustAnchors)
+		if err != nil {
+			return fmt.Errorf("dns.trust-anchors: %w", err)
+		}
+		if anchors, err = dnssec.ParseAnchors(data, f.DNS.TrustAnchors); err != nil {
+			return fmt.Errorf("dns.trust-anchors: %w", err)
+		}
+	}
+	if len(f.DNS.Upstream) == 0 {
+		return errors.New("dns.upstream: no upstream is configured, and the host has none")
+	}
+	up, err := resolver.NewUpstream(resolver.UpstreamConfig{Servers: f.DNS.Upstream, Control: d.dnsControl()})
+	if err != nil {
+		return fmt.Errorf("dns.upstream: %w", err)
+	}
+	v := dnssec.New(up, anchors)
+	v.Now = d.now
+	d.resolver, err = resolver.New(resolver.Config{
+		Listen: f.DNS.Listen, Lookup: v, Upstream: up, Watcher: (*watcher)(d),
+		Hold: f.DNS.Hold, Log: d.log, Now: d.now, Observe: d.cfg.Observe,
+	})
+	return err
+}
+
+// dnsControl marks our own DNS sockets, so that no policy of ours catches them.
+func (d *Daemon) dnsControl() func(string, string, syscall.RawConn) error {
+	if d.cfg.DNSMark == 0 {
+		return nil
+	}
+	return markSocket(d.cfg.DNSMark)
+}
+
+// Run serves until ctx ends, then ends the SAs and gives everything back.
+func (d *Daemon) Run(ctx context.Context) error {
+	g, gctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return d.resolver.Serve(gctx) })
+	g.Go(func() error { return control.Serve(gctx, d.cfg.File.Socket, handler{d}) })
+	g.Go(func() error { d.host.watch(gctx, d.log); return nil })
+	if d.loop != nil {
+		g.Go(func() error { return d.loop.run(gctx) })
+	}
+	d.log.Info("ready", "name", d.cfg.File.Name, "dataplane", d.cfg.DataplaneName, "why", d.cfg.DataplaneWhy,
+		"dns", d.resolver.Addrs(), "observe", d.cfg.Observe)
+	err := g.Wait()
+	if ctx.Err() != nil {
+		return nil
+	}
+	return err
+}
+
+// Close gives back what New took, after Run or without it.
+func (d *Daemon) Close() error {
+	d.resolver.Close()
+	if d.loop == nil {
+		return nil
+	}
+	d.loop.closeConns()
+	return d.cfg.Dataplane.Close(false)
+}
+
+// ports are where IKE listens, in every family that the host has.
+func ports() []netip.AddrPort {
+	var ps []netip.AddrPort
+	for _, port := range []uint16{500, 4500} {
+		ps = append(ps, netip.AddrPortFrom(netip.IPv4Unspecified(), port))
+		if hasIPv6() {
+			ps = append(ps, netip.AddrPortFrom(netip.IPv6Unspecified(), port))
+		}
+	}
+	return ps
+}
+
+// hasIPv6 reports whether the kernel has IPv6 at all.
+func hasIPv6() bool {
+	c, err := net.ListenPacket("udp6", "[::]:0")
+	if err != nil {
+		return false
+	}
+	c.Close()
+	return true
+}

@@ -1,0 +1,136 @@
+package daemon
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"slices"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"tacit/config"
+	"tacit/pad"
+)
+
+// refresh is how often the host's addresses and routes are read again, should the kernel's notices get lost.
+const refresh = 30 * time.Second
+
+// host knows the addresses of this host: what may never be claimed (TRUST.md R6), and which address of ours
+// speaks to a peer. Readers take a snapshot.
+type host struct {
+	file *config.Config
+	env  atomic.Pointer[pad.Environment]
+}
+
+func newHost(f *config.Config) (*host, error) {
+	h := &host{file: f}
+	return h, h.read()
+}
+
+// environment is the current snapshot.
+func (h *host) environment() *pad.Environment { return h.env.Load() }
+
+// own reports whether the address is this host's.
+func (h *host) own(a netip.Addr) bool { return slices.Contains(h.environment().Own, a) }
+
+// forResponder is the environment for a client that stands at its address itself: a private address needs no zone's word then.
+func (h *host) forResponder() pad.Environment {
+	e := *h.environment()
+	e.InternalZones = []string{"."}
+	return e
+}
+
+// read takes a new snapshot from the kernel.
+func (h *host) read() error {
+	e := &pad.Environment{InternalZones: h.file.DNS.InternalZones}
+	addrs, err := netlink.AddrList(nil, netlink.FAMILY_ALL)
+	if err != nil {
+		return fmt.Errorf("reading the host's addresses: %w", err)
+	}
+	for _, a := range addrs {
+		if ip, ok := netip.AddrFromSlice(a.IP); ok {
+			e.Own = append(e.Own, ip.Unmap())
+		}
+		if n, ok := netip.AddrFromSlice(a.IPNet.IP); ok {
+			ones, _ := a.IPNet.Mask.Size()
+			e.Networks = append(e.Networks, netip.PrefixFrom(n.Unmap(), ones))
+		}
+	}
+	routes, err := netlink.RouteList(nil, netlink.FAMILY_ALL)
+	if err != nil {
+		return fmt.Errorf("reading the host's routes: %w", err)
+	}
+	for _, r := range routes {
+		if ip, ok := netip.AddrFromSlice(r.Gw); ok && (r.Dst == nil || r.Dst.IP.IsUnspecified()) {
+			e.Gateways = append(e.Gateways, ip.Unmap())
+		}
+	}
+	for _, u := range h.file.DNS.Upstream {
+		e.Upstreams = append(e.Upstreams, u.Addr().Unmap())
+	}
+	h.env.Store(e)
+	return nil
+}
+
+// watch reads again at each of the kernel's notices, until ctx ends.
+func (h *host) watch(ctx context.Context, log *slog.Logger) {
+	done := make(chan struct{})
+	defer close(done)
+	addrs := make(chan netlink.AddrUpdate, 16)
+	routes := make(chan netlink.RouteUpdate, 16)
+	if err := netlink.AddrSubscribe(addrs, done); err != nil {
+		log.Warn("address changes are seen late", "err", err)
+		addrs = nil
+	}
+	if err := netlink.RouteSubscribe(routes, done); err != nil {
+		log.Warn("route changes are seen late", "err", err)
+		routes = nil
+	}
+	tick := time.NewTicker(refresh)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case _, ok := <-addrs:
+			if !ok {
+				addrs = nil
+			}
+		case _, ok := <-routes:
+			if !ok {
+				routes = nil
+			}
+		case <-tick.C:
+		}
+		if err := h.read(); err != nil {
+			log.Warn("the host's addresses are not known", "err", err)
+		}
+	}
+}
+
+// source returns the address that the kernel would speak from to remote. No packet is sent.
+func source(remote netip.Addr) (netip.Addr, error) {
+	c, err := net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(netip.AddrPortFrom(remote, 500)))
+	if err != nil {
+		return netip.Addr{}, err
+	}
+	defer c.Close()
+	return c.LocalAddr().(*net.UDPAddr).AddrPort().Addr().Unmap(), nil
+}
+
+// markSocket sets SO_MARK on a socket before it is used.
+func markSocket(mark int) func(string, string, syscall.RawConn) error {
+	return func(_, _ string, c syscall.RawConn) error {
+		var err error
+		if e := c.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_MARK, mark) }); e != nil {
+			return e
+		}
+		return err
+	}
+}

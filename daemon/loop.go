@@ -1,0 +1,320 @@
+package daemon
+
+import (
+	"context"
+	"crypto/rand"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"time"
+
+	"tacit/ike"
+	"tacit/ipsec"
+	"tacit/policy"
+)
+
+// loop owns the peers and their IKE SAs. Everything that happens to them happens in run, one input after the other, with the time
+// taken once a turn. It never blocks: what does is a job of the data plane's goroutine or of a signer's, and comes back as a done.
+type loop struct {
+	d      *Daemon
+	log    *slog.Logger
+	now    func() time.Time
+	engine *ike.Endpoint
+	dp     ipsec.Dataplane
+	conns  map[netip.AddrPort]ipsec.Conn // by our unspecified address and port
+
+	peers map[key]*peer
+	bySA  map[ike.SAID]*peer
+	pairs map[uint32]*peer
+
+	datagrams chan ike.Datagram
+	calls     chan func(now time.Time) // from lookups and status
+	jobs      chan func()              // to the data plane's goroutine, in order
+	queue     []func()                 // jobs that wait for it
+	done      chan func(now time.Time) // what jobs and signers found
+	signers   chan struct{}            // a seat each
+	wake      time.Time                // of the engine
+}
+
+const (
+	maxDatagram = 65535
+	maxQueue    = 65536 // data plane calls that wait; beyond them installs fail and the peers see it
+	maxPeers    = 65536 // TRUST.md I4
+)
+
+func newLoop(d *Daemon) (*loop, error) {
+	f := d.cfg.File
+	l := &loop{
+		d: d, log: d.log, now: d.now, dp: d.cfg.Dataplane,
+		conns: map[netip.AddrPort]ipsec.Conn{}, peers: map[key]*peer{}, bySA: map[ike.SAID]*peer{}, pairs: map[uint32]*peer{},
+		datagrams: make(chan ike.Datagram, 1024), calls: make(chan func(time.Time), 64), jobs: make(chan func()),
+		done: make(chan func(time.Time), 64), signers: make(chan struct{}, 4),
+	}
+	c := ike.Config{
+		Rand: rand.Reader, Encapsulate: d.cfg.Encapsulate, IKELifetime: f.IKELifetime, ChildLifetime: f.ChildLifetime,
+		Liveness:   f.Linger / 2,
+		Retransmit: []time.Duration{500 * time.Millisecond, time.Second, 2 * time.Second, 3 * time.Second},
+		FirstPair:  uint32(d.started.Unix()) &^ 0xfff, // differs from the ids of a process before us
+	}
+	if d.cfg.Signer != nil {
+		c.Name, c.Public = f.Name, d.cfg.Signer.Public()
+	}
+	l.engine = ike.New(c)
+	for _, p := range ports() {
+		conn, err := l.dp.Conn(p)
+		if err != nil {
+			l.closeConns()
+			return nil, fmt.Errorf("IKE on %v: %w", p, err)
+		}
+		l.conns[p] = conn
+	}
+	return l, nil
+}
+
+func (l *loop) closeConns() {
+	for _, c := range l.conns {
+		c.Close()
+	}
+}
+
+// run is the loop.
+func (l *loop) run(ctx context.Context) error {
+	for p, c := range l.conns {
+		go l.read(ctx, p, c)
+	}
+	go l.work(ctx)
+	ticker := time.NewTicker(tick)
+	defer ticker.Stop()
+	timer := time.NewTimer(time.Hour)
+	defer timer.Stop()
+	for {
+		var jobs chan func()
+		var next func()
+		if len(l.queue) > 0 {
+			jobs, next = l.jobs, l.queue[0]
+		}
+		if l.wake.IsZero() {
+			timer.Reset(time.Hour)
+		} else {
+			timer.Reset(max(0, l.wake.Sub(l.now())))
+		}
+		select {
+		case <-ctx.Done():
+			return l.stop()
+		case d := <-l.datagrams:
+			l.receive(l.now(), d)
+		case f := <-l.calls:
+			f(l.now())
+		case f := <-l.done:
+			f(l.now())
+		case e, ok := <-l.dp.Events():
+			if !ok {
+				return fmt.Errorf("the data plane ended")
+			}
+			l.event(l.now(), e)
+		case jobs <- next:
+			l.queue = l.queue[1:]
+		case <-timer.C:
+			now := l.now()
+			l.output(now, l.engine.Advance(now))
+		case <-ticker.C:
+			l.tick(l.now())
+		}
+	}
+}
+
+// read carries datagrams of one socket into the loop.
+func (l *loop) read(ctx context.Context, at netip.AddrPort, c ipsec.Conn) {
+	b := make([]byte, maxDatagram)
+	for {
+		n, local, remote, err := c.Read(b)
+		if ctx.Err() != nil {
+			return
+		}
+		if err != nil {
+			l.log.Warn("reading IKE", "at", at, "err", err)
+			select {
+			case <-ctx.Done():
+				return
+			case <-time.After(100 * time.Millisecond):
+			}
+			continue
+		}
+		d := ike.Datagram{Local: local, Remote: remote, Data: append([]byte(nil), b[:n]...)}
+		select {
+		case l.datagrams <- d:
+		default: // overload: the peer sends again
+		}
+	}
+}
+
+// work does the data plane's jobs, in order.
+func (l *loop) work(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case f := <-l.jobs:
+			f()
+		}
+	}
+}
+
+// job queues a call of the data plane; then is called in the loop with what it returned.
+func (l *loop) job(what string, call func() error, then func(now time.Time, err error)) {
+	if len(l.queue) >= maxQueue {
+		then(l.now(), fmt.Errorf("%s: %d calls of the data plane wait already", what, len(l.queue)))
+		return
+	}
+	l.queue = append(l.queue, func() {
+		err := call()
+		l.done <- func(now time.Time) { then(now, err) }
+	})
+}
+
+// failed logs a call of the data plane that went wrong and that nobody else hears of.
+func (l *loop) failed(what string, remote netip.Addr) func(time.Time, error) {
+	return func(_ time.Time, err error) {
+		if err != nil {
+			l.log.Error(what, "peer", remote, "err", err)
+		}
+	}
+}
+
+// post runs f in the loop.
+func (l *loop) post(ctx context.Context, f func(now time.Time)) error {
+	select {
+	case l.calls <- f:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+func (l *loop) receive(now time.Time, d ike.Datagram) {
+	l.log.Debug("ike", "dir", "in", "peer", d.Remote, "bytes", len(d.Data))
+	l.output(now, l.engine.Receive(now, d))
+}
+
+// output does what the engine asks: datagrams first, they may always leave.
+func (l *loop) output(now time.Time, out ike.Output) {
+	l.wake = out.Wake
+	for _, d := range out.Send {
+		l.send(d)
+	}
+	for _, e := range out.Events {
+		l.engineEvent(now, e)
+	}
+}
+
+func (l *loop) send(d ike.Datagram) {
+	unspecified := netip.IPv4Unspecified()
+	if d.Remote.Addr().Unmap().Is6() {
+		unspecified = netip.IPv6Unspecified()
+	}
+	c := l.conns[netip.AddrPortFrom(unspecified, d.Local.Port())]
+	if c == nil {
+		l.log.Warn("no socket to send from", "local", d.Local, "peer", d.Remote)
+		return
+	}
+	l.log.Debug("ike", "dir", "out", "peer", d.Remote, "bytes", len(d.Data))
+	if err := c.Write(d.Data, d.Local, d.Remote); err != nil {
+		l.log.Debug("sending IKE", "peer", d.Remote, "err", err) // it is sent again like any lost datagram
+	}
+}
+
+// peerOf returns the peer between two addresses, made on the first call; nil when there are too many.
+func (l *loop) peerOf(now time.Time, local, remote netip.Addr) *peer {
+	k := key{local.Unmap(), remote.Unmap()}
+	p := l.peers[k]
+	if p == nil && len(l.peers) < maxPeers {
+		p = newPeer(k, l.d.cfg.File.Linger, now)
+		l.peers[k] = p
+	}
+	return p
+}
+
+// step gives a peer an event and does what it says.
+func (l *loop) step(now time.Time, p *peer, e any) {
+	before, why := p.state, p.why
+	do, wake := p.step(now, e)
+	if p.state != before || p.why != why {
+		l.log.Info("peer", "peer", p.remote, "local", p.local, "state", p.state, "was", before, "why", p.why)
+	}
+	for _, a := range do {
+		l.do(now, p, a)
+	}
+	if wake.IsZero() && l.peers[p.key] == p && p.quiet(now) {
+		delete(l.peers, p.key)
+	}
+}
+
+// tick is the second's housekeeping: counters in, timers out.
+func (l *loop) tick(now time.Time) {
+	for id, p := range l.pairs {
+		if u, err := l.dp.Usage(id); err == nil {
+			l.step(now, p, evUsage{id, u})
+		}
+	}
+	for _, p := range l.peers {
+		l.step(now, p, evTick{})
+	}
+}
+
+// event takes what the packet path saw.
+func (l *loop) event(now time.Time, e ipsec.Event) {
+	switch e.Kind {
+	case ipsec.FirstPacket:
+		if p := l.pairs[e.ID]; p != nil {
+			l.step(now, p, evFirst{e.ID})
+		}
+	case ipsec.Expiring:
+		if p := l.pairs[e.ID]; p != nil {
+			for id, a := range p.sas {
+				if a.pair.ID == e.ID {
+					l.output(now, l.engine.Do(now, id, ike.RekeyChild))
+				}
+			}
+		}
+	case ipsec.Acquire:
+		if p := l.peers[key{e.Selector.Local.Addr(), e.Selector.Remote.Addr()}]; p != nil {
+			l.step(now, p, evAcquire{})
+		}
+	case ipsec.ClearSeen:
+		if p := l.peers[key{e.Selector.Local.Addr(), e.Selector.Remote.Addr()}]; p != nil {
+			l.log.Warn("clear packets of a protected peer were dropped", "peer", p.remote)
+			l.step(now, p, evClear{})
+		}
+	case ipsec.Moved:
+		l.log.Warn("a peer's packets come from another address; it is not followed in this version", "peer", e.Remote)
+	}
+}
+
+// accepts reports whether a client at the address may come in without a name.
+func (l *loop) accepts(remote netip.Addr) (anonymous bool, class policy.Class) {
+	r := l.d.rules.ForAddr(remote)
+	return r.AcceptAnonymous, r.Class
+}
+
+// stop ends the SAs by DELETE, and waits a moment for the answers.
+func (l *loop) stop() error {
+	now := l.now()
+	for id := range l.bySA {
+		l.output(now, l.engine.Do(now, id, ike.Delete))
+	}
+	end := time.NewTimer(500 * time.Millisecond)
+	defer end.Stop()
+	for len(l.bySA) > 0 {
+		select {
+		case d := <-l.datagrams:
+			l.receive(l.now(), d)
+		case f := <-l.done:
+			f(l.now())
+		case <-end.C:
+			l.closeConns()
+			return nil
+		}
+	}
+	l.closeConns()
+	return nil
+}

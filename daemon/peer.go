@@ -1,0 +1,550 @@
+package daemon
+
+import (
+	"crypto"
+	"fmt"
+	"net/netip"
+	"time"
+
+	"tacit/ike"
+	"tacit/ipsec"
+	"tacit/ipseckey"
+	"tacit/pad"
+)
+
+// state is where a peer stands.
+//
+//	       lookup, Acquire            child up
+//	idle ------------------> keying ------------> protected --claims end--> lame
+//	 ^                         |                    |   ^                    |
+//	 |   failed, never proved  |        child down, |   | keyed again        |
+//	 +-------------------------+        key proved  v   |                    |
+//	 +------------- linger ended ---------------- withheld <-----------------+
+type state uint8
+
+const (
+	idle      state = iota // nothing is known of the address, no policy stands on it
+	keying                 // an IKE SA is being set up
+	protected              // a Child SA is installed
+	withheld               // it proved a key and has no SA: nothing passes in clear until linger after the last proof
+	lame                   // no name vouches for it any more; the SA is kept for live flows
+)
+
+func (s state) String() string {
+	return [...]string{"clear", "keying", "protected", "withheld", "lame"}[s]
+}
+
+const (
+	armedWithin   = 5 * time.Second // a responder's SA without ESP is probed after so long (TRUST.md R10)
+	incumbentWait = time.Second     // an incumbent that answers no probe for so long loses (R3)
+	silence       = 4 * time.Second // we send and hear nothing for so long: probe
+	tick          = time.Second
+)
+
+// key names a peer: policies are per address of ours (DESIGN.md 6).
+type key struct{ local, remote netip.Addr }
+
+// waiter is a lookup whose answer waits. Exactly one outcome is sent to reply, which has room for it.
+type waiter struct {
+	claim pad.Claim
+	reply chan outcome
+}
+
+// outcome is what becomes of one address of an answer; ok releases it.
+type outcome struct {
+	ok  bool
+	ttl time.Duration // ok: how long the client may keep it
+	ede uint16
+	why string
+}
+
+// association is an IKE SA with the peer, and its Child SA.
+type association struct {
+	id        ike.SAID
+	initiator bool
+	key       crypto.PublicKey // proven by the peer; nil: anonymous
+	remoteID  ike.ID
+	suite     string
+	pair      ipsec.Pair // without keys; ID 0: no child yet
+	up        bool
+	armed     bool
+	since     time.Time
+	usage     ipsec.Usage
+	probed    time.Time // when a probe was sent that was not answered yet
+	heard     time.Time // the last authenticated message
+	checked   bool      // probed for being unarmed
+	deleting  bool
+}
+
+// attempt is the negotiation that we began; at most one is in flight to an address.
+type attempt struct {
+	id    ike.SAID
+	claim pad.Claim
+}
+
+// peer is an address that we negotiate with. It does nothing itself: step says what to do.
+type peer struct {
+	key
+	state   state
+	since   time.Time
+	why     string
+	linger  time.Duration
+	pad     *pad.Address
+	last    pad.Claim // the claim that the address proved last: whom an Acquire means
+	attempt *attempt
+	sas     map[ike.SAID]*association
+	waiting []waiter
+	held    time.Time // until when a Hold policy of ours stands; zero: none
+	// contested: somebody without the live key wants the address, and the incumbent was asked (R3).
+	contested bool
+}
+
+// action is one of the types below: what the loop does for a peer.
+type action interface{}
+
+type (
+	doReply struct {
+		w waiter
+		o outcome
+	}
+	doInitiate struct{ claim pad.Claim }
+	doCommand  struct {
+		sa ike.SAID
+		c  ike.Command
+	}
+	doHold   struct{ until time.Time }
+	doUnhold struct{}
+	doRemove struct{ pair uint32 }
+)
+
+// The events of a peer. Those of ike come as they are.
+type (
+	evLookup struct{ w waiter }
+	evGone   struct{ w waiter } // its deadline passed: nobody waits any more
+	evBegun  struct {           // answers doInitiate
+		id    ike.SAID
+		claim pad.Claim
+	}
+	evFirst   struct{ pair uint32 }
+	evAcquire struct{}
+	evClear   struct{} // it spoke clear to us
+	evContest struct{} // somebody at the address, who did not prove its live key, was refused
+	evUsage   struct {
+		pair uint32
+		u    ipsec.Usage
+	}
+	evTick struct{}
+)
+
+func newPeer(k key, linger time.Duration, now time.Time) *peer {
+	return &peer{key: k, linger: linger, pad: pad.NewAddress(k.remote, linger), since: now, sas: map[ike.SAID]*association{}}
+}
+
+// setState is the only place where the state changes. why is a sentence for people.
+func (p *peer) setState(now time.Time, s state, why string) {
+	if p.state != s {
+		p.state, p.since = s, now
+	}
+	p.why = why
+}
+
+// step takes one event and says what to do, and when to come back at the latest (zero: only with an event).
+func (p *peer) step(now time.Time, e any) (do []action, wake time.Time) {
+	switch e := e.(type) {
+	case evLookup:
+		do = p.lookup(now, e.w)
+	case evGone:
+		p.forget(e.w)
+	case evBegun:
+		p.attempt = &attempt{id: e.id, claim: e.claim}
+	case ike.Established:
+		do = p.established(now, e)
+	case ike.ChildUp:
+		do = p.childUp(now, e)
+	case ike.ChildDown:
+		do = p.childDown(now, e)
+	case ike.Closed:
+		do = p.closed(now, e)
+	case ike.Alive:
+		do = p.alive(now, e.SA)
+	case evFirst:
+		do = p.first(now, e.pair)
+	case evAcquire:
+		do = p.acquire(now)
+	case evClear:
+		do = p.probeAll(now)
+	case evContest:
+		do = p.contest(now)
+	case evUsage:
+		p.used(now, e)
+	case evTick:
+		do = p.tick(now)
+	}
+	do = append(do, p.settle(now)...)
+	if !p.quiet(now) {
+		wake = now.Add(tick)
+	}
+	return do, wake
+}
+
+// quiet reports whether the peer may be forgotten.
+func (p *peer) quiet(now time.Time) bool {
+	return p.pad.Expire(now) && p.state == idle && p.attempt == nil && len(p.sas) == 0 && len(p.waiting) == 0 && p.held.IsZero()
+}
+
+// lookup is a name that claims the address: TRUST.md 2, R1 to R4.
+func (p *peer) lookup(now time.Time, w waiter) []action {
+	switch s := p.pad.Ask(now, w.claim); s.State {
+	case pad.Satisfied:
+		return []action{doReply{w, outcome{ok: true, ttl: s.TTL}}}
+	case pad.Failed, pad.Expired:
+		return []action{doReply{w, outcome{why: s.Why}}}
+	case pad.Conflict: // R3: the incumbent must answer, or it loses
+		p.waiting = append(p.waiting, w)
+		return p.contest(now)
+	}
+	p.waiting = append(p.waiting, w)
+	return p.begin(now, w.claim)
+}
+
+// begin starts a negotiation unless one is in flight.
+func (p *peer) begin(now time.Time, c pad.Claim) []action {
+	if p.attempt != nil {
+		return nil
+	}
+	p.attempt = &attempt{claim: c}
+	p.setState(now, keying, "looked up "+c.Name)
+	return []action{doInitiate{c}}
+}
+
+// forget drops a waiter whose client is gone. The negotiation goes on for the next lookup.
+func (p *peer) forget(w waiter) {
+	for i := range p.waiting {
+		if p.waiting[i].reply == w.reply {
+			p.waiting = append(p.waiting[:i], p.waiting[i+1:]...)
+			return
+		}
+	}
+}
+
+// established notes what the peer proved. An address has one live authenticated key (R2): anonymous SAs beside it end, so that
+// nobody can speak as the one who proved himself.
+func (p *peer) established(now time.Time, e ike.Established) (do []action) {
+	p.sas[e.SA] = &association{id: e.SA, initiator: e.Initiator, key: e.Key, remoteID: e.RemoteID, suite: e.Summary, since: now}
+	return nil
+}
+
+// childUp is the data plane's acknowledgement: what waits for this key may leave.
+func (p *peer) childUp(now time.Time, e ike.ChildUp) (do []action) {
+	a := p.sas[e.SA]
+	if a == nil {
+		return nil
+	}
+	a.pair, a.up = e.Pair, true
+	if a.initiator {
+		a.armed = true
+	}
+	if e.Rekey {
+		return nil
+	}
+	a.since = now
+	p.setState(now, protected, p.describe(a))
+	if p.attempt != nil && p.attempt.id == e.SA {
+		p.attempt = nil
+	}
+	if a.key == nil {
+		return nil
+	}
+	p.prove(now, a)
+	for _, other := range p.sas {
+		if other != a && other.key == nil && !other.deleting {
+			other.deleting = true
+			do = append(do, doCommand{other.id, ike.Delete})
+		}
+	}
+	return append(do, p.answer(now, a)...)
+}
+
+// prove records that the address showed the association's key just now.
+func (p *peer) prove(now time.Time, a *association) {
+	p.pad.Prove(now, pad.KeyOf(a.key))
+}
+
+// answer releases the lookups that the live key satisfies. The others' names have a key that the host at this address has just
+// shown not to be the live one: they are withheld (R3).
+func (p *peer) answer(now time.Time, a *association) (do []action) {
+	waiting := p.waiting
+	p.waiting = nil
+	for _, w := range waiting {
+		if p.pad.Satisfied(now, w.claim) {
+			p.last = w.claim
+			do = append(do, doReply{w, outcome{ok: true, ttl: p.pad.TTL(now, w.claim)}})
+			continue
+		}
+		why := fmt.Sprintf("the host at %v proved the key %s, which %s does not publish", p.remote, ipseckey.Fingerprint(a.key), w.claim.Name)
+		p.pad.Fail(now, w.claim, why)
+		do = append(do, doReply{w, outcome{why: why}})
+	}
+	return do
+}
+
+func (p *peer) describe(a *association) string {
+	switch {
+	case a.key != nil && a.remoteID.Value != "":
+		return "proved the key of " + a.remoteID.Value
+	case a.key != nil:
+		return "proved its key"
+	case a.remoteID.Kind == ike.IDFQDN:
+		return fmt.Sprintf("says that it is %s, which was not looked up: anonymous", a.remoteID.Value)
+	}
+	return "anonymous"
+}
+
+// childDown ends a Child SA. The Hold policy, if the address proved its key, stands before the Pair goes.
+func (p *peer) childDown(now time.Time, e ike.ChildDown) (do []action) {
+	for _, a := range p.sas {
+		if a.pair.ID == e.Pair && a.up {
+			a.up = false
+			if p.authenticated() == nil {
+				p.pad.Lost()
+			}
+			if len(p.live()) == 0 {
+				do = p.rest(now, "the SA ended: "+reason(e.Err))
+			}
+		}
+	}
+	return append(do, doRemove{e.Pair})
+}
+
+// rest is what an address without an SA comes to: held until linger after the last proof, or clear.
+func (p *peer) rest(now time.Time, why string) []action {
+	if until := p.pad.HoldUntil(); until.After(now) {
+		p.held = until
+		p.setState(now, withheld, why)
+		return []action{doHold{until}}
+	}
+	if p.attempt == nil {
+		p.setState(now, idle, why)
+	}
+	if !p.held.IsZero() {
+		p.held = time.Time{}
+		return []action{doUnhold{}}
+	}
+	return nil
+}
+
+// closed ends an IKE SA; if it was our attempt, the next name's turn comes.
+func (p *peer) closed(now time.Time, e ike.Closed) (do []action) {
+	delete(p.sas, e.SA)
+	if p.attempt == nil || p.attempt.id != e.SA {
+		return p.retry(now)
+	}
+	tried := p.attempt.claim
+	p.attempt = nil
+	why := fmt.Sprintf("%v did not prove the key of %s: %s", p.remote, tried.Name, reason(e.Err))
+	p.pad.Fail(now, tried, why)
+	waiting := p.waiting
+	p.waiting = nil
+	for _, w := range waiting {
+		if p.pad.Ask(now, w.claim).State == pad.Failed {
+			do = append(do, doReply{w, outcome{why: why}})
+		} else {
+			p.waiting = append(p.waiting, w)
+		}
+	}
+	if len(p.live()) == 0 {
+		do = append(do, p.rest(now, why)...)
+	}
+	return append(do, p.retry(now)...)
+}
+
+// retry begins the negotiation that the next waiter needs, once no authenticated SA stands in its way.
+func (p *peer) retry(now time.Time) []action {
+	if len(p.waiting) == 0 || p.attempt != nil || p.authenticated() != nil {
+		return nil
+	}
+	return p.begin(now, p.waiting[0].claim)
+}
+
+// alive is an authenticated message. An incumbent that answered keeps the address (R3).
+func (p *peer) alive(now time.Time, id ike.SAID) []action {
+	a := p.sas[id]
+	if a == nil {
+		return nil
+	}
+	wasProbed := !a.probed.IsZero()
+	a.probed, a.heard = time.Time{}, now
+	if a.key == nil || !a.up {
+		return nil
+	}
+	p.pad.Alive(now)
+	if wasProbed && p.contested {
+		p.contested = false
+		return p.answer(now, a)
+	}
+	return nil
+}
+
+// contest asks the incumbent: if it answers, it keeps the address, else it loses it after incumbentWait (R3).
+func (p *peer) contest(now time.Time) []action {
+	p.contested = true
+	return p.probeAll(now)
+}
+
+// lose ends an incumbent that did not answer. Its SA's DELETE may take its time; the next name does not wait for it.
+func (p *peer) lose(now time.Time, a *association) []action {
+	p.contested = false
+	do := p.end(a)
+	p.pad.Lost()
+	return append(do, p.retry(now)...)
+}
+
+// first is the first valid packet of an inbound SA: the data plane has armed it (R10).
+func (p *peer) first(now time.Time, pair uint32) []action {
+	for _, a := range p.sas {
+		if a.pair.ID == pair {
+			a.armed = true
+			if a.key != nil {
+				p.pad.Alive(now)
+			}
+		}
+	}
+	return nil
+}
+
+// acquire is a packet that waits for an address without an SA.
+func (p *peer) acquire(now time.Time) []action {
+	if len(p.live()) > 0 {
+		return nil
+	}
+	if p.last.Name == "" {
+		return nil
+	}
+	// The address is held because it proved this key: the key stays good for as long as the hold, whatever became of the records.
+	c := p.last
+	c.Until = p.pad.HoldUntil()
+	return p.begin(now, c)
+}
+
+// probeAll asks every SA of the peer whether it still stands.
+func (p *peer) probeAll(now time.Time) (do []action) {
+	for _, a := range p.live() {
+		do = append(do, p.probe(now, a)...)
+	}
+	return do
+}
+
+func (p *peer) probe(now time.Time, a *association) []action {
+	if !a.probed.IsZero() {
+		return nil
+	}
+	a.probed = now
+	return []action{doCommand{a.id, ike.Probe}}
+}
+
+// used takes a Pair's counters. Valid ESP is a proof (TRUST.md 2).
+func (p *peer) used(now time.Time, e evUsage) {
+	for _, a := range p.sas {
+		if a.pair.ID != e.pair {
+			continue
+		}
+		if a.key != nil && e.u.LastIn.After(a.usage.LastIn) {
+			p.pad.Alive(e.u.LastIn)
+		}
+		a.usage = e.u
+		a.armed = a.armed || e.u.Armed
+	}
+}
+
+// tick is the housekeeping of a second: unarmed SAs, silent peers, incumbents that lost, claims and linger that ended.
+func (p *peer) tick(now time.Time) (do []action) {
+	for _, a := range p.live() {
+		u := a.usage
+		heard := latest(a.since, a.heard, u.LastIn)
+		switch {
+		case a.deleting:
+		case p.contested && a.key != nil && !a.probed.IsZero() && now.Sub(a.probed) >= incumbentWait:
+			do = append(do, p.lose(now, a)...)
+		case !a.armed && !a.checked && now.Sub(a.since) >= armedWithin:
+			a.checked = true
+			do = append(do, p.probe(now, a)...)
+		case u.LastOut.After(heard) && now.Sub(heard) >= silence:
+			do = append(do, p.probe(now, a)...)
+		case now.Sub(latest(a.since, u.LastIn, u.LastOut)) >= p.linger && (a.key == nil || p.pad.Lame(now)):
+			do = append(do, p.end(a)...)
+		}
+	}
+	if p.authenticated() != nil && p.attempt == nil {
+		if p.pad.Lame(now) {
+			p.setState(now, lame, "no name vouches for it any more; the SA is kept for its flows")
+		} else if p.state == lame {
+			p.setState(now, protected, "claimed again")
+		}
+	}
+	return do
+}
+
+// end deletes an SA, retransmitted (R10).
+func (p *peer) end(a *association) []action {
+	if a.deleting {
+		return nil
+	}
+	a.deleting = true
+	return []action{doCommand{a.id, ike.Delete}}
+}
+
+// settle lets a hold end, and extends one that a later proof lengthened.
+func (p *peer) settle(now time.Time) []action {
+	if p.held.IsZero() || len(p.live()) > 0 {
+		return nil
+	}
+	until := p.pad.HoldUntil()
+	switch {
+	case until.After(p.held):
+		p.held = until
+		return []action{doHold{until}}
+	case !now.Before(p.held):
+		p.held = time.Time{}
+		if p.attempt == nil {
+			p.setState(now, idle, "linger ended after the last proof")
+		}
+		return []action{doUnhold{}}
+	}
+	return nil
+}
+
+// live are the associations whose Child SA is installed.
+func (p *peer) live() (as []*association) {
+	for _, a := range p.sas {
+		if a.up {
+			as = append(as, a)
+		}
+	}
+	return as
+}
+
+// authenticated is the association that proved the live key; nil: none.
+func (p *peer) authenticated() *association {
+	for _, a := range p.sas {
+		if a.up && a.key != nil && !a.deleting {
+			return a
+		}
+	}
+	return nil
+}
+
+func latest(ts ...time.Time) (t time.Time) {
+	for _, x := range ts {
+		if x.After(t) {
+			t = x
+		}
+	}
+	return t
+}
+
+func reason(err error) string {
+	if err == nil {
+		return "deleted"
+	}
+	return err.Error()
+}

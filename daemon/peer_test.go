@@ -1,0 +1,321 @@
+package daemon
+
+import (
+	"crypto"
+	"crypto/ed25519"
+	"errors"
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+
+	"tacit/ike"
+	"tacit/ipsec"
+	"tacit/pad"
+)
+
+// play is a peer with a clock and a record of what it asked for.
+type play struct {
+	t    *testing.T
+	p    *peer
+	now  time.Time
+	done []action
+	next uint64
+}
+
+const testLinger = 300 * time.Second
+
+func newPlay(t *testing.T) *play {
+	now := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+	k := key{netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("192.0.2.2")}
+	return &play{t: t, p: newPeer(k, testLinger, now), now: now}
+}
+
+func testKey(b byte) crypto.PublicKey {
+	seed := make([]byte, ed25519.SeedSize)
+	seed[0] = b
+	return ed25519.NewKeyFromSeed(seed).Public()
+}
+
+// event steps the peer, and answers doInitiate as the loop does.
+func (p *play) event(e any) {
+	do, _ := p.p.step(p.now, e)
+	p.done = append(p.done, do...)
+	for _, a := range do {
+		if i, ok := a.(doInitiate); ok {
+			p.next++
+			p.event(evBegun{ike.SAID(p.next), i.claim})
+		}
+	}
+}
+
+func (p *play) pass(d time.Duration) {
+	for end := p.now.Add(d); p.now.Before(end); {
+		p.now = p.now.Add(tick)
+		p.event(evTick{})
+	}
+}
+
+func (p *play) claim(name string, keys ...byte) pad.Claim {
+	c := pad.Claim{Name: name, Addr: p.p.remote, Until: p.now.Add(time.Hour)}
+	for _, k := range keys {
+		c.Keys = append(c.Keys, pad.KeyOf(testKey(k)))
+	}
+	return c
+}
+
+// lookup is a lookup; its outcome comes by outcomes.
+func (p *play) lookup(name string, keys ...byte) waiter {
+	w := waiter{claim: p.claim(name, keys...), reply: make(chan outcome, 1)}
+	p.event(evLookup{w})
+	return w
+}
+
+// established is the whole success of the SA with that key (0: anonymous).
+func (p *play) established(sa ike.SAID, initiator bool, k byte) {
+	e := ike.Established{SA: sa, Initiator: initiator, RemoteID: ike.ID{Kind: ike.IDNull}}
+	if k != 0 {
+		e.Key, e.RemoteID = testKey(k), ike.ID{Kind: ike.IDFQDN, Value: "bob.example"}
+	}
+	p.event(e)
+	p.event(ike.ChildUp{SA: sa, Pair: ipsec.Pair{ID: uint32(sa) + 100}})
+}
+
+func (p *play) ended(sa ike.SAID, err error) {
+	if a := p.p.sas[sa]; a != nil && a.up {
+		p.event(ike.ChildDown{SA: sa, Pair: a.pair.ID, Err: err})
+	}
+	p.event(ike.Closed{SA: sa, Err: err})
+}
+
+func count[T action](p *play) (n int) {
+	for _, a := range p.done {
+		if _, ok := a.(T); ok {
+			n++
+		}
+	}
+	return n
+}
+
+func (p *play) outcome(w waiter) (released, withheld bool, why string) {
+	for _, a := range p.done {
+		if r, ok := a.(doReply); ok && r.w.reply == w.reply {
+			return r.o.ok, !r.o.ok, r.o.why
+		}
+	}
+	return false, false, ""
+}
+
+func (p *play) wantReleased(w waiter) {
+	p.t.Helper()
+	if ok, _, why := p.outcome(w); !ok {
+		p.t.Errorf("%s is not released (%s)", w.claim.Name, why)
+	}
+}
+
+func (p *play) wantWithheld(w waiter) {
+	p.t.Helper()
+	if _, no, _ := p.outcome(w); !no {
+		p.t.Errorf("%s is not withheld", w.claim.Name)
+	}
+}
+
+func (p *play) wantState(s state) {
+	p.t.Helper()
+	if p.p.state != s {
+		p.t.Errorf("the peer is %v (%s), want %v", p.p.state, p.p.why, s)
+	}
+}
+
+func TestLookupIsReleasedWhenTheSAIsInstalled(t *testing.T) {
+	p := newPlay(t)
+	w := p.lookup("bob.example.", 1)
+	if n := count[doInitiate](p); n != 1 {
+		t.Fatalf("%d negotiations, want 1", n)
+	}
+	p.wantState(keying)
+	p.event(ike.Established{SA: 1, Initiator: true, Key: testKey(1)})
+	if ok, no, _ := p.outcome(w); ok || no {
+		t.Fatal("the answer left before the data plane acknowledged the SA")
+	}
+	p.event(ike.ChildUp{SA: 1, Pair: ipsec.Pair{ID: 101}})
+	p.wantReleased(w)
+	p.wantState(protected)
+
+	p.wantReleased(p.lookup("bob.example.", 1))
+	p.wantReleased(p.lookup("also.example.", 2, 1)) // R2: its set holds the live key
+	if n := count[doInitiate](p); n != 1 {
+		t.Errorf("%d negotiations for three lookups, want 1", n)
+	}
+}
+
+func TestOneNegotiationPerAddress(t *testing.T) {
+	p := newPlay(t)
+	a, b := p.lookup("a.example.", 1), p.lookup("b.example.", 1)
+	if n := count[doInitiate](p); n != 1 {
+		t.Fatalf("%d negotiations in flight, want 1", n)
+	}
+	p.established(1, true, 1)
+	p.wantReleased(a)
+	p.wantReleased(b)
+}
+
+// R1: a failed negotiation withholds its name and leaves nothing on the address.
+func TestFailureWithholdsTheNameOnly(t *testing.T) {
+	p := newPlay(t)
+	evil := p.lookup("evil.example.", 9)
+	p.ended(1, errors.New("authentication failed"))
+	p.wantWithheld(evil)
+	p.wantState(idle)
+	if count[doHold](p) != 0 {
+		t.Error("a hold stands on an address that proved nothing")
+	}
+	if w := p.lookup("evil.example.", 9); true {
+		p.wantWithheld(w) // the negative cache of (N, X, K)
+	}
+	good := p.lookup("bob.example.", 1) // not touched by the other's failure
+	p.established(2, true, 1)
+	p.wantReleased(good)
+}
+
+// A failed attempt for one name does not take the other's waiters with it.
+func TestWaitersOfAnotherKeyGetTheirOwnNegotiation(t *testing.T) {
+	p := newPlay(t)
+	evil, good := p.lookup("evil.example.", 9), p.lookup("bob.example.", 1)
+	p.ended(1, errors.New("authentication failed"))
+	p.wantWithheld(evil)
+	if n := count[doInitiate](p); n != 2 {
+		t.Fatalf("%d negotiations, want 2", n)
+	}
+	p.established(2, true, 1)
+	p.wantReleased(good)
+}
+
+// R3: the incumbent that answers keeps the address.
+func TestConflictIncumbentAnswers(t *testing.T) {
+	p := newPlay(t)
+	p.lookup("bob.example.", 1)
+	p.established(1, true, 1)
+	evil := p.lookup("evil.example.", 9)
+	if n := count[doCommand](p); n != 1 {
+		t.Fatalf("%d commands, want one probe", n)
+	}
+	p.event(ike.Alive{SA: 1})
+	p.wantWithheld(evil)
+	p.wantState(protected)
+	p.wantReleased(p.lookup("bob.example.", 1))
+}
+
+// R3: the incumbent that does not answer within a second loses; A-56.
+func TestConflictIncumbentIsGone(t *testing.T) {
+	p := newPlay(t)
+	p.lookup("bob.example.", 1)
+	p.established(1, true, 1)
+	next := p.lookup("next.example.", 2)
+	p.pass(2 * tick)
+	p.ended(1, nil)
+	if n := count[doInitiate](p); n != 2 {
+		t.Fatalf("%d negotiations, want 2", n)
+	}
+	p.established(2, true, 2)
+	p.wantReleased(next)
+}
+
+// R9: without an SA an address that proved its key is held until linger after the last proof, and a packet keys it again.
+func TestHeldAfterTheSA(t *testing.T) {
+	p := newPlay(t)
+	p.lookup("bob.example.", 1)
+	p.established(1, true, 1)
+	p.done = nil
+	p.event(ike.ChildDown{SA: 1, Pair: 101})
+	if len(p.done) < 2 {
+		t.Fatalf("did %v, want a hold and then the removal", p.done)
+	}
+	if _, ok := p.done[0].(doHold); !ok {
+		t.Fatalf("did %#v before the hold stood", p.done[0])
+	}
+	p.event(ike.Closed{SA: 1})
+	p.wantState(withheld)
+	p.event(evAcquire{})
+	if n := count[doInitiate](p); n != 1 {
+		t.Fatalf("%d negotiations after a held packet, want 1", n)
+	}
+	p.ended(2, errors.New("no answer"))
+	p.wantState(withheld)
+	p.pass(testLinger + 2*tick)
+	p.wantState(idle)
+	if count[doUnhold](p) != 1 {
+		t.Error("the hold did not end")
+	}
+}
+
+// An anonymous client's SA ends and leaves nothing: it proved no key.
+func TestAnonymousLeavesNothing(t *testing.T) {
+	p := newPlay(t)
+	p.established(7, false, 0)
+	p.wantState(protected)
+	p.ended(7, nil)
+	p.wantState(idle)
+	if count[doHold](p) != 0 {
+		t.Error("an address that proved no key is held")
+	}
+}
+
+// R10: a responder's SA without ESP is probed after five seconds.
+func TestUnarmedIsProbed(t *testing.T) {
+	p := newPlay(t)
+	p.established(7, false, 0)
+	p.pass(armedWithin - tick)
+	if count[doCommand](p) != 0 {
+		t.Fatal("probed too early")
+	}
+	p.pass(2 * tick)
+	if n := count[doCommand](p); n != 1 {
+		t.Fatalf("%d commands, want a probe", n)
+	}
+}
+
+// somebody displaces nobody, and ends the SAs that nobody made.
+func TestAuthenticatedEndsAnonymous(t *testing.T) {
+	p := newPlay(t)
+	p.established(7, false, 0)
+	p.lookup("bob.example.", 1)
+	p.established(1, true, 1)
+	for _, a := range p.done {
+		if c, ok := a.(doCommand); ok && c.sa == 7 && c.c == ike.Delete {
+			return
+		}
+	}
+	t.Error("the anonymous SA beside the authenticated one stays")
+}
+
+func TestSilenceIsProbed(t *testing.T) {
+	p := newPlay(t)
+	p.lookup("bob.example.", 1)
+	p.established(1, true, 1)
+	p.pass(10 * tick)
+	p.event(evUsage{101, ipsec.Usage{Armed: true, LastIn: p.now.Add(-5 * time.Second), LastOut: p.now}})
+	p.event(evTick{})
+	if n := count[doCommand](p); n != 1 {
+		t.Errorf("%d commands for a peer that does not answer our packets, want a probe", n)
+	}
+}
+
+func TestWhyIsASentence(t *testing.T) {
+	p := newPlay(t)
+	w := p.lookup("bob.example.", 1)
+	p.ended(1, errors.New("no answer"))
+	if _, _, why := p.outcome(w); !strings.Contains(why, "bob.example.") || !strings.Contains(why, "no answer") {
+		t.Errorf("why is %q", why)
+	}
+}
+
+func TestForgottenWhenQuiet(t *testing.T) {
+	p := newPlay(t)
+	p.lookup("bob.example.", 1)
+	p.ended(1, errors.New("no answer"))
+	p.pass(2 * time.Hour)
+	if !p.p.quiet(p.now) {
+		t.Error("a peer of which nothing is left is not forgotten")
+	}
+}

@@ -1,0 +1,108 @@
+package daemon
+
+import (
+	"context"
+	"slices"
+	"strings"
+	"time"
+
+	"tacit/control"
+	"tacit/ipseckey"
+	"tacit/resolver"
+)
+
+// handler is the Daemon as the control socket sees it.
+type handler struct{ d *Daemon }
+
+// Status is what `tacit status` shows. It never claims more than was proven (TRUST.md I8).
+func (h handler) Status(ctx context.Context) (control.Status, error) {
+	d := h.d
+	s := control.Status{
+		SchemaVersion: control.SchemaVersion, Version: d.cfg.Version, Since: d.started, Name: d.cfg.File.Name, Observe: d.cfg.Observe,
+		Dataplane: control.Dataplane{Kind: d.cfg.DataplaneName, Why: d.cfg.DataplaneWhy},
+		DNS:       control.DNS{Listen: d.resolver.Addrs(), Upstream: d.cfg.File.DNS.Upstream, Stub: "ok"},
+		Counters:  d.counters(),
+	}
+	if err := resolver.CheckStub(stubFile, d.resolver.Addrs()); err != nil {
+		s.DNS.Stub = "FAIL: " + err.Error()
+	}
+	if d.loop == nil {
+		return s, nil
+	}
+	pairs := map[int]uint32{} // of s.Peers[i]
+	ready := make(chan struct{})
+	if err := d.loop.post(ctx, func(now time.Time) {
+		defer close(ready)
+		for _, p := range d.loop.peers {
+			if p.state == idle {
+				continue
+			}
+			row, a := p.row(now)
+			if a != nil {
+				pairs[len(s.Peers)] = a.pair.ID
+			}
+			s.Peers = append(s.Peers, row)
+		}
+		st := d.loop.engine.Stats()
+		s.Counters["ike_sas"], s.Counters["ike_half_open"] = uint64(st.SAs), uint64(st.HalfOpen)
+		s.Counters["ike_sent"], s.Counters["ike_received"], s.Counters["ike_retransmitted"] = st.Sent, st.Received, st.Retransmitted
+		for why, n := range st.Drops {
+			s.Counters["ike_dropped_"+why] = n
+		}
+	}); err != nil {
+		return s, err
+	}
+	select {
+	case <-ready:
+	case <-ctx.Done():
+		return control.Status{}, ctx.Err()
+	}
+	for i, id := range pairs {
+		if u, err := d.loop.dp.Usage(id); err == nil {
+			s.Peers[i].BytesIn, s.Peers[i].BytesOut = u.InBytes, u.OutBytes
+		}
+	}
+	slices.SortFunc(s.Peers, func(a, b control.Peer) int { return a.Address.Compare(b.Address) })
+	return s, nil
+}
+
+// stubFile is where the host's programs read who answers their lookups.
+const stubFile = "/etc/resolv.conf"
+
+// row is a peer's line of status, and the association that it describes.
+func (p *peer) row(now time.Time) (control.Peer, *association) {
+	r := control.Peer{
+		Address: p.remote, Local: p.local, State: control.State(p.state.String()), Assurance: control.NoAssurance, Since: p.since, Why: p.why, Names: []string{},
+	}
+	satisfied, _ := p.pad.Names(now)
+	for _, n := range satisfied {
+		r.Names = append(r.Names, strings.TrimSuffix(n, "."))
+	}
+	a := p.authenticated()
+	if a == nil {
+		for _, x := range p.live() {
+			if a == nil || x.since.After(a.since) {
+				a = x
+			}
+		}
+	}
+	if a == nil {
+		return r, nil
+	}
+	r.Assurance, r.Suite, r.Mode = control.Anonymous, a.suite, a.pair.Mode.String()
+	if a.pair.Encapsulated() {
+		r.Mode += "-udp"
+	}
+	if a.key != nil {
+		r.Assurance, r.KeyID = control.Authenticated, ipseckey.Fingerprint(a.key)
+	}
+	return r, a
+}
+
+func (d *Daemon) counters() map[string]uint64 {
+	s := d.resolver.Stats()
+	return map[string]uint64{
+		"dns_queries": s.Queries, "dns_cached": s.Cached, "dns_lookups": s.Lookups, "dns_watched": s.Watched, "dns_withheld": s.Withheld,
+		"dns_bogus": s.Bogus, "dns_timed_out": s.TimedOut, "dns_overload": s.Overload,
+	}
+}

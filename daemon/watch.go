@@ -1,0 +1,141 @@
+package daemon
+
+import (
+	"context"
+	"net/netip"
+	"strings"
+	"sync"
+	"time"
+
+	"tacit/dnssec"
+	"tacit/pad"
+	"tacit/policy"
+	"tacit/resolver"
+)
+
+// watcher is the Daemon as the resolver sees it.
+type watcher Daemon
+
+// Interest says whether a key is asked for.
+func (w *watcher) Interest(name string) resolver.Interest {
+	switch w.rules.ForName(name).Class {
+	case policy.Block:
+		return resolver.Refuse
+	case policy.Clear:
+		return resolver.SkipKey
+	}
+	return resolver.AskKey
+}
+
+// Watch decides over each address of an answer and returns when all that are to be protected are, or when ctx ends.
+func (w *watcher) Watch(ctx context.Context, f resolver.Found) resolver.Verdict {
+	d := (*Daemon)(w)
+	outcomes := make([]outcome, len(f.Addrs))
+	var wait sync.WaitGroup
+	for i, addr := range f.Addrs {
+		c, o, protect := d.decide(f, addr)
+		if !protect || d.loop == nil {
+			outcomes[i] = o
+			continue
+		}
+		wait.Go(func() { outcomes[i] = d.protect(ctx, c) })
+	}
+	wait.Wait()
+	return d.verdict(f, outcomes)
+}
+
+// decide is the table of TRUST.md 1 for one address; protect says that the outcome is up to the address.
+func (d *Daemon) decide(f resolver.Found, addr netip.Addr) (c pad.Claim, o outcome, protect bool) {
+	class := d.rules.ForChain(f.Asked, f.Owner, addr).Class
+	keys, unusable := pad.UsableKeys(f.Keys, addr)
+	dec := policy.Decide(class, policy.Facts{Addr: f.AddrStatus, Key: f.KeyStatus, Usable: len(keys) > 0, Denied: f.Denied})
+	log := d.log.With("name", f.Asked, "owner", f.Owner, "addr", addr, "decision", dec.Outcome)
+	switch dec.Outcome {
+	case policy.Answer:
+		log.Debug("decision", "why", dec.Why)
+		return c, outcome{ok: true}, false
+	case policy.Protect:
+		log.Info("dns-validated", "peer", addr, "status", f.KeyStatus, "keys", len(keys), "asked", stamp(f.AskedAt), "t", stamp(f.KeyAt))
+	default:
+		why := dec.Why
+		if f.KeyWhy != "" {
+			why += ": " + f.KeyWhy
+		}
+		if unusable != "" && len(f.Keys) > 0 {
+			why += ": " + unusable
+		}
+		log.Info("withheld", "peer", addr, "why", why)
+		return c, outcome{ede: dec.EDE, why: why}, false
+	}
+	env := d.host.environment()
+	if addr.IsLoopback() || d.host.own(addr) {
+		return c, outcome{ok: true}, false // such packets leave on no wire
+	}
+	if ok, why := pad.Claimable(addr, *env, f.Owner); !ok {
+		why = "a key is proven, but the address cannot be protected: " + why
+		log.Info("withheld", "peer", addr, "why", why)
+		return c, outcome{ede: policy.EDEOther, why: why}, false
+	}
+	return pad.Claim{Name: f.Owner, Addr: addr, Keys: keys, Until: f.Until}, outcome{ok: true}, true
+}
+
+// protect has the loop key an address for a claim, and waits for it.
+func (d *Daemon) protect(ctx context.Context, c pad.Claim) outcome {
+	local, err := source(c.Addr)
+	if err != nil {
+		return outcome{why: "no route: " + err.Error()}
+	}
+	w := waiter{claim: c, reply: make(chan outcome, 1)}
+	var p *peer
+	if err := d.loop.post(ctx, func(now time.Time) {
+		if p = d.loop.peerOf(now, local, c.Addr); p == nil {
+			w.reply <- outcome{why: "too many peers"}
+			return
+		}
+		d.loop.step(now, p, evLookup{w})
+	}); err != nil {
+		return outcome{why: "the daemon is busy"}
+	}
+	select {
+	case o := <-w.reply:
+		return o
+	case <-ctx.Done():
+	}
+	// The client's time is up. The negotiation goes on, for the next lookup.
+	go d.loop.post(context.WithoutCancel(ctx), func(now time.Time) {
+		if p != nil {
+			d.loop.step(now, p, evGone{w})
+		}
+	})
+	select {
+	case o := <-w.reply:
+		return o
+	default:
+	}
+	return outcome{why: "no proof of the key of " + strings.TrimSuffix(c.Name, ".") + " within the hold: " + c.Addr.String() + " has not answered yet"}
+}
+
+// verdict turns the outcomes into what the resolver withholds.
+func (d *Daemon) verdict(f resolver.Found, outcomes []outcome) (v resolver.Verdict) {
+	now := d.now()
+	protected := f.KeyStatus == dnssec.Secure && len(f.Keys) > 0
+	for i, o := range outcomes {
+		addr := f.Addrs[i]
+		if !o.ok {
+			v.Withhold = append(v.Withhold, resolver.Withheld{Addr: addr, EDE: o.ede, Why: o.why})
+			if protected {
+				d.log.Info("answer-withheld", "name", f.Asked, "peer", addr, "why", o.why, "t", stamp(now))
+			}
+			continue
+		}
+		if o.ttl > 0 && (v.TTL == 0 || o.ttl < v.TTL) {
+			v.TTL = o.ttl
+		}
+		if protected {
+			d.log.Info("answer-released", "name", f.Asked, "peer", addr, "waited", now.Sub(f.AskedAt), "t", stamp(now))
+		}
+	}
+	return v
+}
+
+func stamp(t time.Time) string { return t.Format(time.RFC3339Nano) }

@@ -1,0 +1,121 @@
+package dnssec
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/miekg/dns"
+)
+
+// Times and sizes of the conversation with the upstream.
+const (
+	fetchTimeout = 5 * time.Second  // one question; it goes on for others when the one who asked it has left
+	walkTimeout  = 15 * time.Second // one zone's keys, with all above them
+	udpSize      = 1232             // octets, EDNS: the DNS flag day's; answers above it come by TCP
+	bogusTTL     = 5 * time.Second  // how long a broken delegation is remembered: bounds the work that it can cause
+	maxTTL       = 24 * time.Hour   // how long any delegation is remembered
+)
+
+// question is what is asked of the upstream.
+type question struct {
+	name   string
+	rrtype uint16
+}
+
+// netError is a question that was not answered, or not with an answer.
+type netError struct {
+	q   question
+	ede uint16
+	err error
+}
+
+func (e *netError) Error() string {
+	return fmt.Sprintf("%s %s: %v", e.q.name, typeName(e.q.rrtype), e.err)
+}
+func (e *netError) Unwrap() error { return e.err }
+
+var errBudget = errors.New("the work budget of the lookup is used up")
+
+// exchange asks the upstream once. Lookups with the same question in flight share the answer, which nobody may change.
+func (v *Validator) exchange(q question) (*dns.Msg, error) {
+	res, err, _ := v.questions.Do(q.name+"/"+typeName(q.rrtype), func() (any, error) {
+		ctx, cancel := context.WithTimeout(context.Background(), fetchTimeout)
+		defer cancel()
+		m := new(dns.Msg)
+		m.SetQuestion(q.name, q.rrtype)
+		m.CheckingDisabled = true // we judge ourselves: a validating upstream must not hide what is bogus
+		m.SetEdns0(udpSize, true)
+		r, err := v.Exchanger.Exchange(ctx, m)
+		if err != nil {
+			return nil, &netError{q, dns.ExtendedErrorCodeNetworkError, err}
+		}
+		if err := acceptable(q, r); err != nil {
+			return nil, &netError{q, dns.ExtendedErrorCodeNoReachableAuthority, err}
+		}
+		return r, nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	return res.(*dns.Msg), nil
+}
+
+// acceptable says whether r answers q at all.
+func acceptable(q question, r *dns.Msg) error {
+	switch {
+	case r == nil:
+		return errors.New("no answer")
+	case !r.Response || r.Opcode != dns.OpcodeQuery || len(r.Question) != 1:
+		return errors.New("the upstream's answer is no answer")
+	case dns.CanonicalName(r.Question[0].Name) != q.name || r.Question[0].Qtype != q.rrtype || r.Question[0].Qclass != dns.ClassINET:
+		return errors.New("the upstream answered another question")
+	case r.Truncated:
+		return errors.New("the upstream's answer is truncated")
+	case r.Rcode != dns.RcodeSuccess && r.Rcode != dns.RcodeNameError:
+		return fmt.Errorf("the upstream says %s", dns.RcodeToString[r.Rcode])
+	}
+	return nil
+}
+
+// future is an answer on its way.
+type future struct {
+	done chan struct{}
+	msg  *dns.Msg
+	err  error
+}
+
+// wait is the answer: a copy that belongs to the caller.
+func (f *future) wait(ctx context.Context) (*dns.Msg, error) {
+	select {
+	case <-f.done:
+		if f.err != nil {
+			return nil, f.err
+		}
+		return f.msg.Copy(), nil
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+// ask starts a question, at most once a lookup. It never blocks.
+func (s *session) ask(q question) *future {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if f := s.asked[q]; f != nil {
+		return f
+	}
+	f := &future{done: make(chan struct{})}
+	s.asked[q] = f
+	if !s.work.query() {
+		f.err = errBudget
+		close(f.done)
+		return f
+	}
+	go func() {
+		f.msg, f.err = s.v.exchange(q)
+		close(f.done)
+	}()
+	return f
+}

@@ -1,0 +1,281 @@
+package dnssec
+
+import (
+	"context"
+	"fmt"
+	"strings"
+
+	"github.com/miekg/dns"
+)
+
+// lookup is the making of one Answer.
+type lookup struct {
+	*session
+	ans   Answer
+	asked map[string]bool // owners for which the upstream was asked, against loops
+	kept  []dns.RR        // the answer section: the RRsets of the chain only
+}
+
+// run asks, and asks again where the upstream left a chain of aliases unfinished.
+func (l *lookup) run(ctx context.Context) {
+	for l.ans.Status != Bogus {
+		owner := l.ans.Owner
+		if l.asked[owner] {
+			l.weaken(verdict{status: Indeterminate, until: l.now, ede: dns.ExtendedErrorCodeOther, why: "the aliases of " + l.ans.Name + " do not end"})
+			return
+		}
+		l.asked[owner] = true
+		msg, err := l.ask(question{owner, l.ans.Type}).wait(ctx)
+		if err != nil {
+			l.weaken(l.unanswered(err))
+			return
+		}
+		done := l.follow(ctx, owner, msg)
+		l.keep(msg)
+		if done {
+			return
+		}
+	}
+}
+
+// keep makes msg the Answer's, with the whole chain in its answer section.
+func (l *lookup) keep(msg *dns.Msg) {
+	if first := l.ans.Msg; first != nil {
+		msg.Question = first.Question
+	}
+	if l.ans.Status != Bogus { // what is bogus is shown whole, to those who ask with CD
+		msg.Answer = l.kept
+	}
+	if len(l.ans.RRs) > 0 {
+		msg.Rcode = dns.RcodeSuccess
+	}
+	l.ans.Msg = msg
+	l.ans.Rcode = msg.Rcode
+}
+
+// weaken joins a link's verdict to the whole: the weakest status, the earliest end, and the reason of the weakest.
+func (l *lookup) weaken(v verdict) {
+	if v.until.Before(l.ans.Until) {
+		l.ans.Until = v.until
+	}
+	if l.ans.Why == "" || v.status < l.ans.Status {
+		l.ans.Why = v.why
+	} else if v.status == l.ans.Status && v.status == Secure {
+		l.ans.Why += "; " + v.why
+	}
+	if v.status < l.ans.Status {
+		l.ans.Status, l.ans.EDE = v.status, v.ede
+		if v.status >= Insecure {
+			l.ans.EDE = NoEDE
+		}
+	}
+}
+
+// follow reads an answer from the name that was asked to where its aliases end. False: the end is not in it, and must be asked for.
+func (l *lookup) follow(ctx context.Context, asked string, msg *dns.Msg) (done bool) {
+	answer, authority := group(msg.Answer), group(msg.Ns)
+	for {
+		if l.data(ctx, answer, authority) || l.ans.Status == Bogus {
+			return true
+		}
+		alias := answer.dname(l.ans.Owner)
+		if alias == nil {
+			alias = answer.find(l.ans.Owner, dns.TypeCNAME)
+		}
+		if alias == nil {
+			break
+		}
+		target, v := l.alias(ctx, alias, answer, authority)
+		l.weaken(v)
+		if l.ans.Status == Bogus || target == "" {
+			return true
+		}
+		if why := l.loops(target); why != "" {
+			l.weaken(verdict{status: Indeterminate, until: l.now, ede: dns.ExtendedErrorCodeOther, why: why})
+			return true
+		}
+		l.ans.Owner = target
+		l.ans.Chain = append(l.ans.Chain, target)
+	}
+	if l.ans.Owner != asked && !ends(authority, l.ans.Owner) {
+		return false
+	}
+	v := l.denied(ctx, l.ans.Owner, l.ans.Type, msg, authority)
+	if v.status < Insecure && l.ans.Owner != asked {
+		return false // asked for by itself, the end of the chain may be proven
+	}
+	l.ans.Denied = true
+	l.weaken(v)
+	return true
+}
+
+// ends says whether an authority section speaks about name: it holds a SOA of a zone above it.
+func ends(authority rrsets, name string) bool {
+	for _, set := range authority {
+		if set.rrtype == dns.TypeSOA && len(set.rrs) > 0 && within(name, set.name) {
+			return true
+		}
+	}
+	return false
+}
+
+// loops says why a chain must not go on to target.
+func (l *lookup) loops(target string) string {
+	if len(l.ans.Chain) > maxChain {
+		return fmt.Sprintf("more than %d aliases from %s", maxChain, l.ans.Name)
+	}
+	for _, name := range l.ans.Chain {
+		if name == target {
+			return "the aliases of " + l.ans.Name + " go in a circle at " + target
+		}
+	}
+	return ""
+}
+
+// data takes the RRset that was asked for, if it is there.
+func (l *lookup) data(ctx context.Context, answer, authority rrsets) bool {
+	found := false
+	for _, set := range answer {
+		if set.name != l.ans.Owner || len(set.rrs) == 0 || (set.rrtype != l.ans.Type && l.ans.Type != dns.TypeANY) {
+			continue
+		}
+		found = true
+		l.weaken(l.positive(ctx, set, authority))
+		l.take(set)
+		l.ans.RRs = append(l.ans.RRs, set.rrs...)
+	}
+	return found
+}
+
+// take keeps an RRset and its signatures for the answer section.
+func (l *lookup) take(set *rrset) {
+	l.kept = append(l.kept, set.rrs...)
+	for _, sig := range set.sigs {
+		l.kept = append(l.kept, sig)
+	}
+}
+
+// alias validates a CNAME, or a DNAME above the owner, and returns where it leads: empty if nowhere.
+func (l *lookup) alias(ctx context.Context, set *rrset, answer, authority rrsets) (string, verdict) {
+	v := l.positive(ctx, set, authority)
+	l.take(set)
+	if v.status == Bogus {
+		return "", v
+	}
+	if len(set.rrs) > 1 {
+		return "", bogus(dns.ExtendedErrorCodeInvalidData, "%s is not one record (RFC 2181, 10.1)", set)
+	}
+	switch rr := set.rrs[0].(type) {
+	case *dns.CNAME:
+		return dns.CanonicalName(rr.Target), v
+	case *dns.DNAME:
+		return l.substitute(rr, set, answer, v)
+	}
+	return "", bogus(dns.ExtendedErrorCodeInvalidData, "%s is no alias", set)
+}
+
+// substitute applies a DNAME to the owner (RFC 6672, 2.2). The CNAME that comes with it is made by a server and not signed: it must say the same.
+func (l *lookup) substitute(rr *dns.DNAME, set *rrset, answer rrsets, v verdict) (string, verdict) {
+	prefix := strings.TrimSuffix(l.ans.Owner, set.name)
+	if set.name == "." {
+		prefix = l.ans.Owner
+	}
+	target, err := canonical(prefix + strings.TrimPrefix(dns.CanonicalName(rr.Target), "."))
+	if err != nil {
+		return "", verdict{status: min(v.status, Indeterminate), until: l.now, ede: dns.ExtendedErrorCodeOther,
+			why: set.String() + " makes a name that is too long of " + l.ans.Owner}
+	}
+	if c := answer.find(l.ans.Owner, dns.TypeCNAME); c != nil {
+		if cn, ok := c.rrs[0].(*dns.CNAME); !ok || len(c.rrs) > 1 || dns.CanonicalName(cn.Target) != target {
+			return "", bogus(dns.ExtendedErrorCodeDNSBogus, "%s contradicts %s", c, set)
+		}
+		c.setTTL(set.rrs[0].Header().Ttl)
+		l.take(c)
+	}
+	return target, v
+}
+
+// positive validates an RRset of the answer section.
+func (l *lookup) positive(ctx context.Context, set *rrset, authority rrsets) verdict {
+	if set.rrtype == dns.TypeRRSIG {
+		return verdict{status: Indeterminate, until: l.now, ede: dns.ExtendedErrorCodeInvalidQueryType, why: "signatures are not signed"}
+	}
+	z := l.zoneOf(ctx, set.name, set.rrtype, set.signer)
+	if z.status != Secure {
+		return l.unsigned(set, z)
+	}
+	got := l.verify(set, z)
+	if got.status != Secure {
+		return got.verdict
+	}
+	set.setTTL(got.ttl)
+	if got.wildcard == "" {
+		return got.verdict
+	}
+	d := l.collect(authority, z)
+	if d.until.Before(got.until) {
+		got.until = d.until
+	}
+	got.why += ", made from " + got.wildcard
+	switch l.proveExpansion(set.name, got.wildcard, d) {
+	case noName:
+		return got.verdict
+	case optedOut, tooCostly: // RFC 5155, 9.2: what opt-out leaves open is not secure
+		got.status, got.why = Insecure, got.why+", and the proof that there is no closer name does not hold (opt-out or too many iterations)"
+		return got.verdict
+	}
+	return d.fail(set.name+" itself", z)
+}
+
+// unsigned is the verdict on data of a zone without keys: the zone's, for as long as the data lives too.
+func (l *lookup) unsigned(set *rrset, z *zone) verdict {
+	v := z.verdict
+	for _, rr := range set.rrs {
+		if t := l.now.Add(seconds(rr.Header().Ttl)); v.status == Insecure && t.Before(v.until) {
+			v.until = t
+		}
+	}
+	v.why = set.String() + ": " + v.why
+	return v
+}
+
+// zoneOf is the zone that should have signed something at name. hint names the signer that is claimed, below the anchor that it is given.
+func (l *lookup) zoneOf(ctx context.Context, name string, rrtype uint16, hint func(top string) string) *zone {
+	place := locus(name, rrtype)
+	if top, _ := l.v.Anchors.closest(place); top != "" {
+		if signer := hint(top); signer != "" {
+			return l.signer(ctx, signer)
+		}
+	}
+	return l.enclosing(ctx, place)
+}
+
+// denied validates the denial of an RRset.
+func (l *lookup) denied(ctx context.Context, name string, rrtype uint16, msg *dns.Msg, authority rrsets) verdict {
+	place := locus(name, rrtype)
+	z := l.zoneOf(ctx, name, rrtype, func(top string) string { return hintDenial(place, authority, top) })
+	of := name + " " + typeName(rrtype)
+	d := l.collect(authority, z)
+	v := verdict{status: z.status, until: d.until, ede: z.ede, why: z.why}
+	if z.status != Secure {
+		v.why = "no " + of + ": " + z.why
+		return v
+	}
+	v.ede = NoEDE
+	switch l.prove(name, rrtype, d) {
+	case noName:
+		v.why = "zone " + z.name + " proves that there is no name " + name
+	case noDelegation, unsignedCut:
+		v.why = "zone " + z.name + " proves that there is no " + of
+	case noData:
+		v.why = "zone " + z.name + " proves that there is no " + of
+		msg.Rcode = dns.RcodeSuccess // the name exists: some servers say NXDOMAIN for an empty non-terminal
+	case optedOut:
+		v.status, v.why = Insecure, "no "+of+": "+name+" lies in an opt-out span of zone "+z.name
+	case tooCostly:
+		v.status, v.why = Insecure, "no "+of+": NSEC3 of zone "+z.name+" has more iterations than we compute"
+	default:
+		return d.fail(of, z)
+	}
+	return v
+}

@@ -1,0 +1,100 @@
+package dnssec
+
+import (
+	"context"
+	"time"
+
+	"github.com/miekg/dns"
+	"golang.org/x/sync/singleflight"
+)
+
+// Validator looks names up through its Exchanger and validates what comes back. It is safe for concurrent use;
+// the zone keys it learned are shared by all lookups.
+type Validator struct {
+	Exchanger Exchanger
+	Anchors   *Anchors
+	Now       func() time.Time // the clock; set before the first Lookup
+
+	rules     rules
+	zones     delegations
+	walks     singleflight.Group // by zone name: the work of getting its keys
+	questions singleflight.Group // by name and type: a question to the upstream
+}
+
+// Option changes a Validator at its making.
+type Option func(*Validator)
+
+// WithClock sets the clock.
+func WithClock(now func() time.Time) Option { return func(v *Validator) { v.Now = now } }
+
+// WithSHA1 believes signatures of algorithms 5 and 7 (RSASHA1), which RFC 9905 makes as good as none.
+func WithSHA1() Option { return func(v *Validator) { v.rules.sha1 = true } }
+
+// WithSkew sets how far in the future an inception may lie (5 minutes unless set) and how far in the past an expiration (not at all unless set:
+// what has expired may be a replay, TRUST: ).
+func WithSkew(early, late time.Duration) Option {
+	return func(v *Validator) { v.rules.early, v.rules.late = early, late }
+}
+
+// New makes a Validator that trusts anchors and asks ex.
+func New(ex Exchanger, anchors *Anchors, opts ...Option) *Validator {
+	v := &Validator{Exchanger: ex, Anchors: anchors, Now: time.Now}
+	v.rules.early = 5 * time.Minute
+	v.zones.zone = make(map[string]known)
+	for _, o := range opts {
+		o(v)
+	}
+	return v
+}
+
+// Flush forgets the zones that were learned, as after a change of network.
+func (v *Validator) Flush() { v.zones.flush() }
+
+// Lookup asks for name and rrtype, follows CNAME and DNAME, and validates everything from an anchor down. The error is
+// ctx's, or says that name is no domain name; what the DNS did wrong is in the Answer.
+func (v *Validator) Lookup(ctx context.Context, name string, rrtype uint16) (Answer, error) {
+	name, err := canonical(name)
+	if err != nil {
+		return Answer{}, err
+	}
+	now := v.Now()
+	s := &session{checker: checker{now: now, rules: &v.rules, work: newBudget()}, v: v, asked: make(map[question]*future)}
+	l := &lookup{session: s, asked: make(map[string]bool), ans: Answer{Name: name, Type: rrtype, Owner: name, Chain: []string{name},
+		Status: Secure, Rcode: dns.RcodeServerFailure, Until: now.Add(maxTTL), EDE: NoEDE}}
+	s.ask(question{name, rrtype})
+	s.prefetch(name, rrtype)
+	l.run(ctx)
+	return l.ans, ctx.Err()
+}
+
+// prefetch asks for the DS and DNSKEY of the zones that name probably lies in, where nothing is known below the top-level domain: a first contact then takes
+// one round trip. Where a zone nearby is known, the signatures in the answer tell what to ask.
+func (s *session) prefetch(name string, rrtype uint16) {
+	top, _ := s.v.Anchors.closest(name)
+	if top == "" {
+		return
+	}
+	if _, ok := s.v.zones.get(top, s.now); !ok {
+		s.ask(question{top, dns.TypeDNSKEY})
+	}
+	labels := above(name, top)
+	if n := len(labels); n > 0 && dns.CountLabel(name) > 2 {
+		labels = labels[:n-1] // a host is seldom a zone
+	}
+	if len(labels) > maxPrefetch {
+		return
+	}
+	for _, zone := range labels {
+		if k, ok := s.v.zones.get(zone, s.now); ok {
+			if k.zone != nil && (k.zone.status != Secure || dns.CountLabel(zone) > 1) {
+				return
+			}
+		}
+	}
+	for _, zone := range labels {
+		if _, ok := s.v.zones.get(zone, s.now); !ok {
+			s.ask(question{zone, dns.TypeDS})
+			s.ask(question{zone, dns.TypeDNSKEY})
+		}
+	}
+}

@@ -1,0 +1,159 @@
+package guard
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/expr"
+)
+
+// sets are the sets of the table: one of each kind for a family.
+type sets struct {
+	divert, block, seen [2]*nftables.Set // index 0 is IPv4, 1 is IPv6
+	names, clearPorts   *nftables.Set
+	in, out             *nftables.Set
+}
+
+func family(a netip.Addr) int {
+	if a.Is4() {
+		return 0
+	}
+	return 1
+}
+
+func (s *sets) of(k Key, v Verdict) *nftables.Set {
+	if v == Block {
+		return s.block[family(k.Own)]
+	}
+	return s.divert[family(k.Own)]
+}
+
+var errKey = errors.New("key")
+
+func (k Key) check() error {
+	if !k.Own.IsValid() || !k.Peer.IsValid() || k.Own.Is4() != k.Peer.Is4() || k.Own.Is4In6() || k.Peer.Is4In6() {
+		return fmt.Errorf("%w %v . %v: want two addresses of one family", errKey, k.Own, k.Peer)
+	}
+	return nil
+}
+
+// encodeKey lays a concatenation out as the kernel compares it: each part padded to 32 bits, which addresses are.
+func encodeKey(k Key) []byte {
+	return append(k.Own.AsSlice(), k.Peer.AsSlice()...)
+}
+
+// DecodeKey is the inverse, for what the kernel lists.
+func DecodeKey(b []byte) (Key, error) {
+	if len(b) != 8 && len(b) != 32 {
+		return Key{}, fmt.Errorf("%w of %d octets: want 8 or 32", errKey, len(b))
+	}
+	own, _ := netip.AddrFromSlice(b[:len(b)/2])
+	peer, _ := netip.AddrFromSlice(b[len(b)/2:])
+	k := Key{Own: own, Peer: peer}
+	return k, k.check()
+}
+
+// elementLists gathers the elements of one transaction by their set, in the order in which the sets first came.
+type elementLists map[*nftables.Set][]nftables.SetElement
+
+func (l elementLists) append(s *nftables.Set, e nftables.SetElement) { l[s] = append(l[s], e) }
+
+func (l elementLists) each(do func(*nftables.Set, []nftables.SetElement) error) error {
+	for set, elements := range l {
+		for len(elements) > 0 {
+			n := min(len(elements), chunk)
+			if err := do(set, elements[:n]); err != nil {
+				return err
+			}
+			elements = elements[n:]
+		}
+	}
+	return nil
+}
+
+// addSets adds the empty sets, and the constant ones with their ports.
+func (g *Guard) addSets() error {
+	for i, addr := range []nftables.SetDatatype{nftables.TypeIPAddr, nftables.TypeIP6Addr} {
+		pair := nftables.MustConcatSetType(addr, addr)
+		suffix := [...]string{"4", "6"}[i]
+		g.sets.divert[i] = &nftables.Set{Table: g.table, Name: "divert" + suffix, KeyType: pair, HasTimeout: true}
+		g.sets.block[i] = &nftables.Set{Table: g.table, Name: "block" + suffix, KeyType: pair, HasTimeout: true}
+		g.sets.seen[i] = &nftables.Set{Table: g.table, Name: "seen" + suffix, KeyType: pair, HasTimeout: true, Dynamic: true, Counter: true,
+			Timeout: seenTimeout, Size: maxSeen}
+		for _, s := range []*nftables.Set{g.sets.divert[i], g.sets.block[i], g.sets.seen[i]} {
+			if err := g.conn.AddSet(s, nil); err != nil {
+				return err
+			}
+		}
+	}
+	port := nftables.MustConcatSetType(nftables.TypeInetProto, nftables.TypeInetService)
+	g.sets.clearPorts = &nftables.Set{Table: g.table, Name: "clear_ports", KeyType: port}
+	g.sets.in = &nftables.Set{Table: g.table, Name: "exempt_in", KeyType: port}
+	g.sets.out = &nftables.Set{Table: g.table, Name: "exempt_out", KeyType: port}
+	return errors.Join(
+		g.conn.AddSet(g.sets.clearPorts, portElements(dnsPorts)),
+		g.conn.AddSet(g.sets.in, portElements(append(dhcpPorts, ikePorts...))),
+		g.conn.AddSet(g.sets.out, portElements(dhcpPorts)),
+	)
+}
+
+// port is a transport protocol and a port.
+type port struct {
+	proto uint8
+	port  uint16
+}
+
+func portElements(ports []port) []nftables.SetElement {
+	var out []nftables.SetElement
+	for _, p := range ports {
+		out = append(out, nftables.SetElement{Key: []byte{p.proto, 0, 0, 0, byte(p.port >> 8), byte(p.port), 0, 0}})
+	}
+	return out
+}
+
+func (g *Guard) elements(table *nftables.Table) ([]Element, error) {
+	var out []Element
+	for _, v := range []Verdict{Divert, Block} {
+		for _, suffix := range []string{"4", "6"} {
+			listed, err := g.conn.GetSetElements(&nftables.Set{Table: table, Name: v.String() + suffix})
+			if err != nil {
+				return nil, fmt.Errorf("list %v%s: %w", v, suffix, err)
+			}
+			for _, e := range listed {
+				k, err := DecodeKey(e.Key)
+				if err != nil {
+					return nil, err
+				}
+				if e.Expires > 0 {
+					out = append(out, Element{Key: k, Verdict: v, Left: e.Expires})
+				}
+			}
+		}
+	}
+	return out, nil
+}
+
+// Seen returns the counters of dropped clear packets. They start anew when none came for [seenTimeout].
+func (g *Guard) Seen() ([]Seen, error) {
+	var out []Seen
+	for _, set := range g.sets.seen {
+		listed, err := g.conn.GetSetElements(set)
+		if err != nil {
+			return nil, hint("list "+set.Name, err)
+		}
+		for _, e := range listed {
+			k, err := DecodeKey(e.Key)
+			if err != nil {
+				return nil, hint("list "+set.Name, err)
+			}
+			s := Seen{Key: k, Packets: 1}
+			if c := e.Counter; c != nil {
+				s.Packets = (*expr.Counter)(c).Packets
+			}
+			out = append(out, s)
+		}
+	}
+	return out, nil
+}

@@ -1,0 +1,266 @@
+// Package guard is what both data planes ask of nftables: to divert what must be protected, to drop what comes in clear, and to
+// leave alone what is exempt. Every element carries a timeout, so that what a dead process left ends by itself (DESIGN.md 1.6).
+//
+// All of it is one table of the inet family. Its chains see packets of this host only: OUTPUT is never traversed by what is
+// forwarded, and the inbound chain asks for one of our own addresses as the destination.
+//
+//	out (route, hook output)      own . peer in divert -> exempt? else mark, so that the kernel routes the packet anew
+//	                              own . peer in block  -> exempt? else refused at once
+//	in  (filter, hook prerouting) from the data plane's device -> marked, so that strict rp_filter finds the way back
+//	                              own . peer in divert or block -> exempt? else counted and dropped
+package guard
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"time"
+
+	"github.com/google/nftables"
+	"golang.org/x/sys/unix"
+)
+
+// The marks that tacit puts on sockets and packets. Other bits of a mark are left as they are.
+const (
+	MarkMask   uint32 = 0xff00_0000
+	MarkOwn    uint32 = 0x7a00_0000 // SO_MARK of our own sockets: never diverted
+	MarkDivert uint32 = 0x7b00_0000 // packets on their way into the data plane
+)
+
+// TableName is the name of our table, in the inet family.
+const TableName = "tacit"
+
+// maxSeen bounds the dynamic sets that count clear packets of protected peers.
+const maxSeen = 65535
+
+// chunk is how many elements travel in one netlink message: its attributes are limited to 64 KiB.
+const chunk = 400
+
+// Verdict is what becomes of clear packets between two addresses.
+type Verdict uint8
+
+const (
+	// Pass leaves them alone.
+	Pass Verdict = iota
+	// Divert sends ours to the data plane and drops theirs.
+	Divert
+	// Block refuses ours at once and drops theirs.
+	Block
+)
+
+func (v Verdict) String() string { return [...]string{"pass", "divert", "block"}[v] }
+
+// Key is one of our own addresses and a peer's. Both are of one family.
+type Key struct{ Own, Peer netip.Addr }
+
+// Change is one step of [Guard.Apply]: from now on, and for Timeout unless it is renewed, Key has the Verdict.
+type Change struct {
+	Key     Key
+	Verdict Verdict
+	Timeout time.Duration // at least a millisecond; of no meaning with Pass
+}
+
+// Element is a verdict that stands in the kernel, with what is left of its time.
+type Element struct {
+	Key     Key
+	Verdict Verdict
+	Left    time.Duration
+}
+
+// Seen counts the clear packets between two addresses that were dropped.
+type Seen struct {
+	Key     Key
+	Packets uint64
+}
+
+// Config says where a Guard works.
+type Config struct {
+	Device string // the data plane's device: what comes from it is not clear
+}
+
+// Guard owns the table. It keeps no lock: its methods are called by one owner at a time.
+type Guard struct {
+	cfg   Config
+	netns *os.File // the namespace of the caller of Open: a broken netlink socket is opened again in it
+	conn  *nftables.Conn
+	table *nftables.Table
+	sets  sets
+	have  map[Key]Verdict
+}
+
+// Open makes the table in the network namespace of the calling thread. Elements that a dead process left are kept, with
+// what is left of their time, and returned.
+func Open(cfg Config) (*Guard, []Element, error) {
+	ns, err := os.Open("/proc/thread-self/ns/net")
+	if err != nil {
+		return nil, nil, fmt.Errorf("guard: open network namespace: %w", err)
+	}
+	g := &Guard{cfg: cfg, netns: ns, have: make(map[Key]Verdict)}
+	if err := g.dial(); err != nil {
+		_ = ns.Close()
+		return nil, nil, hint("open nftables", err)
+	}
+	left, err := g.build()
+	if err != nil {
+		_ = g.closeSockets()
+		return nil, nil, hint("make table inet "+TableName, err)
+	}
+	return g, left, nil
+}
+
+func (g *Guard) dial() error {
+	conn, err := nftables.New(nftables.WithNetNSFd(int(g.netns.Fd())), nftables.AsLasting())
+	if err != nil {
+		return err
+	}
+	g.conn = conn
+	return nil
+}
+
+// build replaces a table that is there with a new one, in one transaction, and carries its elements over.
+func (g *Guard) build() ([]Element, error) {
+	left, err := g.existing()
+	if err != nil {
+		return nil, err
+	}
+	g.table = &nftables.Table{Family: nftables.TableFamilyINet, Name: TableName}
+	g.conn.AddTable(g.table) // so that the deletion finds one
+	g.conn.DelTable(g.table)
+	g.conn.AddTable(g.table)
+	if err := g.addSets(); err != nil {
+		return nil, err
+	}
+	g.addChains()
+	for _, e := range left {
+		set := g.sets.of(e.Key, e.Verdict)
+		el := []nftables.SetElement{{Key: encodeKey(e.Key), Timeout: e.Left}}
+		if err := g.conn.SetAddElements(set, el); err != nil {
+			return nil, err
+		}
+		g.have[e.Key] = e.Verdict
+	}
+	return left, g.conn.Flush()
+}
+
+// existing reads the elements of a table that a dead process left. There may be none.
+func (g *Guard) existing() ([]Element, error) {
+	table, err := g.conn.ListTableOfFamily(TableName, nftables.TableFamilyINet)
+	if err != nil || table == nil {
+		return nil, nil // no table of ours is the ordinary case
+	}
+	return g.elements(table)
+}
+
+// Elements returns what stands in the kernel now.
+func (g *Guard) Elements() ([]Element, error) { return g.elements(g.table) }
+
+// Apply makes the changes in one transaction: all or none. A failed transaction is tried once more after the kernel's
+// own state was read, since an element that timed out cannot be deleted.
+func (g *Guard) Apply(changes []Change) error {
+	if len(changes) == 0 {
+		return nil
+	}
+	for _, c := range changes {
+		if err := c.Key.check(); err != nil {
+			return fmt.Errorf("guard: %w", err)
+		}
+	}
+	err := g.transact(changes)
+	if err != nil {
+		if e := g.resync(); e != nil {
+			return hint("change elements", errors.Join(err, e))
+		}
+		if err = g.transact(changes); err != nil {
+			return hint("change elements", err)
+		}
+	}
+	for _, c := range changes {
+		if c.Verdict == Pass {
+			delete(g.have, c.Key)
+		} else {
+			g.have[c.Key] = c.Verdict
+		}
+	}
+	return nil
+}
+
+func (g *Guard) transact(changes []Change) error {
+	del, add := make(elementLists), make(elementLists)
+	last := make(map[Key]Change, len(changes)) // of several changes to a key the last one counts
+	for _, c := range changes {
+		last[c.Key] = c
+	}
+	for _, c := range last {
+		el := nftables.SetElement{Key: encodeKey(c.Key)}
+		if had := g.have[c.Key]; had != Pass {
+			del.append(g.sets.of(c.Key, had), el)
+		}
+		if c.Verdict != Pass {
+			el.Timeout = max(c.Timeout, time.Millisecond)
+			add.append(g.sets.of(c.Key, c.Verdict), el)
+		}
+	}
+	if err := errors.Join(del.each(g.conn.SetDeleteElements), add.each(g.conn.SetAddElements)); err != nil {
+		return err
+	}
+	return g.conn.Flush()
+}
+
+// resync opens a new socket, since replies to a failed batch may be left in the old one, and learns what the kernel has.
+func (g *Guard) resync() error {
+	_ = g.conn.CloseLasting()
+	if err := g.dial(); err != nil {
+		return err
+	}
+	elements, err := g.Elements()
+	if err != nil {
+		return err
+	}
+	clear(g.have)
+	for _, e := range elements {
+		g.have[e.Key] = e.Verdict
+	}
+	return nil
+}
+
+// Close ends everything, or with keep leaves the elements to their timeouts.
+func (g *Guard) Close(keep bool) error {
+	var err error
+	if !keep {
+		g.conn.DelTable(g.table)
+		if e := g.conn.Flush(); e != nil && !errors.Is(e, unix.ENOENT) {
+			err = hint("remove table inet "+TableName, e)
+		}
+	}
+	return errors.Join(err, g.closeSockets())
+}
+
+func (g *Guard) closeSockets() error {
+	return errors.Join(g.conn.CloseLasting(), g.netns.Close())
+}
+
+// Cleanup removes a table that a dead process left in the namespace of the calling thread. It is no error if there is none.
+func Cleanup() error {
+	conn, err := nftables.New(nftables.AsLasting())
+	if err != nil {
+		return hint("open nftables", err)
+	}
+	defer func() { _ = conn.CloseLasting() }()
+	conn.DelTable(&nftables.Table{Family: nftables.TableFamilyINet, Name: TableName})
+	if err := conn.Flush(); err != nil && !errors.Is(err, unix.ENOENT) {
+		return hint("remove table inet "+TableName, err)
+	}
+	return nil
+}
+
+// hint names the operation and what usually helps.
+func hint(op string, err error) error {
+	switch {
+	case errors.Is(err, unix.EPERM), errors.Is(err, unix.EACCES):
+		return fmt.Errorf("guard: %s: %w (needs CAP_NET_ADMIN)", op, err)
+	case errors.Is(err, unix.EOPNOTSUPP), errors.Is(err, unix.EPROTONOSUPPORT):
+		return fmt.Errorf("guard: %s: %w (does the kernel have nf_tables with the inet family?)", op, err)
+	}
+	return fmt.Errorf("guard: %s: %w", op, err)
+}

@@ -1,0 +1,56 @@
+package ike
+
+import (
+	"errors"
+	"fmt"
+
+	"tacit/ike/wire"
+)
+
+// Why an SA closed. Use errors.Is; the error that comes may say more.
+var (
+	ErrTimeout        = errors.New("the peer does not answer")
+	ErrAuthentication = errors.New("authentication failed")
+	ErrRefused        = errors.New("refused by policy")
+	ErrSelf           = errors.New("the peer is this host")
+	ErrExpired        = errors.New("lifetime ended")
+	ErrInstall        = errors.New("the data plane refused the SA")
+	ErrProtocol       = errors.New("the peer broke the protocol")
+	ErrUnknownSA      = errors.New("no such SA")
+)
+
+// NotifyError is an error notification of the peer. In a Closed after no valid answer at all it was not authenticated.
+type NotifyError struct{ Type wire.NotifyType }
+
+func (e NotifyError) Error() string { return fmt.Sprintf("the peer says %v", e.Type) }
+
+// Is makes AUTHENTICATION_FAILED an ErrAuthentication too.
+func (e NotifyError) Is(target error) bool {
+	return target == ErrAuthentication && e.Type == wire.AuthenticationFailed
+}
+
+// protocolError is what a request of the peer is answered with.
+type protocolError struct {
+	notify wire.NotifyType
+	data   []byte
+	why    string
+}
+
+func (e *protocolError) Error() string { return fmt.Sprintf("%v: %s", e.notify, e.why) }
+
+func refuse(n wire.NotifyType, format string, a ...any) *protocolError {
+	return &protocolError{notify: n, why: fmt.Sprintf(format, a...)}
+}
+
+// answer turns any error into the Notify that answers it.
+func answer(err error) *wire.Notify {
+	var p *protocolError
+	var crit *wire.CriticalError
+	switch {
+	case errors.As(err, &p):
+		return &wire.Notify{Type: p.notify, Data: p.data}
+	case errors.As(err, &crit):
+		return &wire.Notify{Type: wire.UnsupportedCriticalPayload, Data: []byte{byte(crit.Type)}}
+	}
+	return &wire.Notify{Type: wire.InvalidSyntax}
+}

@@ -1,0 +1,292 @@
+package ike
+
+import (
+	"crypto/sha256"
+	"math/rand/v2"
+	"time"
+
+	"tacit/ike/wire"
+)
+
+// exchangeState is that of one direction of exchanges; the window is 1 (RFC 7296, 2.3).
+//
+//	idle ──send──► waiting ──response──► idle
+//	                  └──given up──► (the IKE SA closes)
+type exchangeState uint8
+
+const (
+	idle    exchangeState = iota // no request is out
+	waiting                      // a request is out, and retransmitted
+)
+
+func (s exchangeState) String() string { return [...]string{"idle", "waiting"}[s] }
+
+// task is what a request of ours is for.
+type task uint8
+
+const (
+	taskInit task = iota + 1
+	taskAuth
+	taskProbe
+	taskRekey       // CREATE_CHILD_SA
+	taskDeleteChild // of the child that a rekey replaced
+	taskDelete      // of the IKE SA: Closed follows
+	taskReject      // of the IKE SA: Closed was reported
+)
+
+// request is our side: at most one request is out.
+type request struct {
+	state exchangeState
+	next  uint32 // Message ID of the next request
+	task  task
+	data  []byte
+	sends int
+	first time.Time // when it was sent first
+	last  time.Time // and last
+	due   time.Time // of the next repeat
+
+	wantProbe, wantDelete, wantRekey bool
+	farewell                         []wire.Payload // of a rejected SA
+}
+
+// window is the peer's side.
+type window struct {
+	next  uint32   // Message ID of the next request
+	busy  bool     // it is in, and not answered yet: repeats are dropped
+	seen  [32]byte // hash of the last request
+	reply []byte   // and its answer, for repeats
+	exch  wire.ExchangeType
+}
+
+// send seals a request and sends it.
+func (s *sa) send(t task, x wire.ExchangeType, ps ...wire.Payload) {
+	data, err := s.keys.seal.seal(s.header(x, s.out.next, false), ps)
+	if err != nil {
+		s.e.drop("too-long")
+		return
+	}
+	s.launch(t, data)
+}
+
+// launch sends a request that is sealed, or needs not be.
+func (s *sa) launch(t task, data []byte) {
+	s.out.state, s.out.task, s.out.data = waiting, t, data
+	s.out.sends, s.out.first = 0, s.e.now
+	s.repeat()
+}
+
+// repeat sends the request (again) and sets the timer: each wait is up to a tenth longer, so that hosts do not fall into step.
+func (s *sa) repeat() {
+	gap := s.e.cfg.Retransmit[s.out.sends]
+	s.out.sends++
+	s.out.last = s.e.now
+	s.out.due = s.e.now.Add(gap + jitter(s.e.jitter, gap/10))
+	s.e.transmit(s, s.out.data)
+}
+
+// jitter is a time from 0 to d.
+func jitter(r *rand.Rand, d time.Duration) time.Duration {
+	if d <= 0 {
+		return 0
+	}
+	return time.Duration(r.Int64N(int64(d)))
+}
+
+// retransmit repeats the request when it is time, and gives up after the last wait.
+func (s *sa) retransmit() {
+	if s.out.state != waiting || !due(s.out.due, s.e.now) {
+		return
+	}
+	if s.out.sends < len(s.e.cfg.Retransmit) {
+		s.e.stats.Retransmitted++
+		s.repeat()
+		return
+	}
+	switch {
+	case s.state == deleting || s.quiet:
+		s.report(nil)
+		s.e.forget(s)
+	case s.hs != nil && s.hs.hint != nil:
+		s.fail(s.hs.hint)
+		s.e.forget(s)
+	default:
+		s.fail(ErrTimeout)
+		s.e.forget(s)
+	}
+}
+
+// answered ends the exchange.
+func (s *sa) answered() {
+	s.out.state, s.out.data, s.out.due = idle, nil, time.Time{}
+	s.out.next++
+}
+
+// reply answers the request that is in, and remembers the answer for its repeats. "A responder never retransmits a response
+// except in reply to a repeated request" (RFC 7296, 2.1).
+func (s *sa) reply(ps ...wire.Payload) {
+	data, err := s.keys.seal.seal(s.header(s.in.exch, s.in.next-1, true), ps)
+	if err != nil {
+		s.e.drop("too-long")
+		return
+	}
+	s.in.busy, s.in.reply = false, data
+	s.e.transmit(s, data)
+}
+
+// onRequest takes a request of the peer on an SA that exists.
+func (s *sa) onRequest(d Datagram, h wire.Header) {
+	if s.keys == nil {
+		s.e.drop("request-too-early")
+		return
+	}
+	switch {
+	case h.MessageID+1 == s.in.next && (s.in.busy || s.in.reply != nil):
+		s.onRepeat(d)
+		return
+	case h.MessageID != s.in.next || s.in.busy:
+		s.e.drop("message-id")
+		return
+	case !s.admits(h.Exchange):
+		s.e.drop("wrong-exchange")
+		return
+	}
+	ps, err := s.keys.open.open(d.Data)
+	if err == errSealed {
+		s.e.drop("not-authentic")
+		return
+	}
+	s.follow(d)
+	s.timer.heard = s.e.now
+	s.in = window{next: h.MessageID + 1, busy: true, seen: sha256.Sum256(d.Data), exch: h.Exchange}
+	if s.state == established {
+		s.emit(Alive{s.id})
+	}
+	if err != nil {
+		s.malformed(err)
+		return
+	}
+	switch h.Exchange {
+	case wire.IKEAuth:
+		s.onAuthRequest(d, ps)
+	case wire.CreateChildSA:
+		s.onCreateChildRequest(ps)
+	case wire.Informational:
+		s.onInformational(ps)
+	}
+}
+
+// admits is the table of which request is allowed in which state.
+func (s *sa) admits(x wire.ExchangeType) bool {
+	switch s.state {
+	case initReceived:
+		return x == wire.IKEAuth
+	case established, deleting:
+		return x == wire.CreateChildSA || x == wire.Informational
+	}
+	return false
+}
+
+// onRepeat answers a repeated request from memory. Before the answer is ready it is dropped.
+func (s *sa) onRepeat(d Datagram) {
+	if s.in.busy || sha256.Sum256(d.Data) != s.in.seen {
+		s.e.drop("repeat")
+		return
+	}
+	s.e.stats.Retransmitted++
+	s.e.out.Send = append(s.e.out.Send, Datagram{d.Local, d.Remote, s.in.reply})
+	s.e.stats.Sent++
+}
+
+// malformed answers a request that is authentic and does not parse. INVALID_SYNTAX "is considered fatal in both peers" (RFC 7296,
+// 2.21.3); an unknown critical payload is not.
+func (s *sa) malformed(err error) {
+	n := answer(err)
+	s.e.drop("malformed")
+	s.reply(n)
+	if s.state == initReceived || s.state == established && n.Type == wire.InvalidSyntax {
+		s.fail(err)
+	}
+}
+
+// onResponse takes a response of the peer.
+func (s *sa) onResponse(d Datagram, h wire.Header) {
+	if s.out.state != waiting || h.MessageID != s.out.next {
+		s.e.drop("message-id")
+		return
+	}
+	if s.out.task == taskInit || h.Exchange == wire.IKESAInit {
+		if s.out.task == taskInit && h.Exchange == wire.IKESAInit {
+			s.onInitResponse(d, h)
+		} else {
+			s.e.drop("wrong-exchange")
+		}
+		return
+	}
+	if h.Exchange != exchangeOf(s.out.task) {
+		s.e.drop("wrong-exchange")
+		return
+	}
+	ps, err := s.keys.open.open(d.Data)
+	if err == errSealed {
+		s.e.drop("not-authentic")
+		return
+	}
+	s.follow(d)
+	s.timer.heard = s.e.now
+	t := s.out.task
+	s.answered()
+	if s.state == established {
+		s.emit(Alive{s.id})
+	}
+	s.onAnswer(t, ps, err)
+}
+
+func exchangeOf(t task) wire.ExchangeType {
+	switch t {
+	case taskAuth:
+		return wire.IKEAuth
+	case taskRekey:
+		return wire.CreateChildSA
+	}
+	return wire.Informational
+}
+
+// onAnswer goes on with what the request was for. err: the response is authentic and malformed inside.
+func (s *sa) onAnswer(t task, ps []wire.Payload, err error) {
+	switch {
+	case t == taskDelete, t == taskReject:
+		s.report(nil)
+		s.e.forget(s)
+		return
+	case s.state == deleting:
+		s.leaveTaking()
+		return
+	}
+	switch t {
+	case taskAuth:
+		s.onAuthResponse(ps, err)
+	case taskRekey:
+		s.onRekeyResponse(ps, err)
+	case taskDeleteChild:
+		s.child.deleted(s)
+	}
+}
+
+// pump starts the next request if there is something to ask, most urgent first.
+func (s *sa) pump() {
+	if s.state != established || s.out.state != idle {
+		return
+	}
+	switch {
+	case s.out.wantDelete, due(s.timer.childless, s.e.now):
+		s.setState(deleting)
+		s.send(taskDelete, wire.Informational, bye())
+	case s.child.stale(s.e.now) != nil:
+		s.deleteChild(s.child.stale(s.e.now))
+	case s.child.wantsRekey(s):
+		s.startRekey()
+	case s.out.wantProbe, due(s.livenessDue(), s.e.now):
+		s.out.wantProbe = false
+		s.send(taskProbe, wire.Informational)
+	}
+}

@@ -1,0 +1,223 @@
+// Package ike is an IKEv2 engine (RFC 7296) without a socket, a clock or a goroutine: bytes and the time go in, bytes and
+// events come out. It never sees DNS; who may be believed is handed to it as an Authorization.
+package ike
+
+import (
+	"crypto"
+	"io"
+	"math/rand/v2"
+	"net/netip"
+	"time"
+
+	"tacit/ipsec"
+)
+
+// SAID names an IKE SA of this host: our own SPI of it.
+type SAID uint64
+
+// Datagram is one IKE message on the wire, without the non-ESP marker.
+type Datagram struct {
+	Local, Remote netip.AddrPort
+	Data          []byte
+}
+
+// Output is what a call asks the caller to do. Send may always be sent at once. Wake is when Advance wants to be called
+// next; zero: not at all.
+type Output struct {
+	Events []Event
+	Send   []Datagram
+	Wake   time.Time
+}
+
+// IDKind is an Identification type (RFC 7296, 3.5; RFC 7619, 2.2).
+type IDKind uint8
+
+// The identification types we use.
+const (
+	IDIPv4 IDKind = 1
+	IDFQDN IDKind = 2
+	IDIPv6 IDKind = 5
+	IDNull IDKind = 13
+)
+
+// ID is an identity that an end claims. Value is an FQDN in lower case without the final dot, an address in its
+// presentation form, or empty for IDNull.
+type ID struct {
+	Kind  IDKind
+	Value string
+}
+
+// Config is the same for all SAs of an Endpoint.
+type Config struct {
+	Rand io.Reader // nil: crypto/rand
+
+	Name   string           // our FQDN, sent as IDr (and as IDi when a Peer asks for it); empty: anonymous
+	Public crypto.PublicKey // our key's public half: ed25519.PublicKey, *ecdsa.PublicKey, *rsa.PublicKey; nil: none
+
+	Encapsulate   bool            // ask for ESP in UDP also where there is no NAT (by the NAT detection hash)
+	IKELifetime   time.Duration   // 0: 8 h
+	ChildLifetime time.Duration   // soft, for children that we initiated; a responder's is half as long again; 0: 1 h
+	Liveness      time.Duration   // an SA that is silent for so long is probed by Do(Probe) of the caller or by itself; 0: never by itself
+	CookieAbove   int             // half-open SAs above which a cookie is demanded (RFC 7296, 2.6); 0: 100; -1: always
+	MaxHalfOpen   int             // half-open SAs above which nothing new is accepted; 0: 10,000
+	FirstPair     uint32          // Pair ids start here
+	Retransmit    []time.Duration // the wait after each send of a request; after the last it is given up. nil: 0.5 s, 1, 2, 4, 8 s
+}
+
+// Peer is whom to initiate to.
+type Peer struct {
+	Local, Remote netip.AddrPort // port 500; a NAT moves it to 4500
+	RemoteID      ID             // the IDr that we require (TRUST.md A-14)
+	LocalID       ID             // IDNull: NULL authentication (RFC 7619); IDFQDN: Config.Name, signed with our key
+	Auth          Authorization  // what the peer must prove
+}
+
+// Authorization says who the peer may be and what it may have: the PAD's word (RFC 4301, 4.4.3).
+type Authorization struct {
+	Keys      []crypto.PublicKey // any one of them suffices; at most 8 are tried
+	Anonymous bool               // NULL authentication, or a signature by an unknown key, is allowed as nobody
+	Refuse    bool               // AUTHENTICATION_FAILED
+	Mode      ipsec.Mode         // preferred; Tunnel is the fallback where the peer does not echo USE_TRANSPORT_MODE
+	// Selector is what the peer may ask for; zero: our address and its own, everything.
+	Selector ipsec.Selector
+}
+
+// Endpoint holds the IKE SAs of one shard. It is owned by one goroutine: none of its methods may run beside another.
+// No method returns an error: a bad datagram is dropped and counted, a dead SA is a Closed event.
+type Endpoint struct {
+	cfg     Config
+	offer   offer
+	cookies cookies
+	stats   Stats
+	jitter  *rand.Rand
+
+	sas      map[SAID]*sa
+	half     map[halfKey]*sa      // responders that are not established
+	prefixes map[netip.Prefix]int // how many of them, by network
+	spis     map[ipsec.SPI]struct{}
+	timers   timers
+
+	nextPair    uint32
+	lastToken   uint64
+	lastVersion time.Time // of the last INVALID_MAJOR_VERSION
+
+	now time.Time // of the call that is being served
+	out Output    // and what it returns
+}
+
+// Result is Signature or Installed.
+type Result interface{ result() }
+
+// Signature answers SignatureWanted.
+type Signature struct {
+	Token uint64
+	Sig   []byte
+	Err   error
+}
+
+// Installed answers ChildWanted: the data plane's acknowledgement.
+type Installed struct {
+	Token uint64
+	Err   error
+}
+
+func (Signature) result() {}
+func (Installed) result() {}
+
+// Command is what Do does to an SA.
+type Command uint8
+
+// The commands.
+const (
+	Probe      Command = iota + 1 // liveness check now (an empty INFORMATIONAL)
+	Delete                        // a DELETE, retransmitted, then Closed
+	RekeyChild                    // rekey the Child SA now
+)
+
+// Event is one of the types below.
+type Event interface{ event() }
+
+// AuthorizationWanted: a responder has a decrypted IKE_AUTH request and must know whom it may believe. Answer: Authorize.
+type AuthorizationWanted struct {
+	SA            SAID
+	Local, Remote netip.AddrPort
+	ID            ID   // what the initiator claims; not verified
+	Null          bool // it uses NULL authentication
+	Asked         ID   // the IDr that it asked for; Kind 0: none. The engine has refused names that are not ours.
+}
+
+// SignatureWanted asks for a signature by our key over Data with the hash (crypto.Hash(0) for Ed25519; Data is then the
+// message, otherwise its digest). PSS says which RSA scheme. Answer: Supply(Signature).
+type SignatureWanted struct {
+	SA    SAID
+	Token uint64
+	Data  []byte
+	Opts  crypto.SignerOpts
+}
+
+// ChildWanted: selectors and keys are ready; install Pair. Answer: Supply(Installed). Only then does a responder reply.
+type ChildWanted struct {
+	SA        SAID
+	Token     uint64
+	Pair      ipsec.Pair
+	Initiator bool // of this exchange: install both directions; a responder installs the inbound one
+	Rekey     bool // Pair.ID is up already
+}
+
+// Established: the IKE SA is authenticated. Initiators see it when the response is verified, responders when the request is.
+type Established struct {
+	SA            SAID
+	Local, Remote netip.AddrPort
+	Initiator     bool
+	RemoteID      ID               // what the peer says it is
+	Key           crypto.PublicKey // the key of Authorization.Keys that it proved; nil: anonymous
+	Summary       string           // suite in a few words, for status
+	RTT           time.Duration    // of the first exchange (initiator)
+}
+
+// ChildUp: the Child SA carries traffic. An initiator's follows its Supply, a responder's its reply.
+type ChildUp struct {
+	SA    SAID
+	Pair  ipsec.Pair // without keys
+	Rekey bool
+}
+
+// ChildRetired: an older inbound SA of the Pair has ended (after a rekey): Retire it.
+type ChildRetired struct {
+	SA   SAID
+	Pair uint32
+	In   ipsec.SPI
+}
+
+// ChildDown: the Child SA is gone: Remove it.
+type ChildDown struct {
+	SA   SAID
+	Pair uint32
+	Err  error
+}
+
+// Alive: an authenticated message came from the peer (an answer to Probe, any request).
+type Alive struct{ SA SAID }
+
+// Closed: the SA is gone, its children before it. Err nil: deleted by either side. The SAID is never heard of again.
+type Closed struct {
+	SA  SAID
+	Err error
+}
+
+func (AuthorizationWanted) event() {}
+func (SignatureWanted) event()     {}
+func (ChildWanted) event()         {}
+func (Established) event()         {}
+func (ChildUp) event()             {}
+func (ChildRetired) event()        {}
+func (ChildDown) event()           {}
+func (Alive) event()               {}
+func (Closed) event()              {}
+
+// Stats counts what an Endpoint did. Drops is by reason.
+type Stats struct {
+	SAs, HalfOpen                 int
+	Sent, Received, Retransmitted uint64
+	Drops                         map[string]uint64
+}

@@ -1,0 +1,118 @@
+package ike
+
+import (
+	"crypto"
+	"crypto/hmac"
+	"crypto/sha1"
+	"encoding/binary"
+	"net/netip"
+
+	"tacit/ipsec"
+)
+
+// One function for each quantity of RFC 7296, 2.13 to 2.17. Initiator and responder become local and remote in
+// [saKeys.local] and [childKeys.pair], and nowhere else.
+
+// prf is prf(K, S) of RFC 7296, 2: HMAC with the negotiated hash.
+func prf(h crypto.Hash, key []byte, s ...[]byte) []byte {
+	m := hmac.New(h.New, key)
+	for _, b := range s {
+		m.Write(b)
+	}
+	return m.Sum(nil)
+}
+
+// prfPlus is prf+(K, S) of RFC 7296, 2.13: T1 | T2 | ..., where Tn = prf(K, Tn-1 | S | n). It gives n octets, of which
+// there are at most 255 blocks; the suites here need fewer than ten.
+func prfPlus(h crypto.Hash, key, s []byte, n int) []byte {
+	var out, t []byte
+	for i := byte(1); len(out) < n; i++ {
+		t = prf(h, key, t, s, []byte{i})
+		out = append(out, t...)
+	}
+	return out[:n]
+}
+
+// skeyseed is SKEYSEED = prf(Ni | Nr, g^ir) of RFC 7296, 2.14.
+func skeyseed(h crypto.Hash, ni, nr, shared []byte) []byte {
+	return prf(h, concat(ni, nr), shared)
+}
+
+// saKeys are the keys of an IKE SA (RFC 7296, 2.14). With combined-mode ciphers there are no SK_ai and SK_ar, and SK_ei
+// and SK_er end in the cipher's salt (RFC 5282, 5.1).
+type saKeys struct {
+	d, ei, er, pi, pr ipsec.Secret
+}
+
+// deriveSA is {SK_d | SK_ai | SK_ar | SK_ei | SK_er | SK_pi | SK_pr} = prf+(SKEYSEED, Ni | Nr | SPIi | SPIr).
+func deriveSA(s ikeSuite, ni, nr, shared []byte, spiI, spiR uint64) saKeys {
+	seed := concat(ni, nr, spiBytes(spiI), spiBytes(spiR))
+	p, e := s.prf.Size(), s.cipher.keyMaterial()
+	b := prfPlus(s.prf, skeyseed(s.prf, ni, nr, shared), seed, 3*p+2*e)
+	return saKeys{
+		d:  b[:p],
+		ei: b[p : p+e], er: b[p+e : p+2*e],
+		pi: b[p+2*e : 2*p+2*e], pr: b[2*p+2*e:],
+	}
+}
+
+// local returns the cipher keys and the SK_p of this end and of the other.
+func (k saKeys) local(initiator bool) (sealKey, openKey, pLocal, pRemote ipsec.Secret) {
+	if initiator {
+		return k.ei, k.er, k.pi, k.pr
+	}
+	return k.er, k.ei, k.pr, k.pi
+}
+
+// childKeys is the KEYMAT of a Child SA in its two halves (RFC 7296, 2.17).
+type childKeys struct {
+	initiatorToResponder, responderToInitiator ipsec.Secret
+}
+
+// deriveChild is KEYMAT = prf+(SK_d, [g^ir (new) |] Ni | Nr). shared is nil without a key exchange of its own.
+func deriveChild(h crypto.Hash, skd []byte, c cipherSuite, ni, nr, shared []byte) childKeys {
+	n := c.keyMaterial()
+	b := prfPlus(h, skd, concat(shared, ni, nr), 2*n)
+	return childKeys{b[:n], b[n:]}
+}
+
+// pair turns KEYMAT into the inbound and the outbound SA of this end. initiator is that of the exchange.
+func (k childKeys) pair(s espSuite, initiator bool, in, out ipsec.SPI) (ipsec.SA, ipsec.SA) {
+	outKey, inKey := k.initiatorToResponder, k.responderToInitiator
+	if !initiator {
+		outKey, inKey = inKey, outKey
+	}
+	return s.sa(in, inKey), s.sa(out, outKey)
+}
+
+// signedOctets is InitiatorSignedOctets or ResponderSignedOctets of RFC 7296, 2.15: the first message that the signer sent,
+// the other end's nonce, and prf(SK_p, RestOfIDPayload).
+func signedOctets(h crypto.Hash, message, peerNonce, skp, idBody []byte) []byte {
+	return concat(message, peerNonce, prf(h, skp, idBody))
+}
+
+// nullAuth is AUTH of NULL authentication (RFC 7619, 2.1): that of a shared secret (RFC 7296, 2.15), the secret being SK_p.
+func nullAuth(h crypto.Hash, skp, octets []byte) []byte {
+	return prf(h, prf(h, skp, []byte("Key Pad for IKEv2")), octets)
+}
+
+// natHash is the data of NAT_DETECTION_*_IP: SHA-1(SPIs | address | port) (RFC 7296, 2.23).
+func natHash(spiI, spiR uint64, a netip.AddrPort) []byte {
+	port := binary.BigEndian.AppendUint16(nil, a.Port())
+	sum := sha1.Sum(concat(spiBytes(spiI), spiBytes(spiR), a.Addr().Unmap().AsSlice(), port))
+	return sum[:]
+}
+
+func spiBytes(spi uint64) []byte { return binary.BigEndian.AppendUint64(nil, spi) }
+
+func concat(parts ...[]byte) []byte {
+	n := 0
+	for _, p := range parts {
+		n += len(p)
+	}
+	out := make([]byte, 0, n)
+	for _, p := range parts {
+		out = append(out, p...)
+	}
+	return out
+}

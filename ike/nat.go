@@ -1,0 +1,82 @@
+package ike
+
+import (
+	"bytes"
+	"net/netip"
+
+	"tacit/ike/wire"
+)
+
+// The ports of IKE (RFC 7296, 2.23).
+const (
+	portIKE  = 500
+	portNATT = 4500
+)
+
+// nat is what NAT detection found (RFC 7296, 2.23).
+type nat struct {
+	supported bool // the peer sent both hashes
+	local     bool // we are behind a NAT
+	remote    bool // the peer is, or says so to have its ESP in UDP
+}
+
+// detect compares the peer's hashes with the addresses that its message has come from and to.
+func detect(ps []wire.Payload, spiI, spiR uint64, local, remote netip.AddrPort) nat {
+	var sources, dests int
+	n := nat{local: true, remote: true}
+	for _, p := range ps {
+		m, ok := p.(*wire.Notify)
+		if !ok {
+			continue
+		}
+		switch m.Type {
+		case wire.NATDetectionSourceIP: // several are allowed: the peer may not know its own address
+			sources++
+			if bytes.Equal(m.Data, natHash(spiI, spiR, remote)) {
+				n.remote = false
+			}
+		case wire.NATDetectionDestinationIP:
+			dests++
+			if bytes.Equal(m.Data, natHash(spiI, spiR, local)) {
+				n.local = false
+			}
+		}
+	}
+	if sources == 0 || dests == 0 {
+		return nat{}
+	}
+	n.supported = true
+	return n
+}
+
+// natPayloads are our hashes. With Config.Encapsulate the source's is of port 0, which no datagram comes from: the peer then
+// takes us to be behind a NAT and encapsulates as well.
+func (e *Endpoint) natPayloads(spiI, spiR uint64, local, remote netip.AddrPort) []wire.Payload {
+	source := local
+	if e.cfg.Encapsulate {
+		source = netip.AddrPortFrom(local.Addr(), 0)
+	}
+	return []wire.Payload{
+		status(wire.NATDetectionSourceIP, natHash(spiI, spiR, source)),
+		status(wire.NATDetectionDestinationIP, natHash(spiI, spiR, remote)),
+	}
+}
+
+// float moves a port 500 to 4500 (RFC 7296, 2.23).
+func float(a netip.AddrPort) netip.AddrPort {
+	if a.Port() == portIKE {
+		return netip.AddrPortFrom(a.Addr(), portNATT)
+	}
+	return a
+}
+
+// follow takes the source of a fresh authenticated message as the peer's address: any port, but another address only from a
+// peer that is behind a NAT (RFC 7296, 2.23; TRUST.md A-30).
+func (s *sa) follow(d Datagram) {
+	if d.Remote.Addr() == s.remote.Addr() || s.nat.remote {
+		s.remote = d.Remote
+	}
+	if d.Local.Addr() == s.local.Addr() {
+		s.local = d.Local
+	}
+}

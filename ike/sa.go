@@ -1,0 +1,244 @@
+package ike
+
+import (
+	"net/netip"
+	"time"
+
+	"tacit/ike/wire"
+	"tacit/ipsec"
+)
+
+// saState is where an IKE SA stands.
+//
+//	initiator  initSent ──► signing ──► authSent ──┐
+//	                                               ├──► established ──► deleting ──► closed
+//	responder  initReceived ──► authWaiting ───────┘
+//
+// From every state an arrow leads to closed; from authSent also one to deleting, when the peer's AUTH is not good.
+type saState uint8
+
+const (
+	initSent     saState = iota + 1 // our IKE_SA_INIT request is out
+	signing                         // the response is in; our signature is being made
+	authSent                        // our IKE_AUTH request is out
+	initReceived                    // we answered an IKE_SA_INIT request and keep the keys
+	authWaiting                     // an IKE_AUTH request is in and not answered: authorization, signature or data plane are out
+	established                     // both ends are authenticated, or allowed not to be
+	deleting                        // our DELETE is out; nothing else is done on this SA
+	closed                          // only repeats of the peer's last request are still answered
+)
+
+func (s saState) String() string {
+	names := [...]string{"none", "init-sent", "signing", "auth-sent", "init-received", "auth-waiting", "established", "deleting", "closed"}
+	return names[s]
+}
+
+// arrows are the allowed changes of state.
+var arrows = map[saState][]saState{
+	initSent:     {signing, authSent, closed},
+	signing:      {authSent, closed},
+	authSent:     {established, deleting, closed},
+	initReceived: {authWaiting, closed},
+	authWaiting:  {established, closed},
+	established:  {deleting, closed},
+	deleting:     {closed},
+}
+
+// Bounds of an IKE SA that are nobody's configuration.
+const (
+	halfOpenLife = 30 * time.Second       // from the first message to authenticated
+	closedLife   = 20 * time.Second       // repeats of the last request are answered for so long
+	childlessFor = 10 * time.Second       // an SA without a Child SA is of no use to us
+	retireAfter  = 500 * time.Millisecond // late packets on an inbound SA that was deleted
+)
+
+// sa is an IKE SA.
+type sa struct {
+	e         *Endpoint
+	id        SAID
+	initiator bool
+	state     saState
+	quiet     bool // Closed was reported: nothing of this SA is any more
+	counted   bool // as half-open
+
+	spiI, spiR    uint64
+	local, remote netip.AddrPort
+	origin        netip.AddrPort // remote, when the SA began
+	nat           nat
+	keys          *saCrypto  // nil in initSent
+	hs            *handshake // nil once it is over
+	out           request
+	in            window
+	child         children
+	timer         saTimers
+
+	wake time.Time // of the heap
+	slot int       // in the heap; -1: not there
+}
+
+// saCrypto is what encrypts an established SA and derives its children.
+type saCrypto struct {
+	suite      ikeSuite
+	d          ipsec.Secret
+	seal, open *sealer
+}
+
+// saTimers are the times at which something is due; zero: nothing is.
+type saTimers struct {
+	end       time.Time // half-open, closed or the IKE SA's lifetime, by state
+	heard     time.Time // the last authenticated message of the peer
+	childless time.Time
+}
+
+// setState is the only place where the state changes.
+func (s *sa) setState(to saState) {
+	for _, ok := range arrows[s.state] {
+		if ok == to {
+			s.leave(to)
+			s.state = to
+			return
+		}
+	}
+	s.e.drop("no arrow from " + s.state.String() + " to " + to.String()) // a mistake of this package: the tests look for it
+	s.leave(to)
+	s.state = to
+}
+
+// leave keeps the counters of half-open SAs.
+func (s *sa) leave(to saState) {
+	open := func(st saState) bool { return st < established }
+	if open(s.state) && to == established {
+		s.e.halfOpen(s, -1)
+	}
+	switch to {
+	case signing, authSent, authWaiting:
+		return
+	case established:
+		s.timer.end = s.e.now.Add(s.lifetime())
+		s.timer.childless = s.e.now.Add(childlessFor)
+	case closed:
+		s.timer.end = s.e.now.Add(closedLife)
+	}
+}
+
+// lifetime of the IKE SA: a responder waits half as long again for the initiator to replace it.
+func (s *sa) lifetime() time.Duration {
+	if s.initiator {
+		return s.e.cfg.IKELifetime
+	}
+	return s.e.cfg.IKELifetime * 3 / 2
+}
+
+// header is that of our next message.
+func (s *sa) header(x wire.ExchangeType, id uint32, response bool) wire.Header {
+	h := wire.Header{InitiatorSPI: s.spiI, ResponderSPI: s.spiR, Exchange: x, MessageID: id}
+	if s.initiator {
+		h.Flags |= wire.FlagInitiator
+	}
+	if response {
+		h.Flags |= wire.FlagResponse
+	}
+	return h
+}
+
+// emit reports an event, unless the SA was reported closed.
+func (s *sa) emit(ev Event) {
+	if !s.quiet {
+		s.e.out.Events = append(s.e.out.Events, ev)
+	}
+}
+
+// report ends the SA for the caller: its child, then itself. What we still have to say to the peer goes on in silence.
+func (s *sa) report(err error) {
+	if s.child.pair.ID != 0 {
+		s.emit(ChildDown{s.id, s.child.pair.ID, err})
+	}
+	s.emit(Closed{s.id, err})
+	s.quiet = true
+	s.child.drop(s.e)
+}
+
+// fail closes the SA without a word to the peer.
+func (s *sa) fail(err error) {
+	s.report(err)
+	if s.state != closed {
+		s.setState(closed)
+	}
+	s.out = request{next: s.out.next}
+	if len(s.in.reply) == 0 {
+		s.e.forget(s)
+	}
+}
+
+// reject closes the SA and tells the peer so with a retransmitted INFORMATIONAL: otherwise a peer that is established by now
+// would go on believing in the SA (TRUST.md R10).
+func (s *sa) reject(err error, ps ...wire.Payload) {
+	s.report(err)
+	s.setState(deleting)
+	s.hs = nil
+	s.out.farewell = ps
+	s.leaveTaking()
+}
+
+// leaveTaking sends the farewell, once no other request of ours is out.
+func (s *sa) leaveTaking() {
+	if s.out.state == idle {
+		s.send(taskReject, wire.Informational, s.out.farewell...)
+	}
+}
+
+// bye is the payload that deletes the IKE SA.
+func bye() wire.Payload { return &wire.Delete{Protocol: wire.ProtocolIKE} }
+
+// tick does what is due, and says when the next thing is.
+func (s *sa) tick() time.Time {
+	now := s.e.now
+	if due(s.timer.end, now) {
+		s.expire()
+	}
+	if s.slot == gone {
+		return time.Time{}
+	}
+	s.retransmit()
+	if s.slot == gone {
+		return time.Time{}
+	}
+	if s.state == established {
+		s.child.tick(s)
+		s.pump()
+	}
+	wake := earliest(s.timer.end, s.out.due, s.child.wake())
+	if s.state == established && s.out.state == idle {
+		wake = earliest(wake, s.timer.childless, s.child.rekeyDue(s), s.livenessDue())
+	}
+	return wake
+}
+
+// gone is the slot of an SA that the Endpoint has forgotten.
+const gone = -2
+
+// expire ends what lasted too long.
+func (s *sa) expire() {
+	switch s.state {
+	case closed, deleting:
+		s.e.forget(s)
+	case established:
+		s.timer.end = time.Time{}
+		s.reject(ErrExpired, bye())
+	default:
+		err := error(ErrTimeout)
+		if s.hs != nil && s.hs.hint != nil {
+			err = s.hs.hint
+		}
+		s.fail(err)
+		s.e.forget(s)
+	}
+}
+
+// livenessDue is when the peer must be probed (RFC 7296, 2.4).
+func (s *sa) livenessDue() time.Time {
+	if s.state != established || s.e.cfg.Liveness <= 0 || s.out.state != idle {
+		return time.Time{}
+	}
+	return s.timer.heard.Add(s.e.cfg.Liveness)
+}

@@ -1,0 +1,360 @@
+package ike
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/binary"
+	"fmt"
+	"time"
+
+	"tacit/ike/wire"
+)
+
+// handshake is what an SA needs until both ends are authenticated, and forgets then.
+type handshake struct {
+	peer Peer          // initiator
+	auth Authorization // what the peer must prove
+
+	ni, nr             []byte
+	message1, message2 []byte // the IKE_SA_INIT messages, which AUTH signs (RFC 7296, 2.15)
+	keys               saKeys
+	hashes             []uint16 // SIGNATURE_HASH_ALGORITHMS of the peer
+	rtt                time.Duration
+
+	attempts   []attempt // initiator: our IKE_SA_INIT requests, by group
+	cookie     []byte
+	usedCookie bool
+	usedKE     bool
+	hint       error // an error notification that nobody has signed: the reason if nothing better comes (TRUST.md A-16)
+
+	auths authState // sa_auth.go
+}
+
+// attempt is one IKE_SA_INIT request of ours.
+type attempt struct {
+	share   share
+	message []byte
+}
+
+// nonceLen of ours. It is at least half of the longest PRF key (RFC 7296, 2.10).
+const nonceLen = 32
+
+// mayInitiate checks a Peer.
+func (s *sa) mayInitiate() error {
+	p := s.hs.peer
+	switch {
+	case !p.Local.IsValid() || !p.Remote.IsValid() || p.Remote.Addr().IsUnspecified() || p.Remote.Addr().IsMulticast():
+		return fmt.Errorf("%w: no IKE from %v to %v", ErrRefused, p.Local, p.Remote)
+	case p.Local.Addr().Unmap() == p.Remote.Addr().Unmap():
+		return ErrSelf
+	case p.Auth.Refuse:
+		return ErrRefused
+	case p.LocalID.Kind == IDFQDN && (s.e.cfg.Name == "" || s.e.cfg.Public == nil):
+		return fmt.Errorf("%w: no name or no key of our own", ErrAuthentication)
+	}
+	return nil
+}
+
+// sendInit sends the IKE_SA_INIT request with a share of the group; a second one after COOKIE or INVALID_KE_PAYLOAD is the
+// same but for that (RFC 7296, 2.6 and 1.2).
+func (s *sa) sendInit(group uint16) {
+	hs := s.hs
+	if hs.ni == nil {
+		hs.ni = s.e.random(nonceLen)
+	}
+	a := s.attempt(group)
+	if a == nil {
+		sh, err := newShare(s.e.cfg.Rand, group)
+		if err != nil {
+			s.fail(err)
+			return
+		}
+		hs.attempts = append(hs.attempts, attempt{share: sh})
+		a = &hs.attempts[len(hs.attempts)-1]
+	}
+	var ps []wire.Payload
+	if hs.cookie != nil {
+		ps = append(ps, status(wire.Cookie, hs.cookie))
+	}
+	ps = append(ps, s.e.offer.ikeProposal(group), &wire.KE{Group: group, Data: a.share.public()}, &wire.Nonce{Data: hs.ni})
+	ps = append(ps, s.e.natPayloads(s.spiI, 0, s.local, s.remote)...)
+	ps = append(ps, status(wire.SignatureHashAlgorithms, ourHashes()))
+	data, err := (&wire.Message{Header: s.header(wire.IKESAInit, 0, false), Payloads: ps}).Marshal()
+	if err != nil {
+		s.fail(err)
+		return
+	}
+	a.message = data
+	s.launch(taskInit, data)
+}
+
+func (s *sa) attempt(group uint16) *attempt {
+	for i := range s.hs.attempts {
+		if s.hs.attempts[i].share.group == group {
+			return &s.hs.attempts[i]
+		}
+	}
+	return nil
+}
+
+// onInitResponse takes the response to IKE_SA_INIT. Nothing of it is authentic yet: what makes no sense is dropped and the
+// timer goes on (TRUST.md A-16).
+func (s *sa) onInitResponse(d Datagram, h wire.Header) {
+	m, err := wire.Parse(d.Data)
+	if err != nil {
+		s.e.drop("malformed")
+		return
+	}
+	if sa := get[*wire.SA](m.Payloads); sa == nil {
+		s.onInitNotify(m.Payloads)
+		return
+	}
+	if err := s.acceptInit(d, h, m.Payloads); err != nil {
+		s.e.drop("bad-init-response")
+		s.hs.hint = errPeer("IKE_SA_INIT response: %v", err)
+	}
+}
+
+// onInitNotify: COOKIE and INVALID_KE_PAYLOAD are obeyed once each, all else is only remembered.
+func (s *sa) onInitNotify(ps []wire.Payload) {
+	if ruleNotifyOnly.check(ps) != nil {
+		s.e.drop("malformed")
+		return
+	}
+	hs := s.hs
+	if n := notify(ps, wire.Cookie); n != nil {
+		if hs.usedCookie || len(n.Data) == 0 || len(n.Data) > 64 {
+			s.e.drop("cookie")
+			return
+		}
+		hs.usedCookie, hs.cookie = true, bytes.Clone(n.Data)
+		s.sendInit(s.current().share.group)
+		return
+	}
+	n := failure(ps)
+	if n == nil {
+		s.e.drop("malformed")
+		return
+	}
+	if n.Type == wire.InvalidKEPayload && len(n.Data) == 2 {
+		g := binary.BigEndian.Uint16(n.Data)
+		if hs.usedKE || !s.e.offer.has(g) || s.attempt(g) != nil {
+			s.e.drop("invalid-ke")
+			return
+		}
+		hs.usedKE = true
+		s.sendInit(g)
+		return
+	}
+	s.e.drop("unauthenticated-notify")
+	hs.hint = NotifyError{n.Type}
+}
+
+// current is the latest attempt.
+func (s *sa) current() *attempt { return &s.hs.attempts[len(s.hs.attempts)-1] }
+
+func (o offer) has(group uint16) bool {
+	for _, g := range o.groups {
+		if g == group {
+			return true
+		}
+	}
+	return false
+}
+
+// acceptInit checks the whole response before anything changes.
+func (s *sa) acceptInit(d Datagram, h wire.Header, ps []wire.Payload) error {
+	if err := ruleInit.check(ps); err != nil {
+		return err
+	}
+	if h.ResponderSPI == 0 || h.ResponderSPI == h.InitiatorSPI {
+		return errPeer("responder SPI %x", h.ResponderSPI)
+	}
+	suite, ok := s.e.offer.acceptIKE(get[*wire.SA](ps))
+	if !ok {
+		return errPeer("it chose what we did not offer")
+	}
+	ke, nonce := get[*wire.KE](ps), get[*wire.Nonce](ps).Data
+	a := s.attempt(ke.Group) // of several attempts the response's group tells which one it answers
+	if a == nil || ke.Group != suite.group {
+		return errPeer("key exchange of group %d", ke.Group)
+	}
+	if len(nonce) < suite.prf.Size()/2 || bytes.Equal(nonce, s.hs.ni) {
+		return errPeer("nonce")
+	}
+	shared, err := a.share.secret(ke.Data)
+	if err != nil {
+		return err
+	}
+	keys := deriveSA(suite, s.hs.ni, nonce, shared, s.spiI, h.ResponderSPI)
+	crypto, err := newCrypto(suite, keys, true)
+	if err != nil {
+		return err
+	}
+	s.spiR = h.ResponderSPI
+	s.initDone(crypto, keys, d, ps)
+	s.hs.nr, s.hs.message1, s.hs.message2 = nonce, a.message, bytes.Clone(d.Data)
+	s.hs.rtt, s.hs.attempts = s.e.now.Sub(s.out.last), nil
+	s.nat = detect(ps, s.spiI, s.spiR, d.Local, d.Remote)
+	s.answered()
+	if s.encapsulates() {
+		s.local, s.remote = float(s.local), float(s.remote)
+	}
+	s.beginAuth()
+	return nil
+}
+
+// initDone notes what both roles know after IKE_SA_INIT.
+func (s *sa) initDone(c *saCrypto, keys saKeys, d Datagram, ps []wire.Payload) {
+	s.keys, s.hs.keys = c, keys
+	s.hs.hashes = parseHashes(notify(ps, wire.SignatureHashAlgorithms))
+	s.follow(d)
+	s.timer.heard = s.e.now
+}
+
+// encapsulates reports whether our ESP travels in UDP: both ends come to the same result, since a wish of one end looks like a
+// NAT to the other.
+func (s *sa) encapsulates() bool {
+	return s.nat.supported && (s.nat.local || s.nat.remote || s.e.cfg.Encapsulate)
+}
+
+func newCrypto(suite ikeSuite, k saKeys, initiator bool) (*saCrypto, error) {
+	sealKey, openKey, _, _ := k.local(initiator)
+	seal, err := newSealer(suite.cipher, sealKey)
+	if err != nil {
+		return nil, err
+	}
+	open, err := newSealer(suite.cipher, openKey)
+	if err != nil {
+		return nil, err
+	}
+	return &saCrypto{suite: suite, d: k.d, seal: seal, open: open}, nil
+}
+
+// onInitRequest takes the first message of an initiator. Until it has shown, by a cookie, that it is where it says, and until
+// its message is found good, nothing is kept of it; and no answer is longer than the request (TRUST.md ).
+func (e *Endpoint) onInitRequest(d Datagram, h wire.Header) {
+	switch {
+	case e.sas[SAID(h.InitiatorSPI)] != nil:
+		e.drop("reflected")
+		return
+	case h.Flags&wire.FlagInitiator == 0 || h.ResponderSPI != 0 || h.MessageID != 0:
+		e.drop("malformed")
+		return
+	case e.repeatedInit(d, h):
+		return
+	case e.stats.HalfOpen >= e.cfg.MaxHalfOpen || e.prefixes[network(d.Remote)] >= max(e.cfg.MaxHalfOpen/4, 1):
+		e.drop("too-many-half-open")
+		return
+	}
+	m, err := wire.Parse(d.Data)
+	if err == nil {
+		err = ruleInit.check(m.Payloads)
+	}
+	if err != nil {
+		e.drop("malformed")
+		if n := answer(err); n.Type == wire.UnsupportedCriticalPayload {
+			e.answerInit(d, h, n)
+		}
+		return
+	}
+	ni := get[*wire.Nonce](m.Payloads).Data
+	if e.cfg.CookieAbove < 0 || e.stats.HalfOpen >= e.cfg.CookieAbove {
+		c := notify(m.Payloads, wire.Cookie)
+		if c == nil || !e.cookies.valid(c.Data, ni, d.Remote.Addr(), h.InitiatorSPI) {
+			e.drop("cookie-demanded")
+			e.answerInit(d, h, status(wire.Cookie, e.cookies.give(ni, d.Remote.Addr(), h.InitiatorSPI)))
+			return
+		}
+	}
+	e.respondInit(d, h, m.Payloads)
+}
+
+// repeatedInit answers a repeat from memory. Anything else from the same SPI and address is not believed.
+func (e *Endpoint) repeatedInit(d Datagram, h wire.Header) bool {
+	s := e.half[halfKey{h.InitiatorSPI, d.Remote}]
+	if s == nil {
+		return false
+	}
+	if s.state != initReceived {
+		e.drop("repeat")
+		return true
+	}
+	s.onRepeat(d)
+	return true
+}
+
+// respondInit chooses, derives the keys and answers.
+func (e *Endpoint) respondInit(d Datagram, h wire.Header, ps []wire.Payload) {
+	ke, ni := get[*wire.KE](ps), get[*wire.Nonce](ps).Data
+	suite, sap, ok := e.offer.chooseIKE(get[*wire.SA](ps), ke.Group)
+	switch {
+	case !ok:
+		e.drop("no-proposal")
+		e.answerInit(d, h, &wire.Notify{Type: wire.NoProposalChosen})
+		return
+	case suite.group != ke.Group:
+		e.drop("invalid-ke")
+		e.answerInit(d, h, status(wire.InvalidKEPayload, binary.BigEndian.AppendUint16(nil, suite.group)))
+		return
+	case len(ni) < suite.prf.Size()/2:
+		e.drop("malformed")
+		return
+	}
+	sh, err := newShare(e.cfg.Rand, suite.group)
+	if err != nil {
+		e.drop("random")
+		return
+	}
+	shared, err := sh.secret(ke.Data)
+	if err != nil {
+		e.drop("bad-ke")
+		return
+	}
+	s := e.newSA(false, d.Local, d.Remote)
+	s.spiI, s.quiet = h.InitiatorSPI, true                          // the caller hears of it when it has something to decide
+	nr := e.random(max(min(nonceLen, len(ni)), suite.prf.Size()/2)) // no longer than the initiator's (TRUST.md A-21)
+	keys := deriveSA(suite, ni, nr, shared, s.spiI, s.spiR)
+	crypto, err := newCrypto(suite, keys, false)
+	if err != nil {
+		e.drop("no-cipher")
+		e.forget(s)
+		return
+	}
+	out := []wire.Payload{sap, &wire.KE{Group: suite.group, Data: sh.public()}, &wire.Nonce{Data: nr}}
+	s.nat = detect(ps, s.spiI, 0, d.Local, d.Remote)
+	if s.nat.supported {
+		out = append(out, e.natPayloads(s.spiI, s.spiR, d.Local, d.Remote)...)
+	}
+	if notify(ps, wire.SignatureHashAlgorithms) != nil {
+		out = append(out, status(wire.SignatureHashAlgorithms, ourHashes()))
+	}
+	s.initDone(crypto, keys, d, ps)
+	s.hs.ni, s.hs.nr, s.hs.message1 = ni, nr, bytes.Clone(d.Data)
+	s.hs.message2 = e.answer(d, &wire.Message{Header: s.header(wire.IKESAInit, 0, true), Payloads: out})
+	s.in = window{next: 1, seen: sha256.Sum256(d.Data), reply: s.hs.message2}
+	e.half[halfKey{s.spiI, d.Remote}] = s
+	e.schedule(s)
+}
+
+// answerInit is a stateless answer of one notification, with no SPI of ours.
+func (e *Endpoint) answerInit(d Datagram, h wire.Header, n *wire.Notify) {
+	e.answer(d, &wire.Message{
+		Header:   wire.Header{InitiatorSPI: h.InitiatorSPI, Exchange: wire.IKESAInit, Flags: wire.FlagResponse, MessageID: h.MessageID},
+		Payloads: []wire.Payload{n},
+	})
+}
+
+// onVersion answers a request of a higher major version, once a second at most (RFC 7296, 2.5).
+func (e *Endpoint) onVersion(d Datagram, h wire.Header, v *wire.VersionError) {
+	e.drop("version")
+	if !v.Higher() || h.InitiatorSPI == 0 || h.Flags&wire.FlagResponse != 0 || e.now.Sub(e.lastVersion) < time.Second {
+		return
+	}
+	e.lastVersion = e.now
+	e.answer(d, &wire.Message{
+		Header: wire.Header{InitiatorSPI: h.InitiatorSPI, ResponderSPI: h.ResponderSPI, Exchange: h.Exchange,
+			Flags: wire.FlagResponse, MessageID: h.MessageID},
+		Payloads: []wire.Payload{&wire.Notify{Type: wire.InvalidMajorVersion}},
+	})
+}

@@ -1,0 +1,145 @@
+package wire
+
+import (
+	"fmt"
+
+	"golang.org/x/crypto/cryptobyte"
+)
+
+// Payload is one of the pointer types of this package.
+type Payload interface {
+	PayloadType() PayloadType
+	// marshal writes the body, without the generic header.
+	marshal(b *cryptobyte.Builder)
+}
+
+const criticalBit = 0x80
+
+// ParsePayloads reads a decrypted chain whose first payload has the given type. The payloads alias b: the caller gives it
+// away. An Encrypted payload inside is an error. An empty chain is first 0 and no octets.
+func ParsePayloads(first PayloadType, b []byte) ([]Payload, error) {
+	r := newReader(b)
+	ps := r.chain(first, false)
+	if *r.err != nil {
+		return nil, *r.err
+	}
+	return ps, nil
+}
+
+// MarshalPayloads writes a chain that is to be encrypted, and says what the Encrypted payload's First must be.
+func MarshalPayloads(ps []Payload) (first PayloadType, b []byte, err error) {
+	return marshalChain(ps, false)
+}
+
+// Find returns the first payload of a type, and how many there are: 0 is missing, 2 a repeated one.
+func Find[T Payload](ps []Payload) (first T, n int) {
+	for _, p := range ps {
+		if t, ok := p.(T); ok {
+			if n == 0 {
+				first = t
+			}
+			n++
+		}
+	}
+	return first, n
+}
+
+// chain reads payloads until Next Payload is 0, which must be where the octets end. Outside (of an Encrypted payload) an
+// Encrypted or EncryptedFragment ends the chain: its Next Payload is the type of the first payload inside.
+func (r *reader) chain(next PayloadType, outside bool) []Payload {
+	var ps []Payload
+	for next != PayloadNone && *r.err == nil {
+		r.in = next
+		if len(ps) == MaxPayloads {
+			r.failf("next payload", "more than %d payloads", MaxPayloads)
+			break
+		}
+		at := r.offset()
+		following, flags, body := r.counted("payload")
+		if *r.err != nil {
+			break
+		}
+		var p Payload
+		switch sealed := next == PayloadSK || next == PayloadSKF; {
+		case sealed && !outside:
+			r.failAt(at, "payload", fmt.Errorf("%v inside of an encrypted payload", next))
+		case sealed:
+			if p = body.sealed(next, PayloadType(following)); r.more() {
+				r.fail("payload", fmt.Errorf("%v is not the last", next)) // RFC 7296, 3.14; RFC 7383, 2.5
+			}
+			following = 0
+		default:
+			p = body.payload(next, flags&criticalBit != 0, at)
+		}
+		ps = append(ps, p)
+		next = PayloadType(following)
+	}
+	if *r.err != nil {
+		return nil
+	}
+	r.in = PayloadNone
+	r.done("message")
+	return ps
+}
+
+// payload reads the body of one payload and all of it.
+func (r *reader) payload(t PayloadType, critical bool, at int) (p Payload) {
+	switch t {
+	case PayloadSA:
+		p = parseSA(r)
+	case PayloadKE:
+		p = parseKE(r)
+	case PayloadIDi, PayloadIDr:
+		p = parseID(r, t == PayloadIDr)
+	case PayloadCert:
+		p = parseCert(r)
+	case PayloadCertReq:
+		p = parseCertReq(r)
+	case PayloadAuth:
+		p = parseAuth(r)
+	case PayloadNonce:
+		p = parseNonce(r)
+	case PayloadNotify:
+		p = parseNotify(r)
+	case PayloadDelete:
+		p = parseDelete(r)
+	case PayloadVendorID:
+		p = parseVendorID(r)
+	case PayloadTSi, PayloadTSr:
+		p = parseTS(r, t == PayloadTSr)
+	default:
+		p = parseUnknown(r, t, critical, at)
+	}
+	r.done("payload")
+	return p
+}
+
+func marshalChain(ps []Payload, outside bool) (first PayloadType, b []byte, err error) {
+	if len(ps) > MaxPayloads {
+		return 0, nil, fmt.Errorf("wire: more than %d payloads", MaxPayloads)
+	}
+	out := cryptobyte.NewBuilder(nil)
+	for i, p := range ps {
+		next, flags := PayloadNone, uint8(0)
+		if i+1 < len(ps) {
+			next = ps[i+1].PayloadType()
+		}
+		switch p := p.(type) {
+		case *Encrypted, *EncryptedFragment:
+			if !outside || i+1 < len(ps) {
+				return 0, nil, fmt.Errorf("wire: %v must be the last payload of a message", p.PayloadType())
+			}
+			next = innerFirst(p)
+		case *Unknown:
+			if p.Critical {
+				flags = criticalBit
+			}
+		}
+		addCounted(out, uint8(next), flags, p.marshal)
+	}
+	if len(ps) > 0 {
+		first = ps[0].PayloadType()
+	}
+	b, err = out.Bytes()
+	return first, b, err
+}

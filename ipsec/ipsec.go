@@ -1,0 +1,126 @@
+// Package ipsec holds the nouns of the IPsec architecture (RFC 4301) and the one interface through which tacit moves
+// packets: [Dataplane]. It is pure: no sockets, no clock, no goroutine.
+package ipsec
+
+import (
+	"fmt"
+	"net/netip"
+)
+
+// SPI is a Security Parameters Index (RFC 4301, 4.1; RFC 4303, 2.1). 0 to 255 are reserved and never used.
+type SPI uint32
+
+func (s SPI) String() string { return fmt.Sprintf("%08x", uint32(s)) }
+
+// Mode is how ESP carries a packet (RFC 4301, 3.2).
+type Mode uint8
+
+const (
+	// Transport protects the payload of the packet; the outer header is the packet's own.
+	Transport Mode = iota
+	// Tunnel protects the whole packet inside a new header.
+	Tunnel
+)
+
+func (m Mode) String() string {
+	if m == Tunnel {
+		return "tunnel"
+	}
+	return "transport"
+}
+
+// Selector describes traffic (RFC 4301, 4.4.1.1), seen from this host. Proto, LocalPort and RemotePort 0 mean any.
+// For Proto ICMP and ICMPv6 the ports are 0.
+type Selector struct {
+	Local, Remote         netip.Prefix
+	Proto                 uint8
+	LocalPort, RemotePort uint16
+}
+
+// Host returns the selector of all traffic between two addresses.
+func Host(local, remote netip.Addr) Selector {
+	return Selector{
+		Local:  netip.PrefixFrom(local, local.BitLen()),
+		Remote: netip.PrefixFrom(remote, remote.BitLen()),
+	}
+}
+
+// Matches reports whether a packet of this flow falls under the selector.
+func (s Selector) Matches(local, remote netip.Addr, proto uint8, localPort, remotePort uint16) bool {
+	return s.Local.Contains(local) && s.Remote.Contains(remote) &&
+		(s.Proto == 0 || s.Proto == proto) &&
+		(s.LocalPort == 0 || s.LocalPort == localPort) &&
+		(s.RemotePort == 0 || s.RemotePort == remotePort)
+}
+
+func (s Selector) String() string {
+	return fmt.Sprintf("%v:%d<->%v:%d/%d", s.Local, s.LocalPort, s.Remote, s.RemotePort, s.Proto)
+}
+
+// Action is what becomes of clear traffic that a policy selects (RFC 4301, 4.4.1).
+type Action uint8
+
+const (
+	// Bypass lets it pass in clear.
+	Bypass Action = iota
+	// Hold lets no clear packet pass either way; ours wait (bounded, at most 3 s) and raise Acquire.
+	Hold
+	// Block refuses ours at once and drops theirs.
+	Block
+)
+
+func (a Action) String() string { return [...]string{"bypass", "hold", "block"}[a] }
+
+// Cipher is an ESP algorithm: one combined-mode transform of IKEv2's Transform Type 1.
+type Cipher uint16
+
+// The ciphers a Dataplane accepts; the values are IANA's IKEv2 encryption transform ids.
+const (
+	AESGCM16         Cipher = 20 // AES-GCM with a 16 octet ICV (RFC 4106); the key length tells 128 from 256
+	ChaCha20Poly1305 Cipher = 28 // RFC 7634
+)
+
+func (c Cipher) String() string {
+	switch c {
+	case AESGCM16:
+		return "aes-gcm-16"
+	case ChaCha20Poly1305:
+		return "chacha20-poly1305"
+	}
+	return fmt.Sprintf("cipher-%d", uint16(c))
+}
+
+// Secret is key material. It prints as ***.
+type Secret []byte
+
+func (Secret) String() string   { return "***" }
+func (Secret) GoString() string { return "***" }
+
+// MarshalText keeps a Secret out of JSON and of logs.
+func (Secret) MarshalText() ([]byte, error) { return []byte("***"), nil }
+
+// SA is one direction of a Child SA.
+type SA struct {
+	SPI    SPI
+	Cipher Cipher
+	Key    Secret // the cipher's key
+	Salt   Secret // the 4 octets that begin the nonce (RFC 4106, 8.1; RFC 7634, 2)
+	ESN    bool   // 64 bit sequence numbers (RFC 4303, 2.2.1)
+}
+
+// Pair is a Child SA: one SA inbound, one outbound, for the traffic of one Selector. ID stays the same when the SAs are
+// rekeyed. When Remote.Port() is 0 the ESP is IP protocol 50, otherwise it travels in UDP (RFC 3948) from Local to Remote
+// (which then both carry ports).
+type Pair struct {
+	ID            uint32
+	Local, Remote netip.AddrPort
+	Mode          Mode
+	Selector      Selector
+	In, Out       SA
+	// Authenticated says that the peer proved a key. Outbound packets prefer an authenticated Pair, then the one armed last:
+	// a Pair with nobody never displaces one with somebody (TRUST.md A-19).
+	Authenticated bool
+}
+
+// Encapsulated reports whether the Pair's ESP travels in UDP.
+func (p Pair) Encapsulated() bool { return p.Remote.Port() != 0 }

@@ -1,0 +1,90 @@
+package ipsectest
+
+import (
+	"fmt"
+	"testing"
+
+	"tacit/ipsec"
+	"tacit/lab"
+)
+
+func shapes() (all []shape) {
+	for _, f := range families {
+		for _, m := range []ipsec.Mode{ipsec.Transport, ipsec.Tunnel} {
+			for _, udp := range []bool{false, true} {
+				all = append(all, shape{f, m, udp})
+			}
+		}
+	}
+	return all
+}
+
+func (s shape) String() string {
+	return fmt.Sprintf("%v %v udp=%v", s.family, s.mode, s.udp)
+}
+
+// testCarry: every shape of Pair carries datagrams of every size, both ways, and TCP; the tap sees ESP only.
+func testCarry(w *world) {
+	w.echo(w.alice)
+	w.echo(w.bob)
+	da, db := w.open(w.alice), w.open(w.bob)
+	for i, s := range shapes() {
+		w.Run(s.String(), func(t *testing.T) {
+			in := w.within(t)
+			in.reset()
+			alice, bob := in.pairs(uint32(i+1), s)
+			in.up(da, db, alice, bob)
+			in.answered(s.family, w.alice, w.bob, 1, 100, 1472, 9000, 30000)
+			in.answered(s.family, w.bob, w.alice, 1, 1472, 9000)
+			in.bulk(s.family, w.alice, w.bob, 1<<20)
+			in.noClear(s.family)
+			want := lab.ClassESP
+			if s.udp {
+				want = lab.ClassESPUDP
+			}
+			c := in.counts(s.family)
+			if c[want].Packets < 16 {
+				t.Errorf("tap: got %v, want %v", c, want)
+			}
+			for _, d := range []ipsec.Dataplane{da, db} {
+				u, err := d.Usage(alice.ID)
+				in.must(err)
+				if !u.Armed || u.InPackets < 8 || u.OutPackets < 8 || u.LastIn.IsZero() || u.Invalid+u.Replayed != 0 {
+					t.Errorf("usage: got %+v", u)
+				}
+			}
+			in.must(da.Remove(alice.ID))
+			in.must(db.Remove(bob.ID))
+			in.answered(s.family, w.alice, w.bob, 1) // in clear now
+			if in.counts(s.family).Clear() == 0 {
+				t.Error("tap: nothing in clear after both Pairs were removed")
+			}
+		})
+	}
+}
+
+// within is the same world for a subtest.
+func (w *world) within(t *testing.T) *world {
+	in := *w
+	in.T = t
+	return &in
+}
+
+// testBulk: TCP streams fit into ESP without fragments, both ways, over both families.
+func testBulk(w *world) {
+	w.echo(w.alice)
+	w.echo(w.bob)
+	da, db := w.open(w.alice), w.open(w.bob)
+	for i, f := range families {
+		alice, bob := w.pairs(uint32(i+1), shape{f, ipsec.Transport, true})
+		w.up(da, db, alice, bob)
+		w.bulk(f, w.alice, w.bob, 16<<20)
+		w.bulk(f, w.bob, w.alice, 16<<20)
+		w.noClear(f)
+	}
+	w.sync()
+	fragments := w.tap.Select(func(p lab.Packet) bool { return p.Fragment || p.FirstFragment })
+	if len(fragments) != 0 {
+		w.Errorf("tap: got %d fragments of TCP, want none", len(fragments))
+	}
+}

@@ -1,0 +1,160 @@
+package resolver
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"sync"
+	"time"
+
+	"github.com/miekg/dns"
+
+	"tacit/dnssec"
+)
+
+// verdicts is what the Watcher said of all addresses of an answer.
+type verdicts struct {
+	withheld map[netip.Addr]Withheld // of an address in two groups the stricter word stands
+	ttl      time.Duration           // 0: no cap
+}
+
+func (v *verdicts) add(w Verdict) {
+	for _, x := range w.Withhold {
+		v.withheld[x.Addr] = x
+	}
+	if w.TTL > 0 && (v.ttl == 0 || w.TTL < v.ttl) {
+		v.ttl = w.TTL
+	}
+}
+
+// watch finds the key of every group of addresses and asks the Watcher. The groups of one answer wait side by side.
+func (s *Server) watch(ctx context.Context, q *query, e *entry, key pending) verdicts {
+	v := verdicts{withheld: map[netip.Addr]Withheld{}}
+	now := s.now()
+	if len(e.groups) == 1 {
+		v.add(s.watchGroup(ctx, q, e, e.groups[0], key, now))
+		return v
+	}
+	said := make([]Verdict, len(e.groups))
+	var wg sync.WaitGroup
+	for i, g := range e.groups {
+		wg.Go(func() {
+			defer func() {
+				if p := recover(); p != nil {
+					s.stats.panics.Add(1)
+					s.log.Error("watch panicked", "name", q.name, "err", fmt.Sprint(p))
+					said[i] = withholdAll(g.addrs, dns.ExtendedErrorCodeOther, "internal error")
+				}
+			}()
+			said[i] = s.watchGroup(ctx, q, e, g, key, now)
+		})
+	}
+	wg.Wait()
+	for _, w := range said {
+		v.add(w)
+	}
+	return v
+}
+
+func withholdAll(as []netip.Addr, ede uint16, why string) (v Verdict) {
+	for _, a := range as {
+		v.Withhold = append(v.Withhold, Withheld{Addr: a, EDE: ede, Why: why})
+	}
+	return v
+}
+
+// watchGroup is the decision over the addresses of one owner.
+func (s *Server) watchGroup(ctx context.Context, q *query, e *entry, g group, key pending, addrAt time.Time) Verdict {
+	f := Found{
+		Asked: q.name, Owner: g.owner, Addrs: g.addrs, AddrStatus: e.ans.Status, Until: e.ans.Until,
+		AskedAt: q.in, AddrAt: addrAt, CD: q.cd, Hint: g.hint,
+	}
+	if k := s.keyOf(ctx, q, e, g, key); k != nil {
+		f.Keys, f.KeyStatus, f.Denied, f.KeyAt = k.keys, k.ans.Status, k.ans.Denied, s.now()
+		f.KeyWhy = k.ans.Why
+		if k.keyWhy != "" && f.KeyWhy == "" {
+			f.KeyWhy = k.keyWhy
+		}
+		if !k.ans.Until.IsZero() && (f.Until.IsZero() || k.ans.Until.Before(f.Until)) {
+			f.Until = k.ans.Until
+		}
+		// What a Watcher may take for a denial has to be one.
+		if f.KeyStatus == dnssec.Secure && len(f.Keys) == 0 && !f.Denied {
+			f.KeyStatus, f.KeyWhy = dnssec.Indeterminate, "neither keys nor a denial"
+		}
+	}
+	// CD lets bogus data out, but not in place of an address whose name has a proven key.
+	if f.AddrStatus < dnssec.Insecure && f.KeyStatus == dnssec.Secure && !f.Denied {
+		return withholdAll(g.addrs, edeOf(&e.ans), "not the proven address of a name with a key: "+e.ans.Why)
+	}
+	if f.KeyStatus == dnssec.Secure && !f.Denied && (q.typ == dns.TypeA || q.typ == dns.TypeAAAA) {
+		s.start(q.name, otherFamily(q.typ)) // its answer is wanted at once if nothing of this one can be released
+	}
+	s.stats.watched.Add(1)
+	return s.cfg.Watcher.Watch(ctx, f)
+}
+
+// keyOf is the key answer at the owner of the addresses; nil where nobody has to wait for one: the key of an insecure address
+// proves nothing, and is at best a hint that is here already.
+func (s *Server) keyOf(ctx context.Context, q *query, e *entry, g group, key pending) *entry {
+	if g.hint && g.owner != q.name {
+		key = s.start(g.owner, dns.TypeIPSECKEY)
+	}
+	if e.ans.Status == dnssec.Insecure {
+		k := key.ready()
+		if k == nil || k.ans.Owner != g.owner {
+			return nil
+		}
+		return k
+	}
+	zone := signer(e)
+	k := s.waitKey(ctx, zone, question{q.name, dns.TypeIPSECKEY}, key)
+	if k.ans.Owner == g.owner {
+		return k
+	}
+	if !g.hint {
+		// They took different ways, or the key's way is broken: the owner of the addresses is the one to ask.
+		k = s.waitKey(ctx, zone, question{g.owner, dns.TypeIPSECKEY}, s.start(g.owner, dns.TypeIPSECKEY))
+		if k.ans.Owner == g.owner {
+			return k
+		}
+	}
+	if k.ans.Status < dnssec.Insecure {
+		return k
+	}
+	return failed(question{g.owner, dns.TypeIPSECKEY}, s.now(), dns.ExtendedErrorCodeOther,
+		fmt.Sprintf("the key is of %s, the addresses are of %s", k.ans.Owner, g.owner))
+}
+
+// waitKey waits for a key until ctx ends, unless the zone is known to let everybody wait.
+func (s *Server) waitKey(ctx context.Context, zone string, q question, p pending) *entry {
+	if e := p.ready(); e != nil {
+		return e
+	}
+	if s.zones.open(zone, s.now()) {
+		s.stats.tripped.Add(1)
+		return failed(q, s.now(), dns.ExtendedErrorCodeNoReachableAuthority, zone+" does not answer for keys")
+	}
+	e := s.wait(ctx, q, p)
+	if s.base.Err() == nil {
+		s.zones.done(zone, p.ready() != nil, s.now())
+	}
+	return e
+}
+
+// signer is the zone that signed the addresses, by their RRSIG; without one it is the owner.
+func signer(e *entry) string {
+	for _, rr := range e.answer {
+		if sig, ok := rr.(*dns.RRSIG); ok && sig.TypeCovered == e.ans.Type {
+			return dns.CanonicalName(sig.SignerName)
+		}
+	}
+	return e.ans.Owner
+}
+
+func otherFamily(typ uint16) uint16 {
+	if typ == dns.TypeA {
+		return dns.TypeAAAA
+	}
+	return dns.TypeA
+}

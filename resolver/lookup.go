@@ -1,0 +1,118 @@
+package resolver
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/miekg/dns"
+
+	"tacit/dnssec"
+)
+
+// flight is a lookup under way. Everybody who asks the same question waits for it, each as long as he likes; it ends by itself.
+type flight struct {
+	done chan struct{}
+	e    *entry // after done
+}
+
+// pending is an answer that is here (e) or on its way (f).
+type pending struct {
+	e *entry
+	f *flight
+}
+
+// ready is the answer if it is here, else nil.
+func (p pending) ready() *entry {
+	if p.e != nil {
+		return p.e
+	}
+	select {
+	case <-p.f.done:
+		return p.f.e
+	default:
+		return nil
+	}
+}
+
+// start takes the answer from the cache, or joins the lookup under way, or begins one.
+func (s *Server) start(name string, typ uint16) pending {
+	q := question{name, typ}
+	now := s.now()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if e := s.cache.get(q, now); e != nil {
+		s.stats.cached.Add(1)
+		return pending{e: e}
+	}
+	if f := s.flights[q]; f != nil {
+		return pending{f: f}
+	}
+	if s.closed || len(s.flights) >= maxFlights {
+		s.stats.overload.Add(1)
+		return pending{e: failed(q, now, dns.ExtendedErrorCodeNotReady, "too many lookups under way")}
+	}
+	f := &flight{done: make(chan struct{})}
+	s.flights[q] = f
+	s.wg.Add(1)
+	go s.fly(q, f)
+	return pending{f: f}
+}
+
+// fly is the goroutine of one lookup. It may outlive the query that began it: the next one finds the answer in the cache.
+func (s *Server) fly(q question, f *flight) {
+	defer s.wg.Done()
+	ctx, cancel := context.WithTimeout(s.base, 2*s.cfg.Hold)
+	defer cancel()
+	e := s.ask(ctx, q)
+	s.mu.Lock()
+	delete(s.flights, q)
+	s.cache.put(q, e)
+	s.mu.Unlock()
+	f.e = e
+	close(f.done)
+}
+
+// ask calls the Lookuper. A panic under it costs this answer, not the host's DNS.
+func (s *Server) ask(ctx context.Context, q question) (e *entry) {
+	defer func() {
+		if r := recover(); r != nil {
+			s.stats.panics.Add(1)
+			s.log.Error("lookup panicked", "name", q.name, "type", dns.Type(q.typ), "err", fmt.Sprint(r))
+			e = failed(q, s.now(), dns.ExtendedErrorCodeOther, "internal error")
+		}
+	}()
+	s.stats.lookups.Add(1)
+	a, err := s.cfg.Lookup.Lookup(ctx, q.name, q.typ)
+	if err != nil {
+		return failed(q, s.now(), dns.ExtendedErrorCodeNetworkError, err.Error())
+	}
+	return newEntry(q, a, s.now())
+}
+
+// wait returns the answer, or a failure when ctx ends first; it is never nil.
+func (s *Server) wait(ctx context.Context, q question, p pending) *entry {
+	if e := p.ready(); e != nil {
+		return e
+	}
+	select {
+	case <-p.f.done:
+		return p.f.e
+	case <-ctx.Done():
+		s.stats.timedOut.Add(1)
+		return failed(q, s.now(), dns.ExtendedErrorCodeNoReachableAuthority, "no answer in time")
+	}
+}
+
+// lookup is start and wait.
+func (s *Server) lookup(ctx context.Context, name string, typ uint16) *entry {
+	return s.wait(ctx, question{name, typ}, s.start(name, typ))
+}
+
+// failed is the entry of a lookup that brought nothing.
+func failed(q question, now time.Time, ede uint16, why string) *entry {
+	return &entry{
+		ans: dnssec.Answer{Name: q.name, Type: q.typ, Owner: q.name, Status: dnssec.Indeterminate, Rcode: dns.RcodeServerFailure, Why: why, EDE: ede},
+		at:  now, until: now.Add(failureTime), size: entryOverhead,
+	}
+}

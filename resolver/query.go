@@ -1,0 +1,164 @@
+package resolver
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/miekg/dns"
+
+	"tacit/dnssec"
+)
+
+// query is one client's question on its way.
+type query struct {
+	req  *dns.Msg
+	name string // canonical
+	typ  uint16
+	do   bool // DNSSEC records wanted (RFC 3225)
+	cd   bool // checking disabled (RFC 4035, 3.2.2)
+	ad   bool // AD wanted (RFC 6840, 5.7)
+	in   time.Time
+}
+
+// respond answers a query within the hold, whatever the upstream does (I5).
+func (s *Server) respond(req *dns.Msg) *dns.Msg {
+	s.stats.queries.Add(1)
+	if r := refuse(req); r != nil {
+		return r
+	}
+	select {
+	case s.slots <- struct{}{}:
+		defer func() { <-s.slots }()
+	default:
+		s.stats.overload.Add(1)
+		return failure(req, dns.RcodeServerFailure, dns.ExtendedErrorCodeNotReady, "too many queries under way")
+	}
+	opt := req.IsEdns0()
+	q := &query{
+		req: req, name: dns.CanonicalName(req.Question[0].Name), typ: req.Question[0].Qtype, in: s.now(),
+		do: opt != nil && opt.Do(), cd: req.CheckingDisabled, ad: req.AuthenticatedData,
+	}
+	ctx, cancel := context.WithTimeout(s.base, s.cfg.Hold)
+	defer cancel()
+	return s.resolve(ctx, q)
+}
+
+// resolve decides by the name's class and the type. A panic costs this answer only.
+func (s *Server) resolve(ctx context.Context, q *query) (r *dns.Msg) {
+	defer func() {
+		if p := recover(); p != nil {
+			s.stats.panics.Add(1)
+			s.log.Error("query panicked", "name", q.name, "type", dns.Type(q.typ), "err", fmt.Sprint(p))
+			r = failure(q.req, dns.RcodeServerFailure, dns.ExtendedErrorCodeOther, "internal error")
+		}
+	}()
+	interest := s.interest(q.name)
+	switch {
+	case interest == Refuse && !s.cfg.Observe:
+		return s.block(q, q.name)
+	case q.typ == dns.TypeANY || q.typ == dns.TypeRRSIG:
+		return s.whole(ctx, q, interest == AskKey && !s.cfg.Observe)
+	case carriesAddresses(q.typ) && interest == AskKey:
+		return s.guarded(ctx, q)
+	}
+	e := s.lookup(ctx, q.name, q.typ)
+	if s.cfg.Observe {
+		return s.reply(q, e, nil, 0)
+	}
+	if s.interest(e.ans.Owner) == Refuse {
+		return s.block(q, e.ans.Owner)
+	}
+	return s.plain(q, e)
+}
+
+func (s *Server) interest(name string) Interest {
+	if s.cfg.Watcher == nil {
+		return SkipKey
+	}
+	return s.cfg.Watcher.Interest(name)
+}
+
+func (s *Server) block(q *query, name string) *dns.Msg {
+	s.stats.blocked.Add(1)
+	return failure(q.req, dns.RcodeRefused, dns.ExtendedErrorCodeBlocked, name+" is of class block")
+}
+
+// plain releases an answer without addresses, or of a name that no key is asked for.
+func (s *Server) plain(q *query, e *entry) *dns.Msg {
+	if !e.good() && !(q.cd && e.ans.Msg != nil) {
+		return s.unproven(q, e)
+	}
+	return s.reply(q, e, nil, 0)
+}
+
+// unproven is the answer to what is bogus or could not be found out: SERVFAIL and the reason (RFC 4035, 5.5).
+func (s *Server) unproven(q *query, e *entry) *dns.Msg {
+	if e.ans.Status == dnssec.Bogus {
+		s.stats.bogus.Add(1)
+	}
+	s.log.Debug("unproven", "name", q.name, "type", dns.Type(q.typ), "state", e.ans.Status, "why", e.ans.Why)
+	return failure(q.req, dns.RcodeServerFailure, edeOf(&e.ans), e.ans.Why)
+}
+
+// edeOf is the answer's own code, or the general one of its status (RFC 8914, 4).
+func edeOf(a *dnssec.Answer) uint16 {
+	switch {
+	case a.Status == dnssec.Bogus && (a.EDE == dnssec.NoEDE || a.EDE == 0):
+		return dns.ExtendedErrorCodeDNSBogus
+	case a.EDE == dnssec.NoEDE:
+		return dns.ExtendedErrorCodeDNSSECIndeterminate
+	}
+	return a.EDE
+}
+
+// guarded answers a query for addresses of a name that deserves a key (DESIGN.md 4). Address and key are asked in parallel.
+func (s *Server) guarded(ctx context.Context, q *query) *dns.Msg {
+	key := s.start(q.name, dns.TypeIPSECKEY)
+	e := s.lookup(ctx, q.name, q.typ)
+	if s.cfg.Observe {
+		s.observe(q, e, key)
+		return s.reply(q, e, nil, 0)
+	}
+	if !e.good() && !(q.cd && e.ans.Msg != nil) {
+		return s.unproven(q, e)
+	}
+	for _, g := range append([]group{{owner: e.ans.Owner}}, e.groups...) {
+		if g.owner != q.name && s.interest(g.owner) == Refuse {
+			return s.block(q, g.owner)
+		}
+	}
+	if len(e.groups) == 0 {
+		return s.reply(q, e, nil, 0)
+	}
+	return s.release(ctx, q, e, s.watch(ctx, q, e, key))
+}
+
+// observe lets the Watcher decide beside the answer, for its log (--observe).
+func (s *Server) observe(q *query, e *entry, key pending) {
+	if len(e.groups) == 0 {
+		return
+	}
+	select {
+	case s.slots <- struct{}{}:
+	default:
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		<-s.slots
+		return
+	}
+	s.wg.Add(1)
+	go func() {
+		defer s.wg.Done()
+		defer func() { <-s.slots }()
+		ctx, cancel := context.WithTimeout(s.base, s.cfg.Hold)
+		defer cancel()
+		v := s.watch(ctx, q, e, key)
+		for _, w := range v.withheld {
+			s.log.Info("would withhold", "name", q.name, "addr", w.Addr, "why", w.Why)
+		}
+	}()
+}

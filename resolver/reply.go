@@ -1,0 +1,170 @@
+package resolver
+
+import (
+	"strings"
+	"time"
+
+	"github.com/miekg/dns"
+
+	"tacit/dnssec"
+)
+
+const (
+	maxEDE  = 3    // reasons in one answer
+	maxText = 200  // octets of a reason
+	udpSize = 1232 // EDNS (RFC 6891); what fits every path of IPv6 unfragmented
+)
+
+// refuse answers what is no query for us: other opcodes, EDNS versions, classes and meta types; nil is a query.
+func refuse(req *dns.Msg) *dns.Msg {
+	switch {
+	case req.Opcode != dns.OpcodeQuery:
+		return failure(req, dns.RcodeNotImplemented, dnssec.NoEDE, "")
+	case len(req.Question) != 1:
+		return failure(req, dns.RcodeFormatError, dnssec.NoEDE, "")
+	}
+	if opt := req.IsEdns0(); opt != nil && opt.Version() != 0 {
+		return failure(req, dns.RcodeBadVers, dnssec.NoEDE, "")
+	}
+	q := req.Question[0]
+	switch {
+	case q.Qtype == dns.TypeNone || q.Qtype == dns.TypeOPT || q.Qclass == 0:
+		return failure(req, dns.RcodeFormatError, dnssec.NoEDE, "")
+	case q.Qclass != dns.ClassINET:
+		return failure(req, dns.RcodeRefused, dns.ExtendedErrorCodeNotSupported, "class IN only")
+	case q.Qtype >= 128 && q.Qtype < dns.TypeANY: // meta types (RFC 6895, 3.1): transfers, TSIG, TKEY
+		return failure(req, dns.RcodeNotImplemented, dns.ExtendedErrorCodeNotSupported, "type "+dns.Type(q.Qtype).String())
+	}
+	return nil
+}
+
+// failure is an answer without records: an rcode and, for clients with EDNS, a reason.
+func failure(req *dns.Msg, rcode int, ede uint16, why string) *dns.Msg {
+	r := blank(req)
+	r.Rcode = rcode
+	if why != "" && ede != dnssec.NoEDE {
+		addEDE(r, ede, why)
+	}
+	return r
+}
+
+// blank is the head of an answer: the client's id and question, letter for letter, and EDNS where the client has it.
+func blank(req *dns.Msg) *dns.Msg {
+	r := new(dns.Msg)
+	r.Id, r.Response, r.Opcode = req.Id, true, req.Opcode
+	r.RecursionDesired, r.RecursionAvailable, r.CheckingDisabled = req.RecursionDesired, true, req.CheckingDisabled
+	r.Question = req.Question
+	r.Compress = true
+	if opt := req.IsEdns0(); opt != nil {
+		r.SetEdns0(udpSize, opt.Do())
+	}
+	return r
+}
+
+// addEDE adds an extended error (RFC 8914) if the client can have one.
+func addEDE(r *dns.Msg, code uint16, why string) {
+	if opt := r.IsEdns0(); opt != nil {
+		opt.Option = append(opt.Option, &dns.EDNS0_EDE{InfoCode: code, ExtraText: shorten(why)})
+	}
+}
+
+func clearEDE(r *dns.Msg) {
+	if opt := r.IsEdns0(); opt != nil {
+		opt.Option = nil
+	}
+}
+
+// shorten bounds a reason without cutting a character of UTF-8 in two.
+func shorten(s string) string {
+	if len(s) <= maxText {
+		return s
+	}
+	return strings.ToValidUTF8(s[:maxText], "") + "..."
+}
+
+// reply is the upstream's answer without the records that keep refuses (nil: all stay) and, for clients that did not ask for
+// them, without DNSSEC's. TTLs are counted down and capped; nothing is added or changed (I6). AD: see vouched.
+func (s *Server) reply(q *query, e *entry, keep func(dns.RR) bool, ttlCap time.Duration) *dns.Msg {
+	if e.ans.Msg == nil {
+		return failure(q.req, dns.RcodeServerFailure, edeOf(&e.ans), e.ans.Why)
+	}
+	r := blank(q.req)
+	r.Rcode = e.ans.Rcode & 0xf // an extended one is of the hop to the upstream
+	if e.ans.Rcode > 0xf {
+		r.Rcode = dns.RcodeServerFailure
+	}
+	now := s.now()
+	age := max(0, now.Sub(e.at))
+	limit := uint32(1<<31 - 1)
+	if ttlCap > 0 {
+		limit = min(limit, uint32(ttlCap/time.Second))
+	}
+	if !e.ans.Until.IsZero() {
+		limit = min(limit, uint32(min(max(0, e.ans.Until.Sub(now)/time.Second), 1<<31-1)))
+	}
+	if e.ans.Status == dnssec.Bogus || e.ans.Status == dnssec.Indeterminate {
+		limit = min(limit, uint32(failureTime/time.Second))
+	}
+	asked := q.req.Question[0].Name
+	section := func(rrs []dns.RR) (out []dns.RR) {
+		for _, rr := range rrs {
+			if keep != nil && !keep(rr) || !q.do && isDNSSEC(rr, q.typ) {
+				continue
+			}
+			c := dns.Copy(rr)
+			h := c.Header()
+			if strings.EqualFold(h.Name, asked) {
+				h.Name = asked
+			}
+			h.Ttl = min(countDown(h.Ttl, age), limit)
+			out = append(out, c)
+		}
+		return out
+	}
+	r.Answer, r.Ns = section(e.answer), section(e.ns)
+	r.AuthenticatedData = vouched(q, e)
+	passEDE(r, e.ans.Msg)
+	return r
+}
+
+// vouched: AD is set when we validated, and the client asked for it with AD or DO (RFC 6840, 5.7 and 5.8).
+func vouched(q *query, e *entry) bool { return e.ans.Status == dnssec.Secure && (q.do || q.ad) }
+
+// countDown takes the age in the cache off a TTL, without going below 0.
+func countDown(ttl uint32, age time.Duration) uint32 {
+	t := seconds(ttl)
+	if age >= t {
+		return 0
+	}
+	return uint32((t - age.Truncate(time.Second)) / time.Second)
+}
+
+// isDNSSEC says whether a record is there for validators only, and was not itself asked for (RFC 4035, 3.2.1).
+func isDNSSEC(rr dns.RR, asked uint16) bool {
+	t := rr.Header().Rrtype
+	if t == asked || asked == dns.TypeANY {
+		return false
+	}
+	return t == dns.TypeRRSIG || t == dns.TypeNSEC || t == dns.TypeNSEC3
+}
+
+// covered is the type of a record, or the type that a signature is of.
+func covered(rr dns.RR) uint16 {
+	if sig, ok := rr.(*dns.RRSIG); ok {
+		return sig.TypeCovered
+	}
+	return rr.Header().Rrtype
+}
+
+// passEDE gives the client the reasons that the upstream gave us.
+func passEDE(r, upstream *dns.Msg) {
+	opt := upstream.IsEdns0()
+	if opt == nil {
+		return
+	}
+	for _, o := range opt.Option {
+		if e, ok := o.(*dns.EDNS0_EDE); ok {
+			addEDE(r, e.InfoCode, e.ExtraText)
+		}
+	}
+}

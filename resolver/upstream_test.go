@@ -1,0 +1,408 @@
+package resolver
+
+import (
+	"context"
+	"encoding/binary"
+	"net"
+	"net/netip"
+	"runtime"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/miekg/dns"
+)
+
+// forwarder is a name server on loopback that a test scripts: it returns the packets to send back.
+type forwarder struct {
+	addr     netip.AddrPort
+	udp, tcp atomic.Int32 // queries seen
+}
+
+func newForwarder(t *testing.T, reply func(q *dns.Msg, tcp bool) [][]byte) *forwarder {
+	t.Helper()
+	u, l, err := listen(netip.AddrPortFrom(loop, 0))
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := &forwarder{addr: u.LocalAddr().(*net.UDPAddr).AddrPort()}
+	var wg sync.WaitGroup
+	t.Cleanup(func() { u.Close(); l.Close(); wg.Wait() })
+	wg.Go(func() {
+		b := make([]byte, 65535)
+		for {
+			n, from, err := u.ReadFromUDPAddrPort(b)
+			if err != nil {
+				return
+			}
+			f.udp.Add(1)
+			q := new(dns.Msg)
+			if q.Unpack(b[:n]) != nil {
+				continue
+			}
+			wg.Go(func() {
+				for _, p := range reply(q, false) {
+					_, _ = u.WriteToUDPAddrPort(p, from)
+				}
+			})
+		}
+	})
+	wg.Go(func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			wg.Go(func() {
+				defer c.Close()
+				_ = c.SetDeadline(time.Now().Add(3 * time.Second))
+				for {
+					b, err := readMessage(c)
+					if err != nil {
+						return
+					}
+					f.tcp.Add(1)
+					q := new(dns.Msg)
+					if q.Unpack(b) != nil {
+						return
+					}
+					for _, p := range reply(q, true) {
+						_, _ = c.Write(append(binary.BigEndian.AppendUint16(nil, uint16(len(p))), p...))
+					}
+				}
+			})
+		}
+	})
+	return f
+}
+
+// reply makes an answer to q; change may be nil.
+func reply(q *dns.Msg, rr string, change func(m *dns.Msg)) []byte {
+	m := new(dns.Msg)
+	m.SetReply(q)
+	m.Compress = true
+	if rr != "" {
+		m.Answer = records(rr)
+		m.Answer[0].Header().Name = q.Question[0].Name
+	}
+	m.SetEdns0(1232, true)
+	if change != nil {
+		change(m)
+	}
+	b, err := m.Pack()
+	if err != nil {
+		panic(err)
+	}
+	return b
+}
+
+func testUpstream(t *testing.T, fs ...*forwarder) *Upstream {
+	t.Helper()
+	var c UpstreamConfig
+	for _, f := range fs {
+		c.Servers = append(c.Servers, f.addr)
+	}
+	u, err := NewUpstream(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return u
+}
+
+func validatorQuery(name string) *dns.Msg {
+	q := new(dns.Msg)
+	q.SetQuestion(name, dns.TypeA)
+	q.Id = 4711
+	q.SetEdns0(4096, true)
+	q.CheckingDisabled = true
+	return q
+}
+
+const good = "x. 60 IN A 192.0.2.1"
+
+func TestUpstreamAnswers(t *testing.T) {
+	// Each row's server is scripted; an answer of 192.0.2.66 is a forgery.
+	const bad = "x. 60 IN A 192.0.2.66"
+	for _, c := range []struct {
+		what     string
+		reply    func(q *dns.Msg, tcp bool) [][]byte
+		min, max int // TCP queries
+	}{
+		{"plain", func(q *dns.Msg, _ bool) [][]byte { return [][]byte{reply(q, good, nil)} }, 0, 0},
+		{"wrong id first", func(q *dns.Msg, _ bool) [][]byte {
+			return [][]byte{reply(q, bad, func(m *dns.Msg) { m.Id++ }), reply(q, good, nil)}
+		}, 0, 0},
+		{"wrong question first", func(q *dns.Msg, _ bool) [][]byte {
+			return [][]byte{reply(q, bad, func(m *dns.Msg) { m.Question[0].Name = "y.example." }),
+				reply(q, bad, func(m *dns.Msg) { m.Question[0].Qtype = dns.TypeAAAA }), reply(q, good, nil)}
+		}, 0, 0},
+		{"a query comes back first", func(q *dns.Msg, _ bool) [][]byte {
+			return [][]byte{reply(q, bad, func(m *dns.Msg) { m.Response = false }), reply(q, good, nil)}
+		}, 0, 0},
+		{"rubbish first", func(q *dns.Msg, _ bool) [][]byte { return [][]byte{{}, {1}, make([]byte, 11), reply(q, good, nil)} }, 0, 0},
+		{"wrong letters: asked over TCP", func(q *dns.Msg, tcp bool) [][]byte {
+			if tcp {
+				return [][]byte{reply(q, good, nil)}
+			}
+			return [][]byte{reply(q, bad, func(m *dns.Msg) { m.Question[0].Name = flip(m.Question[0].Name) })}
+		}, 1, 9},
+		{"truncated", func(q *dns.Msg, tcp bool) [][]byte {
+			if tcp {
+				return [][]byte{reply(q, good, nil)}
+			}
+			return [][]byte{reply(q, "", func(m *dns.Msg) { m.Truncated = true })}
+		}, 1, 9},
+		{"truncated in the middle of a record", func(q *dns.Msg, tcp bool) [][]byte {
+			if tcp {
+				return [][]byte{reply(q, good, nil)}
+			}
+			b := reply(q, bad, func(m *dns.Msg) { m.Truncated = true })
+			return [][]byte{b[:len(b)-14]}
+		}, 1, 9},
+		{"forged without the cookie that the server is known to give", func(q *dns.Msg, tcp bool) [][]byte {
+			c := cookieOf(q)
+			if tcp || len(c) == 16 {
+				return [][]byte{reply(q, good, func(m *dns.Msg) { cookie(m, c[:16]+"00112233445566778899aabbccddeeff") })}
+			}
+			return [][]byte{reply(q, bad, nil)}
+		}, 1, 9},
+		{"forged with another cookie", func(q *dns.Msg, tcp bool) [][]byte {
+			if tcp {
+				return [][]byte{reply(q, good, nil)}
+			}
+			return [][]byte{reply(q, bad, func(m *dns.Msg) { cookie(m, "ffffffffffffffff0011223344556677") })}
+		}, 1, 9},
+	} {
+		t.Run(c.what, func(t *testing.T) {
+			f := newForwarder(t, c.reply)
+			u := testUpstream(t, f)
+			ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+			defer cancel()
+			for range 3 {
+				q := validatorQuery("Bob.example.")
+				m, err := u.Exchange(ctx, q)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if len(m.Answer) != 1 || m.Answer[0].(*dns.A).A.String() != "192.0.2.1" {
+					t.Errorf("got %v", m.Answer)
+				}
+				if m.Id != 4711 || m.Question[0].Name != "Bob.example." || m.Answer[0].Header().Name != "Bob.example." || m.Truncated {
+					t.Errorf("got id %d, %v, %v: not as asked", m.Id, m.Question, m.Answer)
+				}
+				if q.Id != 4711 || q.Question[0].Name != "Bob.example." || len(q.IsEdns0().Option) != 0 {
+					t.Errorf("the caller's query was changed: %v", q)
+				}
+			}
+			if n := int(f.tcp.Load()); n < c.min || n > c.max {
+				t.Errorf("%d queries over TCP, want %d to %d", n, c.min, c.max)
+			}
+		})
+	}
+}
+
+// flip changes the case of the first letter.
+func flip(s string) string {
+	b := []byte(s)
+	b[0] ^= 0x20
+	return string(b)
+}
+
+func cookie(m *dns.Msg, c string) {
+	opt := m.IsEdns0()
+	opt.Option = append(opt.Option, &dns.EDNS0_COOKIE{Code: dns.EDNS0COOKIE, Cookie: c})
+}
+
+// What goes out: random ids and ports, mixed case, DO and CD as given, 1232 octets; a server that gives names back in lower case
+// is asked over TCP once and plainly ever after.
+func TestUpstreamQueries(t *testing.T) {
+	var mu sync.Mutex
+	ids, names := map[uint16]bool{}, map[string]bool{}
+	lower := atomic.Bool{}
+	f := newForwarder(t, func(q *dns.Msg, tcp bool) [][]byte {
+		mu.Lock()
+		defer mu.Unlock()
+		ids[q.Id], names[q.Question[0].Name] = true, true
+		if o := q.IsEdns0(); o == nil || o.UDPSize() != 1232 || !o.Do() || !q.CheckingDisabled || !q.RecursionDesired {
+			t.Errorf("query %v lacks EDNS 1232, DO, CD or RD", q)
+		}
+		return [][]byte{reply(q, good, func(m *dns.Msg) {
+			if lower.Load() {
+				m.Question[0].Name = strings.ToLower(m.Question[0].Name)
+			}
+		})}
+	})
+	u := testUpstream(t, f)
+	for range 20 {
+		if _, err := u.Exchange(t.Context(), validatorQuery("a-long-name-with-letters.example.")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if len(ids) < 19 || len(names) < 19 {
+		t.Errorf("%d ids and %d spellings in 20 queries", len(ids), len(names))
+	}
+	lower.Store(true)
+	for range 5 {
+		if _, err := u.Exchange(t.Context(), validatorQuery("a-long-name-with-letters.example.")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n := f.tcp.Load(); n != 1 {
+		t.Errorf("%d queries over TCP, want 1", n)
+	}
+}
+
+func TestUpstreamFailover(t *testing.T) {
+	rcode := func(c int) func(q *dns.Msg, _ bool) [][]byte {
+		return func(q *dns.Msg, _ bool) [][]byte { return [][]byte{reply(q, "", func(m *dns.Msg) { m.Rcode = c })} }
+	}
+	silent := func(*dns.Msg, bool) [][]byte { return nil }
+	fine := func(q *dns.Msg, _ bool) [][]byte { return [][]byte{reply(q, good, nil)} }
+	for _, c := range []struct {
+		what   string
+		first  func(*dns.Msg, bool) [][]byte
+		second func(*dns.Msg, bool) [][]byte
+		rcode  int
+		under  time.Duration
+	}{
+		{"SERVFAIL", rcode(dns.RcodeServerFailure), fine, 0, 300 * time.Millisecond},
+		{"REFUSED", rcode(dns.RcodeRefused), fine, 0, 300 * time.Millisecond},
+		{"silence", silent, fine, 0, time.Second},
+		{"both fail: their answer", rcode(dns.RcodeServerFailure), rcode(dns.RcodeServerFailure), dns.RcodeServerFailure, 300 * time.Millisecond},
+		{"NXDOMAIN is an answer", rcode(dns.RcodeNameError), fine, dns.RcodeNameError, 300 * time.Millisecond},
+	} {
+		t.Run(c.what, func(t *testing.T) {
+			one, two := newForwarder(t, c.first), newForwarder(t, c.second)
+			u := testUpstream(t, one, two)
+			start := time.Now()
+			m, err := u.Exchange(t.Context(), validatorQuery("bob.example."))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if m.Rcode != c.rcode || time.Since(start) > c.under {
+				t.Errorf("got %s after %v, want %s under %v", dns.RcodeToString[m.Rcode], time.Since(start), dns.RcodeToString[c.rcode], c.under)
+			}
+			if c.rcode != 0 {
+				return
+			}
+			before := one.udp.Load()
+			if _, err := u.Exchange(t.Context(), validatorQuery("bob.example.")); err != nil {
+				t.Fatal(err)
+			}
+			if n := one.udp.Load(); n != before {
+				t.Errorf("the first server was asked again: %d queries more", n-before)
+			}
+		})
+	}
+}
+
+// A port that nobody listens on, and one that never answers: an error by the end of ctx, and no goroutine or socket left.
+func TestUpstreamEndsWithItsContext(t *testing.T) {
+	f := newForwarder(t, func(*dns.Msg, bool) [][]byte { return nil })
+	closed, l, err := listen(netip.AddrPortFrom(loop, 0))
+	if err != nil {
+		t.Fatal(err)
+	}
+	gone := closed.LocalAddr().(*net.UDPAddr).AddrPort()
+	closed.Close()
+	l.Close()
+	u, err := NewUpstream(UpstreamConfig{Servers: []netip.AddrPort{gone, f.addr}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	before := runtime.NumGoroutine()
+	start := time.Now()
+	var wg sync.WaitGroup
+	for range 20 {
+		wg.Go(func() {
+			ctx, cancel := context.WithTimeout(context.Background(), 600*time.Millisecond)
+			defer cancel()
+			if m, err := u.Exchange(ctx, validatorQuery("bob.example.")); err == nil {
+				t.Errorf("got %v, want an error", m)
+			}
+		})
+	}
+	wg.Wait()
+	if d := time.Since(start); d > 1500*time.Millisecond {
+		t.Errorf("took %v, want about 600 ms", d)
+	}
+	for i := 0; runtime.NumGoroutine() > before && i < 100; i++ {
+		time.Sleep(5 * time.Millisecond) // finished goroutines take a moment to be gone
+	}
+	if n := runtime.NumGoroutine(); n > before {
+		t.Errorf("%d goroutines, before %d", n, before)
+	}
+	if f.udp.Load() < 20 {
+		t.Errorf("the second server saw %d queries, want one each at least", f.udp.Load())
+	}
+}
+
+func TestUpstreamControl(t *testing.T) {
+	var n atomic.Int32
+	f := newForwarder(t, func(q *dns.Msg, tcp bool) [][]byte {
+		return [][]byte{reply(q, good, func(m *dns.Msg) { m.Truncated = !tcp })}
+	})
+	u, err := NewUpstream(UpstreamConfig{Servers: []netip.AddrPort{f.addr}, Control: func(network, _ string, c syscall.RawConn) error {
+		n.Add(1)
+		return c.Control(func(fd uintptr) {
+			if fd == 0 {
+				t.Error("no descriptor")
+			}
+		})
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := u.Exchange(t.Context(), validatorQuery("bob.example.")); err != nil {
+		t.Fatal(err)
+	}
+	if n.Load() != 2 {
+		t.Errorf("control called for %d sockets, want UDP and TCP", n.Load())
+	}
+}
+
+func TestNewUpstreamRefuses(t *testing.T) {
+	for _, servers := range [][]netip.AddrPort{nil, {{}}, {netip.AddrPortFrom(loop, 0)}} {
+		if _, err := NewUpstream(UpstreamConfig{Servers: servers}); err == nil {
+			t.Errorf("%v: no error", servers)
+		}
+	}
+}
+
+func TestMixCase(t *testing.T) {
+	for _, n := range []string{".", "example.", `a\.b\065\\c.example.`, "192-0-2-1.x.", strings.Repeat("abc.", 60)} {
+		changed := false
+		for range 50 {
+			m := mixCase(n)
+			if !strings.EqualFold(m, n) {
+				t.Fatalf("mixCase(%q) = %q", n, m)
+			}
+			changed = changed || m != n
+		}
+		if !changed && n != "." {
+			t.Errorf("%q never changed", n)
+		}
+	}
+}
+
+// A caller sees the letters it asked with, also where the server compressed other names against the mixed question.
+func TestRestore(t *testing.T) {
+	q := validatorQuery("www.Sub.example.")
+	out := q.Copy()
+	out.Question[0].Name = "wWw.sUb.eXAmple."
+	m := new(dns.Msg)
+	m.SetReply(out)
+	m.Answer = records("wWw.sUb.eXAmple. 1 IN CNAME host.sUb.eXAmple.", "host.sUb.eXAmple. 1 IN A 192.0.2.1")
+	m.Ns = records("eXAmple. 1 IN SOA ns.eXAmple. root.EXAMPLE. 1 1 1 1 1", "notexample. 1 IN NS ns.other.")
+	restore(m, q, out)
+	want := records("www.Sub.example. 1 IN CNAME host.Sub.example.", "host.Sub.example. 1 IN A 192.0.2.1",
+		"example. 1 IN SOA ns.example. root.EXAMPLE. 1 1 1 1 1", "notexample. 1 IN NS ns.other.")
+	for i, rr := range append(m.Answer, m.Ns...) {
+		if rr.String() != want[i].String() {
+			t.Errorf("got %v, want %v", rr, want[i])
+		}
+	}
+}

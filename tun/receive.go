@@ -1,0 +1,221 @@
+package tun
+
+import (
+	"errors"
+	"net/netip"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"tacit/esp"
+	"tacit/ipsec"
+)
+
+/* The way in, in packet order.
+
+1. receiveLoop reads a batch of datagrams from a socket: raw ESP, or UDP port 4500. The kernel may have joined several
+   datagrams of one sender into one (UDP_GRO): they are taken apart.
+2. On port 4500 a keepalive is dropped, and what begins with the non-ESP marker goes to IKE (RFC 3948, 2.2 and 2.3).
+3. receiveESP finds the SA by its SPI and opens the packet: window, ICV, window again.
+4. unwrap checks that what came out lies in the Pair's selector ("If an IPsec system receives an inbound packet on an SA and
+   the packet's header fields are not consistent with the selectors for the SA, it MUST discard the packet", RFC 4301, 5.2)
+   and, in transport mode, puts an IP header before it.
+5. A SYN's segment size is lowered to what fits into ESP on the way back.
+6. The first packet of an SA waits until the Pair is armed (arm.go). Others go into the device with the batch.
+*/
+
+// Sizes of a receive batch. Buffers hold what the kernel joined; what is never filled costs no memory.
+const (
+	receiveMessages = 16
+	receiveBuffer   = 1 << 16
+	deviceBatch     = 128
+)
+
+// receiver is the state of one receiveLoop.
+type receiver struct {
+	sock  *socket
+	in    *recvBatch
+	bufs  [][]byte // opened packets, with deviceOffset octets of room before them
+	ready [][]byte
+	now   time.Time
+}
+
+func (p *Plane) receiveLoop(s *socket) {
+	r := &receiver{sock: s, in: newRecvBatch(s, receiveMessages, receiveBuffer), ready: make([][]byte, 0, deviceBatch)}
+	for range deviceBatch {
+		r.bufs = append(r.bufs, make([]byte, deviceOffset+maxPacket+ipv6Header))
+	}
+	for {
+		n, err := r.in.read()
+		if err != nil {
+			if p.stopping() {
+				return
+			}
+			continue // an error of one packet
+		}
+		r.now = p.now()
+		for i := range n {
+			p.receiveDatagrams(r, i)
+		}
+		p.deliver(r)
+	}
+}
+
+// deliver hands the opened packets to the device.
+func (p *Plane) deliver(r *receiver) {
+	if len(r.ready) == 0 {
+		return
+	}
+	if _, err := p.dev.Write(r.ready, deviceOffset); err != nil {
+		p.counts.deviceErrors.Add(1)
+	}
+	r.ready = r.ready[:0]
+}
+
+// receiveDatagrams takes one message of the batch apart.
+func (p *Plane) receiveDatagrams(r *receiver, i int) {
+	data, from, c := r.in.packet(i)
+	if r.sock.port == 0 {
+		if !r.sock.v6 { // raw IPv4 sockets get the header as well
+			pkt, err := parsePacket(data)
+			if err != nil || pkt.v6 {
+				p.counts.unfit.Add(1)
+				return
+			}
+			data, c.tos = pkt.data[pkt.header:], pkt.tos
+		}
+		p.receiveESP(r, data, from, c)
+		return
+	}
+	for size := c.segment; len(data) > 0; {
+		if size <= 0 || size > len(data) {
+			size = len(data)
+		}
+		p.receiveNATT(r, data[:size], from, c)
+		data = data[size:]
+	}
+}
+
+// nonESP is how many zero octets tell IKE from ESP on port 4500 (RFC 3948, 2.2).
+const nonESP = 4
+
+func (p *Plane) receiveNATT(r *receiver, data []byte, from *sockaddr, c control) {
+	switch {
+	case len(data) == 1 && data[0] == 0xff: // a keepalive
+	case len(data) > nonESP && [nonESP]byte(data) == [nonESP]byte{}:
+		p.conns.deliver(&p.counts, netip.AddrPortFrom(c.local, portNATT), from.addrPort(), data[nonESP:])
+	default:
+		p.receiveESP(r, data, from, c)
+	}
+}
+
+func (p *Plane) receiveESP(r *receiver, data []byte, from *sockaddr, c control) {
+	spi, ok := esp.ParseSPI(data)
+	if !ok {
+		p.counts.unfit.Add(1)
+		return
+	}
+	in, ok := p.spis.get(spi)
+	if !ok {
+		p.counts.unknownSPI.Add(1)
+		return
+	}
+	if len(r.ready) == cap(r.ready) {
+		p.deliver(r)
+	}
+	buf := r.bufs[len(r.ready)]
+	room := deviceOffset + in.headerRoom()
+
+	in.mu.Lock()
+	opened, next, err := in.opener.Open(buf[:room], data)
+	in.mu.Unlock()
+	if err != nil {
+		in.pair.refuse(err)
+		return
+	}
+	if !p.expected(in, from, r.sock.port != 0) {
+		p.counts.mismatched.Add(1)
+		return
+	}
+	in.count(len(opened)-room, r.now)
+	if opened, ok = p.unwrap(in, opened, next, c.tos); !ok {
+		return
+	}
+	if !in.live.Load() && p.latch(in, opened) {
+		return
+	}
+	if opened != nil {
+		r.ready = append(r.ready, opened)
+	}
+}
+
+func (pr *pair) refuse(err error) {
+	if errors.Is(err, esp.ErrReplay) {
+		pr.replayed.Add(1)
+	} else {
+		pr.invalid.Add(1)
+	}
+}
+
+func (in *inbound) count(n int, now time.Time) {
+	in.pair.inPackets.Add(1)
+	in.pair.inBytes.Add(uint64(n))
+	in.pair.lastIn.Store(now.UnixNano())
+}
+
+// headerRoom is what unwrap needs before the payload.
+func (in *inbound) headerRoom() int {
+	switch {
+	case in.mode == ipsec.Tunnel:
+		return 0
+	case in.peer.Is4():
+		return ipv4Header
+	}
+	return ipv6Header
+}
+
+// expected compares where a valid packet came from with the Pair's outer address. Another address of an encapsulated Pair is a
+// NAT that moved, which the owner hears of, at most once a second; the packet is good.
+func (p *Plane) expected(in *inbound, from *sockaddr, udp bool) bool {
+	got, want := from.addrPort(), *in.outer.Load()
+	if !in.encap {
+		return got.Addr() == want.Addr()
+	}
+	if udp && got != want {
+		now, last := p.now().UnixNano(), in.pair.moved.Load()
+		if now-last >= int64(time.Second) && in.pair.moved.CompareAndSwap(last, now) {
+			p.raise(ipsec.Event{Kind: ipsec.Moved, ID: in.pair.spec.ID, SPI: in.spi, Remote: got, Selector: in.pair.spec.Selector})
+		}
+	}
+	return true
+}
+
+// unwrap makes an IP packet of what was opened: buf holds it behind deviceOffset and room for a header. A dummy packet yields nil.
+func (p *Plane) unwrap(in *inbound, buf []byte, next, tos uint8) (out []byte, ok bool) {
+	if next == esp.NextDummy {
+		return nil, true
+	}
+	data := buf[deviceOffset:]
+	if in.mode == ipsec.Transport {
+		room := in.headerRoom()
+		if len(buf)-deviceOffset > maxPacket {
+			p.counts.unfit.Add(1)
+			return nil, false
+		}
+		putHeader(data[:room], in.local, in.peer, next, tos, len(data)-room)
+	}
+	pkt, err := parsePacket(data)
+	if err != nil {
+		p.counts.unfit.Add(1)
+		return nil, false
+	}
+	if in.mode == ipsec.Tunnel {
+		version := next == unix.IPPROTO_IPV6 && pkt.v6 || next == unix.IPPROTO_IPIP && !pkt.v6
+		if !version || pkt.src != in.peer.As16() || pkt.dst != in.local.As16() || !decapsulateECN(pkt.data, tos) {
+			p.counts.mismatched.Add(1)
+			return nil, false
+		}
+	}
+	clampMSS(&pkt, in.mss)
+	return buf[:deviceOffset+len(pkt.data)], true
+}

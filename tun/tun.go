@@ -1,0 +1,278 @@
+// Package tun is the data plane that works everywhere: ESP in Go (package esp) behind a TUN device, with package guard to divert
+// what must be protected. It needs no IPsec in the kernel. It passes ipsectest.TestDataplane.
+//
+// The way of a packet is in send.go and receive.go, in packet order. Packets are moved by a few goroutines: one reads the device,
+// one each of our sockets. They take no lock but for packets that wait and for the inbound SA at hand; what they look up are
+// immutable maps behind atomic pointers. Everything else is done by the caller of a method, or by the one
+// goroutine of maintain.go, under the Plane's lock.
+package tun
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+	wgtun "golang.zx2c4.com/wireguard/tun"
+
+	"tacit/guard"
+	"tacit/ipsec"
+)
+
+// Defaults of a Config.
+const (
+	DefaultDevice = "tacit0"
+	DefaultLinger = 5 * time.Minute
+	DefaultTable  = 0x7ac1 // the number of our routing table
+	DefaultRule   = 5100   // the priority of our rule: before the main table's
+)
+
+// deviceMTU lets whole datagrams through, since transport mode carries no IP fragments.
+const deviceMTU = maxPacket
+
+// eventQueue is how many events may wait for the reader.
+const eventQueue = 4096
+
+// Config is how a Plane is opened. The zero value is good.
+type Config struct {
+	Device    string        // name of the TUN device
+	Linger    time.Duration // how long what stands in the kernel stays after this process died
+	Table     int           // routing table
+	Rule      int           // priority of the rule that leads to it
+	NoOffload bool          // one packet at a time through the device and the sockets
+	Log       *slog.Logger
+	Now       func() time.Time
+}
+
+func (c Config) withDefaults() Config {
+	if c.Device == "" {
+		c.Device = DefaultDevice
+	}
+	if c.Linger <= 0 {
+		c.Linger = DefaultLinger
+	}
+	if c.Table == 0 {
+		c.Table = DefaultTable
+	}
+	if c.Rule == 0 {
+		c.Rule = DefaultRule
+	}
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
+	}
+	if c.Now == nil {
+		c.Now = time.Now
+	}
+	return c
+}
+
+// counters count what the packet path did not deliver, and why.
+type counters struct {
+	stray        atomic.Uint64 // diverted, but no Pair and no Hold
+	unfit        atomic.Uint64 // cannot travel in transport mode, or is no packet
+	held         atomic.Uint64 // held in vain
+	unknownSPI   atomic.Uint64
+	mismatched   atomic.Uint64 // valid ESP whose packet lies outside the Pair's selector (RFC 4301, 5.2)
+	exhausted    atomic.Uint64
+	sendErrors   atomic.Uint64
+	deviceErrors atomic.Uint64
+	events       atomic.Uint64 // events that found the channel full
+	ikeDropped   atomic.Uint64 // IKE messages that nobody read
+}
+
+// Plane is an ipsec.Dataplane.
+type Plane struct {
+	cfg    Config
+	log    *slog.Logger
+	now    func() time.Time
+	dev    wgtun.Device
+	net    *network
+	probe  mtuProbe
+	socks  sockets
+	counts counters
+	events chan ipsec.Event
+	budget holdBudget
+	work   sync.WaitGroup // the goroutines of the path
+	stop   context.CancelFunc
+	done   <-chan struct{}
+
+	flows table[addrKey, *flow]      // read by the path
+	spis  table[ipsec.SPI, *inbound] // read by the path
+
+	// mu excludes the methods, the arming of Pairs and maintenance from each other: each changes several tables, nftables
+	// and queues as one step, and the caller waits for it. The packet path never takes it.
+	mu       sync.Mutex
+	guard    *guard.Guard
+	pairs    map[uint32]*pair
+	all      map[guard.Key]*flow
+	left     []ipsec.Pair
+	flusher  *sendBatch
+	order    uint64 // of the SA installed last
+	closed   bool
+	eventsMu sync.RWMutex // events is closed while the path may still raise one
+	over     bool
+	waiting  waitList
+	conns    conns
+}
+
+// sockets are ours for as long as the Plane lives; IPv6's are nil where the kernel has no IPv6.
+type sockets struct {
+	ike, natt, esp [2]*socket
+}
+
+func (s *sockets) each(do func(*socket)) {
+	for _, pair := range [][2]*socket{s.ike, s.natt, s.esp} {
+		for _, sock := range pair {
+			if sock != nil {
+				do(sock)
+			}
+		}
+	}
+}
+
+// Open makes the device, the routes, the rules, the table of nftables and the sockets, in the network namespace of the calling
+// thread, and starts the packet path. What a dead process left is taken over: its held addresses stay held.
+// On an error nothing of it is left.
+func Open(cfg Config) (*Plane, error) {
+	cfg = cfg.withDefaults()
+	ctx, stop := context.WithCancel(context.Background())
+	p := &Plane{cfg: cfg, log: cfg.Log, now: cfg.Now, events: make(chan ipsec.Event, eventQueue), stop: stop, done: ctx.Done(),
+		pairs: make(map[uint32]*pair), all: make(map[guard.Key]*flow), probe: mtuProbe{-1, -1}}
+	p.flows.shard = shardOfKey
+	p.spis.shard = func(s ipsec.SPI) uint8 { return uint8(s) }
+	p.flusher = newSendBatch(&p.counts)
+	if err := p.open(); err != nil {
+		stop()
+		return nil, errors.Join(err, p.undo(false))
+	}
+	p.start()
+	return p, nil
+}
+
+func (p *Plane) open() (err error) {
+	if p.dev, err = openDevice(p.cfg); err != nil {
+		return err
+	}
+	if p.net, err = openNetwork(p.cfg); err != nil {
+		return err
+	}
+	if p.probe, err = openProbe(); err != nil {
+		return err
+	}
+	for i, v6 := range []bool{false, true} {
+		for port, at := range map[uint16]**socket{portIKE: &p.socks.ike[i], portNATT: &p.socks.natt[i], 0: &p.socks.esp[i]} {
+			*at, err = openSocket(port, v6)
+			if err != nil && (!v6 || !errors.Is(err, unix.EAFNOSUPPORT)) {
+				return err
+			}
+		}
+	}
+	var left []guard.Element
+	if p.guard, left, err = guard.Open(guard.Config{Device: p.cfg.Device}); err != nil {
+		return err
+	}
+	p.adopt(left)
+	return p.net.up()
+}
+
+// adopt holds what a dead process protected, for as long as it would have been.
+func (p *Plane) adopt(left []guard.Element) {
+	now := p.now()
+	for _, e := range left {
+		f := p.flow(e.Key)
+		f.policy, f.until, f.verdict, f.renewed = ipsec.Hold, now.Add(e.Left), e.Verdict, now
+		if e.Verdict == guard.Block {
+			f.policy = ipsec.Block
+		} else {
+			f.holding = f.until
+			p.left = append(p.left, ipsec.Pair{Selector: f.selector()})
+		}
+	}
+}
+
+// Existing returns, as Pairs with nothing but a Selector, what a dead process protected when this Plane was opened. Their keys
+// died with it; until they are keyed anew, or linger is over, their addresses are held.
+func (p *Plane) Existing() ([]ipsec.Pair, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return append([]ipsec.Pair(nil), p.left...), nil
+}
+
+// Events is closed by Close.
+func (p *Plane) Events() <-chan ipsec.Event { return p.events }
+
+// raise hands an event to the reader, or counts it.
+func (p *Plane) raise(e ipsec.Event) {
+	e.Time = p.now()
+	p.eventsMu.RLock()
+	defer p.eventsMu.RUnlock()
+	if p.over {
+		return
+	}
+	select {
+	case p.events <- e:
+	default:
+		p.counts.events.Add(1)
+	}
+}
+
+// Close ends the packet path and everything that is ours; with keep, addresses that are protected or held stay shut until their
+// time is over, so that the next process takes them over.
+func (p *Plane) Close(keep bool) error {
+	p.mu.Lock()
+	if p.closed {
+		p.mu.Unlock()
+		return nil
+	}
+	p.closed = true
+	p.mu.Unlock()
+	p.stop()
+	err := p.undo(keep)
+	p.work.Wait()
+	p.eventsMu.Lock()
+	p.over = true
+	close(p.events)
+	p.eventsMu.Unlock()
+	return err
+}
+
+// undo closes what is open, the latest first. With keep it first gives the elements their whole linger.
+func (p *Plane) undo(keep bool) error {
+	var errs []error
+	if p.guard != nil {
+		p.mu.Lock()
+		if keep {
+			errs = append(errs, p.renew(p.now(), 0))
+		}
+		errs = append(errs, p.guard.Close(keep))
+		p.mu.Unlock()
+	}
+	if p.net != nil {
+		errs = append(errs, p.net.close(keep))
+	}
+	if p.dev != nil {
+		errs = append(errs, p.dev.Close())
+	}
+	p.socks.each(func(s *socket) { errs = append(errs, s.file.Close()) })
+	p.probe.close()
+	return errors.Join(errs...)
+}
+
+// hint names an operation and what usually helps.
+func hint(op string, err error) error {
+	switch {
+	case errors.Is(err, unix.EPERM), errors.Is(err, unix.EACCES):
+		return fmt.Errorf("tun: %s: %w (needs CAP_NET_ADMIN and CAP_NET_RAW)", op, err)
+	case errors.Is(err, unix.EADDRINUSE):
+		return fmt.Errorf("tun: %s: %w (another IKE daemon, or another tacit, has it)", op, err)
+	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ENODEV):
+		return fmt.Errorf("tun: %s: %w (is the module tun loaded, and /dev/net/tun there?)", op, err)
+	case errors.Is(err, unix.EBUSY):
+		return fmt.Errorf("tun: %s: %w (another tacit is running here)", op, err)
+	}
+	return fmt.Errorf("tun: %s: %w", op, err)
+}
