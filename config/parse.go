@@ -21,6 +21,7 @@ const maxErrors = 20
 func Parse(data []byte, file string) (*Config, error) {
 	p := &parser{file: file, config: Default(), matches: make(map[string]int)}
 	p.config.Policy = nil
+	// The size is bounded before anything is parsed; Load has bounded it while reading.
 	if len(data) > maxSize {
 		return nil, Errors{{File: file, Line: 1, Column: 1, Msg: fmt.Sprintf("larger than %d bytes", maxSize)}}
 	}
@@ -80,6 +81,7 @@ func (p *parser) syntax(data []byte) error {
 	return Errors{e}
 }
 
+// errorf reports what is wrong at a place. Keys that could confuse a terminal are quoted.
 func (p *parser) errorf(at unstable.Range, key, format string, args ...any) {
 	if len(p.errs) == maxErrors {
 		return
@@ -135,6 +137,7 @@ func (p *parser) openTable(path []string, array bool, at unstable.Range) bool {
 	return false
 }
 
+// openRule begins a rule with the defaults of DESIGN.md 7. What it matches is filled in at the end, if it does not say.
 func (p *parser) openRule(at unstable.Range) {
 	r := policy.Default()
 	r.Prefixes = nil
@@ -176,6 +179,7 @@ func (p *parser) keyValue(path []string, n *unstable.Node) {
 	}
 }
 
+// inline takes the keys of an inline table as those of the table at path.
 func (p *parser) inline(path []string, table *unstable.Node) {
 	for it := table.Children(); it.Next(); {
 		if it.Node().Kind == unstable.KeyValue {
@@ -187,6 +191,7 @@ func (p *parser) inline(path []string, table *unstable.Node) {
 // unknown reports a key that is not accepted: one that the design has and this version has not, or one that nobody knows.
 func (p *parser) unknown(path []string, at unstable.Range) {
 	key := strings.Join(path, ".")
+	// A table of a later version is refused as a whole, whatever keys it holds.
 	for n := len(path); n > 0; n-- {
 		if prefix := strings.Join(path[:n], "."); slices.Contains(later, prefix) {
 			p.errorf(at, prefix, "not in this version")
@@ -203,6 +208,7 @@ func (p *parser) unknown(path []string, at unstable.Range) {
 // finish fills in what rules left out, and checks what two keys say together.
 func (p *parser) finish() {
 	c := p.config
+	// Only now both lists are known: the file may have them in either order.
 	for _, ap := range c.DNS.Upstream {
 		if c.isListener(ap) {
 			p.errorf(p.upstream, "dns.upstream", "%v: we would ask ourselves", ap)

@@ -12,16 +12,20 @@ import (
 	"tacit/policy"
 )
 
-// settings are the keys that this version accepts. Each checks its value and sets it.
+// settings is the schema: the keys that this version accepts. Each checks its value and sets it.
 var settings = map[string]func(p *parser, v value){
-	"name":              (*parser).setName,
-	"identity":          func(p *parser, v value) { p.path(v, &p.config.Identity) },
-	"identify":          func(p *parser, v value) { p.word(v, &p.config.Identify, []string{"never", "matched", "all"}, nil) },
-	"dataplane":         func(p *parser, v value) { p.word(v, &p.config.Dataplane, []string{"auto", "tun"}, []string{"xfrm"}) },
-	"socket":            func(p *parser, v value) { p.path(v, &p.config.Socket) },
-	"linger":            func(p *parser, v value) { p.duration(v, &p.config.Linger, time.Second, 24*time.Hour) },
-	"ike-lifetime":      func(p *parser, v value) { p.duration(v, &p.config.IKELifetime, time.Second, 7*24*time.Hour) },
-	"child-lifetime":    func(p *parser, v value) { p.duration(v, &p.config.ChildLifetime, time.Second, 24*time.Hour) },
+	// Who we are, and who may learn it (TRUST.md A-52).
+	"name":     (*parser).setName,
+	"identity": func(p *parser, v value) { p.path(v, &p.config.Identity) },
+	"identify": func(p *parser, v value) { p.word(v, &p.config.Identify, []string{"never", "matched", "all"}, nil) },
+	// How packets are protected, and for how long. The bounds keep a typing error from switching protection off, or on for ever;
+	// tests use the small ones.
+	"dataplane":      func(p *parser, v value) { p.word(v, &p.config.Dataplane, []string{"auto", "tun"}, []string{"xfrm"}) },
+	"socket":         func(p *parser, v value) { p.path(v, &p.config.Socket) },
+	"linger":         func(p *parser, v value) { p.duration(v, &p.config.Linger, time.Second, 24*time.Hour) },
+	"ike-lifetime":   func(p *parser, v value) { p.duration(v, &p.config.IKELifetime, time.Second, 7*24*time.Hour) },
+	"child-lifetime": func(p *parser, v value) { p.duration(v, &p.config.ChildLifetime, time.Second, 24*time.Hour) },
+	// DNS. A hold of more than 10 s would outlast every stub resolver's patience.
 	"dns.listen":        func(p *parser, v value) { p.servers(v, &p.config.DNS.Listen, false) },
 	"dns.upstream":      func(p *parser, v value) { p.servers(v, &p.config.DNS.Upstream, true) },
 	"dns.trust-anchors": func(p *parser, v value) { p.path(v, &p.config.DNS.TrustAnchors) },
@@ -32,6 +36,7 @@ var settings = map[string]func(p *parser, v value){
 	"dns.manage": func(p *parser, v value) {
 		p.word(v, &p.config.DNS.Manage, []string{"off"}, []string{"auto", "resolved", "networkmanager", "file"})
 	},
+	// Rules.
 	"policy.match":            (*parser).setMatch,
 	"policy.class":            (*parser).setClass,
 	"policy.accept-anonymous": (*parser).setAcceptAnonymous,
@@ -94,6 +99,7 @@ func kindName(k unstable.Kind) string {
 	return "a date"
 }
 
+// path reads the absolute path of a file: a daemon's working directory is nobody's choice.
 func (p *parser) path(v value, to *string) {
 	s, ok := p.text(v)
 	switch {
@@ -107,6 +113,7 @@ func (p *parser) path(v value, to *string) {
 	}
 }
 
+// word reads one of a few words: those of now, and those that a later version takes.
 func (p *parser) word(v value, to *string, now, later []string) {
 	s, ok := p.text(v)
 	switch {
@@ -120,6 +127,7 @@ func (p *parser) word(v value, to *string, now, later []string) {
 	}
 }
 
+// duration reads a duration within bounds. A bare number is refused: it does not say its unit.
 func (p *parser) duration(v value, to *time.Duration, least, most time.Duration) {
 	s, ok := p.text(v)
 	if !ok {
@@ -145,6 +153,7 @@ func (p *parser) servers(v value, to *[]netip.AddrPort, upstream bool) {
 		if a, aerr := netip.ParseAddr(s); aerr == nil {
 			ap, err = netip.AddrPortFrom(a, 53), nil
 		}
+		// Everywhere else an IPv4 address is 4 octets; mapped it would be compared in vain.
 		ap = netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port())
 		switch {
 		case upstream && strings.HasPrefix(s, "tls://"):
@@ -171,6 +180,7 @@ func (p *parser) servers(v value, to *[]netip.AddrPort, upstream bool) {
 	}
 }
 
+// zones reads names of zones; unlike ours they may have one label ("lan").
 func (p *parser) zones(v value, to *[]string) {
 	var all []string
 	p.list(v, func(s string, at unstable.Range) {
@@ -184,6 +194,7 @@ func (p *parser) zones(v value, to *[]string) {
 	*to = all
 }
 
+// setName reads our own name.
 func (p *parser) setName(v value) {
 	s, ok := p.text(v)
 	if !ok {
@@ -203,6 +214,8 @@ func (p *parser) setName(v value) {
 // rule is the [[policy]] that we are in.
 func (p *parser) rule() *policy.Rule { return &p.config.Policy[len(p.config.Policy)-1] }
 
+// setClass accepts the two classes that this version carries out. A stricter one must not be taken for a weaker one, so that the
+// others are errors.
 func (p *parser) setClass(v value) {
 	s, ok := p.text(v)
 	if !ok {
@@ -219,6 +232,7 @@ func (p *parser) setClass(v value) {
 	}
 }
 
+// setAcceptAnonymous says whether clients without a name may come in.
 func (p *parser) setAcceptAnonymous(v value) {
 	if v.node.Kind != unstable.Bool {
 		p.errorf(v.place, v.key, "want true or false, not %s", kindName(v.node.Kind))
@@ -242,6 +256,7 @@ func (p *parser) setMatch(v value) {
 		if name == "" {
 			canonical = prefix.String()
 		}
+		// Two rules for the same match have no order that a reader could know.
 		if line, twice := p.matches[canonical]; twice {
 			p.errorf(at, v.key, "%q: line %d matches it already", s, line)
 			return

@@ -13,7 +13,7 @@ import (
 	"time"
 )
 
-// maxAnswer bounds what a client reads, in octets: MaxAddresses peers fit.
+// maxAnswer bounds what a client reads, in octets: as many peers as a daemon has fit.
 const maxAnswer = 64 << 20
 
 // ErrNotRunning says that no daemon listens on the socket.
@@ -47,6 +47,7 @@ func (c *Client) Status(ctx context.Context) (Status, error) {
 	return s, err
 }
 
+// get sends a request and reads the answer into v. Errors name the socket.
 func (c *Client) get(ctx context.Context, path string, v any) error {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://tacit"+path, nil)
 	if err != nil {

@@ -13,6 +13,7 @@ type limited struct {
 	once   sync.Once // Close comes from http.Server and from our caller
 }
 
+// limit bounds the connections of a listener: each costs a goroutine, and anybody in the socket's group may open them.
 func limit(l net.Listener, n int) net.Listener {
 	return &limited{Listener: l, free: make(chan struct{}, n), closed: make(chan struct{})}
 }

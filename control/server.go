@@ -144,6 +144,7 @@ func (u *unlinking) Close() error {
 	return err
 }
 
+// routes are all the requests there are. The version is in the path, so that a later daemon can serve older clients.
 func routes(h Handler) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /v1/status", func(w http.ResponseWriter, r *http.Request) {
@@ -162,6 +163,7 @@ type problem struct {
 	Error string `json:"error"`
 }
 
+// answer sends a value, or the error that stands in its way.
 func answer(w http.ResponseWriter, v any, err error) {
 	if err != nil {
 		refuse(w, http.StatusInternalServerError, err.Error())
@@ -176,6 +178,7 @@ func answer(w http.ResponseWriter, v any, err error) {
 	w.Write(append(b, '\n')) // an error is the client's going away
 }
 
+// refuse sends a problem.
 func refuse(w http.ResponseWriter, code int, why string) {
 	b, _ := json.Marshal(problem{why}) // a string always marshals
 	w.Header().Set("Content-Type", "application/json")

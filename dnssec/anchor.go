@@ -95,6 +95,9 @@ func (a *Anchors) parse(line string) error {
 	return a.add(rr)
 }
 
+// digestSize is the length in octets of the digests that we know.
+var digestSize = map[uint8]int{dns.SHA1: 20, dns.SHA256: 32, dns.SHA384: 48}
+
 // add takes a record in.
 func (a *Anchors) add(rr dns.RR) error {
 	h := rr.Header()
@@ -107,6 +110,9 @@ func (a *Anchors) add(rr dns.RR) error {
 	}
 	switch rr := rr.(type) {
 	case *dns.DS:
+		if n := len(rr.Digest) / 2; digestSize[rr.DigestType] != 0 && n != digestSize[rr.DigestType] {
+			return fmt.Errorf("a digest of %d octets, want %d for type %d", n, digestSize[rr.DigestType], rr.DigestType)
+		}
 		z.ds = append(z.ds, rr)
 	case *dns.DNSKEY:
 		if rr.Flags&dns.ZONE == 0 || rr.Protocol != 3 {
@@ -114,6 +120,9 @@ func (a *Anchors) add(rr dns.RR) error {
 		}
 		if rr.Flags&dns.REVOKE != 0 {
 			return fmt.Errorf("key %d of %s is revoked", rr.KeyTag(), h.Name)
+		}
+		if rr.PublicKey == "" {
+			return fmt.Errorf("no key for %s", h.Name)
 		}
 		z.keys = append(z.keys, rr)
 	default:

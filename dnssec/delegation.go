@@ -54,7 +54,7 @@ func (c *checker) judgeDS(child string, msg *dns.Msg, z *zone) cut {
 func (c *checker) judgeNoDS(child string, authority rrsets, z *zone) cut {
 	d := c.collect(authority, z)
 	v := verdict{status: Secure, until: d.until, ede: NoEDE}
-	switch c.prove(child, dns.TypeDS, d) {
+	switch c.prove(child, dns.TypeDS, false, d) {
 	case unsignedCut:
 		v.status, v.why = Insecure, child+" is delegated by zone "+z.name+" without DS"
 	case optedOut:

@@ -70,7 +70,7 @@ func (d *denials) add(c *checker, set *rrset, z *zone) {
 			}
 			// RFC 9276, 3.2: a validating resolver MAY return an insecure response for iterations larger than 0, but must have verified the signature
 			// over the NSEC3 first, so that nobody else can have raised the count. BIND, Knot and unbound draw the line at 50 to 150; ours is 100.
-			if rr.Iterations > maxIterations {
+			if rr.Iterations > c.rules.iterations {
 				d.opaque = true
 				continue
 			}
@@ -97,14 +97,15 @@ func (d *denials) soa(c *checker, set *rrset) {
 }
 
 // prove says what the records prove about name and type (RFC 4035, 5.4; RFC 5155, 8; RFC 6840, 4).
-func (c *checker) prove(name string, rrtype uint16, d *denials) what {
+// nxdomain is what the message claims: then an opt-out span alone is not enough.
+func (c *checker) prove(name string, rrtype uint16, nxdomain bool, d *denials) what {
 	if !within(locus(name, rrtype), d.zone) {
 		return unproven
 	}
 	if got := proveNSEC(name, rrtype, d); got != unproven {
 		return got
 	}
-	if got := c.proveNSEC3(name, rrtype, d); got != unproven {
+	if got := c.proveNSEC3(name, rrtype, nxdomain, d); got != unproven {
 		return got
 	}
 	if d.opaque {

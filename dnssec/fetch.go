@@ -73,7 +73,7 @@ func acceptable(q question, r *dns.Msg) error {
 		return errors.New("the upstream answered another question")
 	case r.Truncated:
 		return errors.New("the upstream's answer is truncated")
-	case r.Rcode != dns.RcodeSuccess && r.Rcode != dns.RcodeNameError:
+	case r.Rcode != dns.RcodeSuccess && r.Rcode != dns.RcodeNameError && r.Rcode != dns.RcodeYXDomain:
 		return fmt.Errorf("the upstream says %s", dns.RcodeToString[r.Rcode])
 	}
 	return nil

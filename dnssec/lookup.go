@@ -201,6 +201,30 @@ func (l *lookup) positive(ctx context.Context, set *rrset, authority rrsets) ver
 		return verdict{status: Indeterminate, until: l.now, ede: dns.ExtendedErrorCodeInvalidQueryType, why: "signatures are not signed"}
 	}
 	z := l.zoneOf(ctx, set.name, set.rrtype, set.signer)
+	v := l.positiveIn(set, authority, z)
+	if v.status == Bogus {
+		if z := l.otherZone(ctx, set.name, set.rrtype, z); z != nil {
+			return l.positiveIn(set, authority, z)
+		}
+	}
+	return v
+}
+
+// otherZone is the zone that really holds an RRset, where that is another than the one whose signature did not hold: what is below an unsigned delegation
+// may carry any signature. Nil if it is the same, or not known.
+func (l *lookup) otherZone(ctx context.Context, name string, rrtype uint16, tried *zone) *zone {
+	if tried.status != Secure || l.work.spent() {
+		return nil
+	}
+	z := l.enclosing(ctx, locus(name, rrtype))
+	if z.status < Insecure || z.name == tried.name {
+		return nil
+	}
+	return z
+}
+
+// positiveIn validates an RRset as one of zone z.
+func (l *lookup) positiveIn(set *rrset, authority rrsets, z *zone) verdict {
 	if z.status != Secure {
 		return l.unsigned(set, z)
 	}
@@ -254,6 +278,17 @@ func (l *lookup) zoneOf(ctx context.Context, name string, rrtype uint16, hint fu
 func (l *lookup) denied(ctx context.Context, name string, rrtype uint16, msg *dns.Msg, authority rrsets) verdict {
 	place := locus(name, rrtype)
 	z := l.zoneOf(ctx, name, rrtype, func(top string) string { return hintDenial(place, authority, top) })
+	v := l.deniedIn(name, rrtype, msg, authority, z)
+	if v.status == Bogus {
+		if z := l.otherZone(ctx, name, rrtype, z); z != nil {
+			return l.deniedIn(name, rrtype, msg, authority, z)
+		}
+	}
+	return v
+}
+
+// deniedIn validates a denial as one of zone z.
+func (l *lookup) deniedIn(name string, rrtype uint16, msg *dns.Msg, authority rrsets, z *zone) verdict {
 	of := name + " " + typeName(rrtype)
 	d := l.collect(authority, z)
 	v := verdict{status: z.status, until: d.until, ede: z.ede, why: z.why}
@@ -262,7 +297,7 @@ func (l *lookup) denied(ctx context.Context, name string, rrtype uint16, msg *dn
 		return v
 	}
 	v.ede = NoEDE
-	switch l.prove(name, rrtype, d) {
+	switch l.prove(name, rrtype, msg.Rcode == dns.RcodeNameError, d) {
 	case noName:
 		v.why = "zone " + z.name + " proves that there is no name " + name
 	case noDelegation, unsignedCut:

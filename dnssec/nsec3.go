@@ -68,7 +68,7 @@ func (c *checker) cover(name string, d *denials) (*hashed, bool) {
 }
 
 // proveNSEC3 is prove for the NSEC3 records of d (RFC 5155, 8.4 to 8.7).
-func (c *checker) proveNSEC3(name string, rrtype uint16, d *denials) what {
+func (c *checker) proveNSEC3(name string, rrtype uint16, nxdomain bool, d *denials) what {
 	if len(d.nsec3s) == 0 {
 		return unproven
 	}
@@ -98,6 +98,9 @@ func (c *checker) proveNSEC3(name string, rrtype uint16, d *denials) what {
 	}
 	if _, ok := c.cover(wild, d); ok {
 		return found
+	}
+	if found == optedOut && !nxdomain && encloser == parent(name) {
+		return optedOut // RFC 5155, 7.2.8 with errata 3441: an empty non-terminal above unsigned delegations has no NSEC3 of its own
 	}
 	return unproven
 }

@@ -39,7 +39,7 @@ func WithSkew(early, late time.Duration) Option {
 // New makes a Validator that trusts anchors and asks ex.
 func New(ex Exchanger, anchors *Anchors, opts ...Option) *Validator {
 	v := &Validator{Exchanger: ex, Anchors: anchors, Now: time.Now}
-	v.rules.early = 5 * time.Minute
+	v.rules.early, v.rules.iterations = 5*time.Minute, maxIterations
 	v.zones.zone = make(map[string]known)
 	for _, o := range opts {
 		o(v)

@@ -10,8 +10,8 @@ import (
 	"tacit/lab"
 )
 
-// jobWorld has Bob's key in a zone of each signer, NSD, unbound, and a tacit on both hosts.
-func jobWorld(t *testing.T, top string) (w *world, alice, bob *tacit) {
+// jobWorld has a zone of each signer with a Bob in it, NSD, unbound, and a tacit on both hosts; Bob's is called bobName.
+func jobWorld(t *testing.T, bobName, top string) (w *world, alice, bob *tacit) {
 	t.Helper()
 	needE2E(t, "nsd", "unbound", "dnssec-signzone", "ldns-signzone", "getent")
 	w = newWorld(t)
@@ -25,7 +25,7 @@ func jobWorld(t *testing.T, top string) (w *world, alice, bob *tacit) {
 	startNSD(t, w.ns, dir)
 	startUnbound(t, w.up, w.ns.Addr4().String())
 	up := w.up.Addr4().String()
-	bob = startTacit(t, w.bob, anchor, options{name: "bob.example", identity: key.pem, upstream: up, top: top})
+	bob = startTacit(t, w.bob, anchor, options{name: bobName, identity: key.pem, upstream: up, top: top})
 	alice = startTacit(t, w.alice, anchor, options{upstream: up, top: top})
 	return w, alice, bob
 }
@@ -35,7 +35,7 @@ func both(h *lab.Host) []netip.Addr { return []netip.Addr{h.Addr4(), h.Addr6()} 
 
 // TestMainJob is the main job on real parts: lookups by getaddrinfo, all kinds of traffic, nothing in clear.
 func TestMainJob(t *testing.T) {
-	w, _, _ := jobWorld(t, "")
+	w, _, _ := jobWorld(t, "bob.example", "")
 	mustResolve(t, w.alice, "bob.example", w.bob.Addr4().String(), w.bob.Addr6().String())
 	for _, addr := range both(w.bob) {
 		datagrams(t, w.alice, w.bob, addr, 20, 1, 1472, 9000)
@@ -52,7 +52,7 @@ func TestMainJob(t *testing.T) {
 func TestMainJobOfEachSigner(t *testing.T) {
 	for _, zone := range []string{"example", "three", "ldns"} {
 		t.Run(zone, func(t *testing.T) {
-			w, _, _ := jobWorld(t, "")
+			w, _, _ := jobWorld(t, "bob."+zone, "")
 			mustResolve(t, w.alice, "bob."+zone, w.bob.Addr4().String(), w.bob.Addr6().String())
 			for _, addr := range both(w.bob) {
 				transfer(t, w.alice, w.bob, addr, 100_000)
@@ -76,8 +76,11 @@ func TestMainJobOfEachSigner(t *testing.T) {
 // TestPingsAcrossRekeys loses none of 10,000 pings of each family, half of them from each side, while Child SAs live
 // two seconds.
 func TestPingsAcrossRekeys(t *testing.T) {
-	w, _, _ := jobWorld(t, `child-lifetime = "2s"`)
+	w, _, _ := jobWorld(t, "bob.example", `child-lifetime = "2s"`)
 	mustResolve(t, w.alice, "bob.example", w.bob.Addr4().String(), w.bob.Addr6().String())
+	for _, addr := range both(w.bob) { // Bob, the responder, enforces nothing before Alice's first ESP (TRUST.md, R10)
+		datagrams(t, w.alice, w.bob, addr, 1, 1)
+	}
 	const each, interval = 5000, 4 * time.Millisecond
 	var wg sync.WaitGroup
 	for i := range both(w.alice) {

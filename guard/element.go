@@ -12,7 +12,7 @@ import (
 // sets are the sets of the table: one of each kind for a family.
 type sets struct {
 	divert, block, seen [2]*nftables.Set // index 0 is IPv4, 1 is IPv6
-	names, clearPorts   *nftables.Set
+	clearPorts          *nftables.Set
 	in, out             *nftables.Set
 }
 

@@ -130,7 +130,6 @@ func TestHandshakeSuites(t *testing.T) {
 	}
 }
 
-
 func TestHandshakeIPv6(t *testing.T) {
 	a, b, w := pairOf(t)
 	a.addr, b.addr = netip.MustParseAddrPort("[2001:db8::1]:500"), netip.MustParseAddrPort("[2001:db8::2]:500")

@@ -60,6 +60,7 @@ type sa struct {
 	state     saState
 	quiet     bool // Closed was reported: nothing of this SA is any more
 	counted   bool // as half-open
+	proved    bool // the peer has proved a key
 
 	spiI, spiR    uint64
 	local, remote netip.AddrPort

@@ -49,6 +49,7 @@ type childSA struct {
 	deleteAt  time.Time // when we delete it, if nobody else does
 	retireAt  time.Time
 	unborn    bool // the data plane never had it
+	replaces  *childSA
 }
 
 // setState is the only place where the state changes.
@@ -96,7 +97,7 @@ func (s *sa) want(n *negotiation, suite espSuite, ni, nr, shared []byte) {
 		s.child.pair.ID = s.e.nextPair
 		s.e.nextPair++
 	}
-	p := ipsec.Pair{ID: s.child.pair.ID, Mode: n.mode, Selector: n.selector, In: in, Out: out}
+	p := ipsec.Pair{ID: s.child.pair.ID, Mode: n.mode, Selector: n.selector, In: in, Out: out, Authenticated: s.proved}
 	p.Local, p.Remote = s.outer()
 	n.token = s.e.token()
 	n.pair = p
@@ -254,6 +255,7 @@ func (c *children) up(s *sa, n *negotiation) {
 	c.pair = n.pair
 	s.timer.childless = time.Time{}
 	if n.old != nil && n.old.serves() {
+		f.replaces = n.old
 		n.old.rekeyAt = time.Time{}
 		n.old.deleteAt = now
 		if !f.initiator {
@@ -284,7 +286,11 @@ func (c *children) retire(s *sa, x *childSA) {
 		wait *= 2
 	}
 	x.setState(s.e, childRetired)
-	x.rekeyAt, x.deleteAt = time.Time{}, time.Time{}
+	if old := x.replaces; old != nil && old.state == childUp { // the peer could not install the new one: the old one serves on
+		old.deleteAt = time.Time{}
+		old.rekeyAt = s.e.now.Add(s.e.cfg.ChildLifetime)
+	}
+	x.rekeyAt, x.deleteAt, x.replaces = time.Time{}, time.Time{}, nil
 	x.retireAt = s.e.now.Add(wait)
 }
 

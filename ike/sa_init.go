@@ -270,7 +270,8 @@ func (e *Endpoint) onInitRequest(d Datagram, h wire.Header) {
 	e.respondInit(d, h, m.Payloads)
 }
 
-// repeatedInit answers a repeat from memory. Anything else from the same SPI and address is not believed.
+// repeatedInit answers a repeat from memory. Anything else from the same SPI and address is not believed, but for the same
+// message with a cookie: somebody has forged our demand for one, and the initiator signs what it sent last (TRUST.md A-16).
 func (e *Endpoint) repeatedInit(d Datagram, h wire.Header) bool {
 	s := e.half[halfKey{h.InitiatorSPI, d.Remote}]
 	if s == nil {
@@ -280,8 +281,22 @@ func (e *Endpoint) repeatedInit(d Datagram, h wire.Header) bool {
 		e.drop("repeat")
 		return true
 	}
+	if addsCookie(s.hs.message1, d.Data) {
+		s.hs.message1 = bytes.Clone(d.Data)
+		s.in.seen = sha256.Sum256(d.Data)
+	}
 	s.onRepeat(d)
 	return true
+}
+
+// addsCookie reports whether b is a with a COOKIE before the first payload, and no more.
+func addsCookie(a, b []byte) bool {
+	m, err := wire.Parse(b)
+	if err != nil || len(b) <= len(a) || !bytes.HasSuffix(b, a[wire.HeaderLen:]) {
+		return false
+	}
+	n, ok := m.Payloads[0].(*wire.Notify)
+	return ok && n.Type == wire.Cookie && len(b)-len(a) == 8+len(n.SPI)+len(n.Data)
 }
 
 // respondInit chooses, derives the keys and answers.

@@ -60,11 +60,11 @@ type host struct {
 	events    []Event
 	wake      time.Time
 
-	in    map[ipsec.SPI]ipsec.SA // what the data plane accepts
-	out   map[uint32]ipsec.SA    // what it sends with
-	next  map[ipsec.SPI]ipsec.Pair // rekeys of the peer: used after the first packet on the new inbound SA (RFC 7296, 2.8)
-	lost  int                      // packets that came on an SA we do not have
-	took  int
+	in   map[ipsec.SPI]ipsec.SA   // what the data plane accepts
+	out  map[uint32]ipsec.SA      // what it sends with
+	next map[ipsec.SPI]ipsec.Pair // rekeys of the peer: used after the first packet on the new inbound SA (RFC 7296, 2.8)
+	lost int                      // packets that came on an SA we do not have
+	took int
 }
 
 func newHost(t testing.TB, name string, addr netip.AddrPort, key crypto.Signer, cfg Config) *host {
@@ -90,7 +90,7 @@ type world struct {
 	delay time.Duration
 
 	loss, repeat float64
-	shuffle      time.Duration                  // random extra delay
+	shuffle      time.Duration                      // random extra delay
 	tap          func(from *host, d *Datagram) bool // false: swallow
 	sent         int
 }
@@ -168,8 +168,10 @@ func (h *host) handle(w *world, ev Event) {
 		}
 	case ChildRetired:
 		delete(h.in, ev.In)
-		for in, p := range h.next { // the old one ends: the new one is all there is
-			h.out[p.ID] = p.Out
+		for in, p := range h.next {
+			if in != ev.In { // the old one ends: the new one is all there is
+				h.out[p.ID] = p.Out
+			}
 			delete(h.next, in)
 		}
 	case ChildDown:

@@ -13,10 +13,9 @@ import (
 
 // The bounds (TRUST.md R8, I4).
 const (
-	MaxAddresses = 65536 // addresses in a database
-	MaxKeys      = 8     // keys of a claim
-	MaxClaims    = 64    // claims remembered on an address; a claim beyond them is judged, not remembered
-	MaxFailures  = 64    // negotiations remembered as failed on an address
+	MaxKeys     = 8  // keys of a claim
+	MaxClaims   = 64 // claims remembered on an address; a claim beyond them is judged, not remembered
+	MaxFailures = 64 // negotiations remembered as failed on an address
 )
 
 // The back-off of the negative cache (TRUST.md R1).

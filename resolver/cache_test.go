@@ -109,6 +109,21 @@ func TestTTLs(t *testing.T) {
 	})
 }
 
+func TestAgeIsTakenOffTTLs(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		z := newZone()
+		z.add("x.example.", 16, dnssec.Insecure, `x.example. 90 IN TXT "x"`)
+		s := newServer(Config{Lookup: z})
+		defer s.Close()
+		for _, want := range []uint32{90, 80, 70} {
+			if r := ask(t, s, newQuery("x.example.", 16, flags{})); r.Answer[0].Header().Ttl != want {
+				t.Errorf("TTL %d, want %d", r.Answer[0].Header().Ttl, want)
+			}
+			time.Sleep(10 * time.Second)
+		}
+	})
+}
+
 func TestCacheIsBounded(t *testing.T) {
 	c := newCache()
 	now := time.Now()

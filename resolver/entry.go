@@ -144,11 +144,7 @@ func addresses(rr dns.RR) (as []netip.Addr, hint bool) {
 	case *dns.A:
 		return appendIP(nil, r.A), false
 	case *dns.AAAA:
-		// ::ffff:0:0/96 stays what it is on the wire: an address of IPv6 that a socket takes for IPv4.
-		if a, ok := netip.AddrFromSlice(r.AAAA); ok {
-			as = []netip.Addr{a}
-		}
-		return as, false
+		return appendIP(nil, r.AAAA), false
 	case *dns.HTTPS:
 		return hints(&r.SVCB), true
 	case *dns.SVCB:
@@ -173,6 +169,7 @@ func hints(r *dns.SVCB) (as []netip.Addr) {
 	return as
 }
 
+// appendIP takes ::ffff:0:0/96 for what a connection to it is: IPv4.
 func appendIP(as []netip.Addr, ip net.IP) []netip.Addr {
 	if a, ok := netip.AddrFromSlice(ip); ok {
 		as = append(as, a.Unmap())

@@ -20,7 +20,7 @@ type verdicts struct {
 
 func (v *verdicts) add(w Verdict) {
 	for _, x := range w.Withhold {
-		v.withheld[x.Addr] = x
+		v.withheld[x.Addr.Unmap()] = x
 	}
 	if w.TTL > 0 && (v.ttl == 0 || w.TTL < v.ttl) {
 		v.ttl = w.TTL

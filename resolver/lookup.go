@@ -116,3 +116,10 @@ func failed(q question, now time.Time, ede uint16, why string) *entry {
 		at:  now, until: now.Add(failureTime), size: entryOverhead,
 	}
 }
+
+// Flush forgets every answer, as after a change of network; lookups under way go on.
+func (s *Server) Flush() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.cache = newCache()
+}

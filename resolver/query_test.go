@@ -81,6 +81,11 @@ func TestDecisions(t *testing.T) {
 			keyed(z, dnssec.Secure)
 		},
 			[]string{"192.0.2.1"}, 1, flags{do: true}, "SERVFAIL ede=Prohibited", 1},
+		{"IPv4 in AAAA", func(z *zone) {
+			z.add(bob, 28, dnssec.Secure, "bob.example. 300 IN AAAA ::ffff:192.0.2.1")
+			keyed(z, dnssec.Secure)
+		},
+			[]string{"192.0.2.1"}, 28, flags{edns: true}, "SERVFAIL ede=Prohibited", 1},
 		{"no such name", func(z *zone) {}, nil, 1, flags{ad: true}, "NOERROR ad", 0},
 		{"address unknown", func(z *zone) {
 			z.m[question{bob, 1}] = func(context.Context) (dnssec.Answer, error) { return dnssec.Answer{}, errTest }
@@ -369,8 +374,13 @@ func TestObserveTouchesNothing(t *testing.T) {
 	if d := time.Since(start); d > 200*time.Millisecond {
 		t.Errorf("held for %v", d)
 	}
-	if f := <-seen; f.Asked == "" {
-		t.Errorf("observed %+v", f)
+	select {
+	case f := <-seen:
+		if f.Asked == "" {
+			t.Errorf("observed %+v", f)
+		}
+	case <-time.After(2 * time.Second):
+		t.Error("the watcher was not called")
 	}
 	w2 := &watcher{interest: func(string) Interest { return Refuse }}
 	s2 := testServer(t, z, w2, func(c *Config) { c.Observe = true })

@@ -81,9 +81,6 @@ func (s *Server) elsewhere(ctx context.Context, q *query, e *entry, v verdicts) 
 	if !o.good() || len(o.groups) == 0 {
 		return false
 	}
-	if o.ans.Status == dnssec.Secure && o.ans.Owner != e.ans.Owner {
-		return false
-	}
 	ov := s.watch(ctx, &other, o, s.start(q.name, dns.TypeIPSECKEY))
 	return slices.ContainsFunc(o.groups, func(g group) bool { return remains(g, ov) })
 }

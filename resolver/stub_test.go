@@ -17,6 +17,7 @@ func TestStub(t *testing.T) {
 		{"sole", "nameserver 127.0.0.1\n", "127.0.0.1:53", ""},
 		{"glibc's comments and options", "# nameserver 9.9.9.9\n; nameserver 9.9.9.9\noptions edns0 trust-ad\nsearch a b\nnameserver\t127.0.0.1 # tacit\n", "127.0.0.1:53", ""},
 		{"no nameserver means this host", "search example\n", "127.0.0.1:53", ""},
+		{"no address", "nameserver\nnameserver example.org\nnameserver 127.0.0.1", "127.0.0.1:53", ""},
 		{"empty", "", "127.0.0.1:53", ""},
 		{"twice the same", "nameserver 127.0.0.1\nnameserver 127.0.0.1\n", "127.0.0.1:53", ""},
 		{"both families", "nameserver 127.0.0.1\nnameserver ::1", "127.0.0.1:53 [::1]:53", ""},

@@ -74,7 +74,15 @@ func (s *Server) packed(r *dns.Msg, limit int) []byte {
 }
 
 // serve answers one message; nil is no answer. Over UDP the answer fits what the client takes.
-func (s *Server) serve(packet []byte, udp bool) []byte {
+// A panic, in reading or in writing, costs this message only.
+func (s *Server) serve(packet []byte, udp bool) (out []byte) {
+	defer func() {
+		if p := recover(); p != nil {
+			s.stats.panics.Add(1)
+			s.log.Error("message panicked", "err", fmt.Sprint(p))
+			out = nil
+		}
+	}()
 	var req dns.Msg
 	if len(packet) < 12 || packet[2]&0x80 != 0 { // no header, or a response
 		s.stats.malformed.Add(1)

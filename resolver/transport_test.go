@@ -268,3 +268,48 @@ func TestDNSSECRecordsForDOOnly(t *testing.T) {
 		}
 	}
 }
+
+// On a socket of every address the answer leaves from the address that was asked: clients take it from no other.
+func TestAnswersFromTheAddressAsked(t *testing.T) {
+	z := newZone()
+	z.add("bob.example.", 1, dnssec.Secure, a1)
+	for _, listen := range []string{"0.0.0.0:0", "[::]:0"} {
+		s, err := New(Config{Listen: []netip.AddrPort{netip.MustParseAddrPort(listen)}, Lookup: z})
+		if err != nil {
+			t.Skipf("no socket on %s: %v", listen, err)
+		}
+		ctx, cancel := context.WithCancel(context.Background())
+		done := make(chan error, 1)
+		go func() { done <- s.Serve(ctx) }()
+		addr := netip.AddrPortFrom(netip.MustParseAddr("127.0.0.77"), s.Addrs()[0].Port())
+		if r := exchange(t, "udp", addr.String(), newQuery("bob.example.", 1, flags{})); len(r.Answer) != 1 {
+			t.Errorf("%s: got %v", listen, r)
+		}
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// A name that makes the lookup or the Watcher panic gets SERVFAIL, and the next name its answer.
+func TestPanicsAreContained(t *testing.T) {
+	z := newZone()
+	z.add("bob.example.", 1, dnssec.Secure, a1)
+	z.add("eve.example.", 1, dnssec.Secure, "eve.example. 60 IN A 192.0.2.3")
+	w := &watcher{watch: func(_ context.Context, f Found) Verdict {
+		if f.Asked == "eve.example." {
+			panic("test")
+		}
+		return Verdict{}
+	}}
+	s := testServer(t, z, w)
+	for name, want := range map[string]string{"eve.example.": "SERVFAIL", "bob.example.": "NOERROR 192.0.2.1"} {
+		if got := outcomeOf(ask(t, s, newQuery(name, 1, flags{}))); got != want {
+			t.Errorf("%s: got %q, want %q", name, got, want)
+		}
+	}
+	if s.Stats().Panics != 1 {
+		t.Errorf("stats %+v", s.Stats())
+	}
+}

@@ -241,9 +241,11 @@ func TestUpstreamQueries(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	mu.Lock()
 	if len(ids) < 19 || len(names) < 19 {
 		t.Errorf("%d ids and %d spellings in 20 queries", len(ids), len(names))
 	}
+	mu.Unlock()
 	lower.Store(true)
 	for range 5 {
 		if _, err := u.Exchange(t.Context(), validatorQuery("a-long-name-with-letters.example.")); err != nil {

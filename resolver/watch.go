@@ -49,7 +49,7 @@ type Verdict struct {
 	TTL      time.Duration
 }
 
-// Watcher decides over names and addresses.
+// Watcher decides over names and addresses. It is called by many goroutines at once, for each answer anew, also from the cache.
 type Watcher interface {
 	Interest(name string) Interest
 	// Watch returns when the answer may leave. It honours ctx, whose deadline is the hold.

@@ -50,6 +50,9 @@ func openDevice(cfg Config) (wgtun.Device, error) {
 	return dev, nil
 }
 
+// deviceQueue is how many packets the device holds for us: a burst to one peer must not push out another's.
+const deviceQueue = 8192
+
 // metricUnreachable is worse than any other route's: it counts when the device is gone.
 const metricUnreachable = 1 << 30
 
@@ -127,6 +130,9 @@ func ruleOf(cfg Config, family int) *netlink.Rule {
 func (n *network) up() error {
 	if err := removeRouting(n.nl, n.cfg); err != nil {
 		return err
+	}
+	if err := n.nl.LinkSetTxQLen(n.link, deviceQueue); err != nil {
+		return hint("set queue of "+n.cfg.Device, err)
 	}
 	if err := n.nl.LinkSetUp(n.link); err != nil {
 		return hint("set "+n.cfg.Device+" up", err)

@@ -10,6 +10,7 @@ import (
 	"tacit/dnssec"
 )
 
+// checkConfigCommand is `tacit check-config`.
 func checkConfigCommand(f *flags) *cobra.Command {
 	return &cobra.Command{
 		Use:   "check-config",
@@ -20,6 +21,7 @@ func checkConfigCommand(f *flags) *cobra.Command {
 			if err != nil {
 				return err
 			}
+			// A daemon would fail on these as it fails on the configuration: so do we.
 			if _, err := trustAnchors(conf); err != nil {
 				return err
 			}

@@ -4,7 +4,8 @@ import (
 	"github.com/spf13/cobra"
 )
 
-func cleanupCommand(f *flags) *cobra.Command {
+// cleanupCommand is `tacit cleanup`.
+func cleanupCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "cleanup",
 		Short: "Remove what a daemon that was killed left in the kernel",

@@ -114,6 +114,9 @@ func (w *demoWorld) startNames(ctx context.Context) (string, error) {
 	if err := w.bob.SetFile("/run/identity.pem", pem); err != nil {
 		return "", err
 	}
+	if err := os.Chmod(w.bob.File("/run/identity.pem"), 0o600); err != nil {
+		return "", err
+	}
 	names, err := lab.NewDNS()
 	if err != nil {
 		return "", err

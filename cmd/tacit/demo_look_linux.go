@@ -75,10 +75,11 @@ func (w *demoWorld) look(ctx context.Context, r *demoReport) error {
 func (w *demoWorld) contact(ctx context.Context, kind uint16, network string, a, b netip.Addr) (demoContact, error) {
 	c := demoContact{Question: strings.TrimSuffix(demoBob, ".") + " " + dns.TypeToString[kind]}
 	asked := time.Now()
-	answer, took, err := w.ask(ctx, demoBob, kind)
+	answer, _, err := w.ask(ctx, demoBob, kind)
 	if err != nil {
 		return c, err
 	}
+	answered := time.Now()
 	c.Answer = answer
 	started := time.Now()
 	page, err := w.alice.Fetch(ctx, network, "http://"+strings.TrimSuffix(demoBob, ".")+"/").Output()
@@ -94,7 +95,7 @@ func (w *demoWorld) contact(ctx context.Context, kind uint16, network string, a,
 	}
 	moments := []moment{
 		{at: asked, event: "question", about: "from an ordinary resolver client to alice's tacit", order: -1},
-		{at: asked.Add(took), event: "answer arrives", about: answer},
+		{at: answered, event: "answer arrives", about: answer},
 		{at: started, event: "HTTP client starts", about: "unmodified, a process of its own"},
 		{at: got, event: "page", about: strings.ReplaceAll(strings.TrimSpace(string(page)), "\n", " ")},
 	}
@@ -114,13 +115,13 @@ func wireMoments(packets []lab.Packet, a, b netip.Addr, from time.Time) []moment
 	var out []moment
 	seen := map[string]bool{}
 	for _, p := range packets {
-		arrow := "alice -> bob"
+		arrow, first := "alice -> bob", "first packet"
 		switch {
 		case p.Time.Before(from):
 			continue
 		case p.Src == a && p.Dst == b:
 		case p.Src == b && p.Dst == a:
-			arrow = "alice <- bob"
+			arrow, first = "alice <- bob", "first reply"
 		default:
 			continue
 		}
@@ -138,7 +139,7 @@ func wireMoments(packets []lab.Packet, a, b netip.Addr, from time.Time) []moment
 				continue
 			}
 			seen[arrow] = true
-			m.event, m.about = "first packet", arrow+", "+bytesAbout(kindOfESP(p.Class), p.Length)
+			m.event, m.about = first, arrow+", "+bytesAbout(kindOfESP(p.Class), p.Length)
 		case lab.ClassClear:
 			if seen["clear"] {
 				continue

@@ -79,7 +79,11 @@ func (r *demoReport) write(w io.Writer) error {
 	var b strings.Builder
 	b.WriteString("\nFour hosts on one cable, each in a network namespace of its own:\n\n")
 	for _, h := range r.Hosts {
-		fmt.Fprintf(&b, "  %-6s %-30s %s\n", h.Name, strings.Join(h.Addresses, "  "), h.About)
+		b.WriteString("  " + padRight(h.Name, 7))
+		for _, a := range h.Addresses {
+			b.WriteString(padRight(a, 13))
+		}
+		b.WriteString("  " + h.About + "\n")
 	}
 	for _, c := range r.Contacts {
 		fmt.Fprintf(&b, "\nalice asks for %s\n\n", c.Question)
@@ -103,7 +107,12 @@ func (r *demoReport) write(w io.Writer) error {
 	if r.Kept != nil {
 		r.Kept.write(&b, r.Hosts)
 	}
-	fmt.Fprintf(&b, "\nAll of it took %.1f s.\n", r.Took/1000)
+	if r.verdict() == nil {
+		b.WriteString("\nNobody told alice anything about bob: DNS is all they share. ")
+	} else {
+		b.WriteString("\n")
+	}
+	fmt.Fprintf(&b, "All of it took %.1f s.\n", r.Took/1000)
 	_, err := io.WriteString(w, b.String())
 	return err
 }

@@ -19,6 +19,7 @@ import (
 // recordTTL is that of the records we print, in seconds.
 const recordTTL = 3600
 
+// initCommand is `tacit init`.
 func initCommand(f *flags) *cobra.Command {
 	var name, identity string
 	c := &cobra.Command{
@@ -58,6 +59,7 @@ func initialise(c *cobra.Command, f *flags, name, identity string) error {
 			return err
 		}
 	}
+	// Look before anything is made. That nothing is overwritten does not hang on this, but on O_EXCL.
 	for _, path := range []string{conf, identity} {
 		if _, err := os.Lstat(path); err == nil {
 			return fmt.Errorf("%s is there already; it is not overwritten", path)
@@ -66,6 +68,7 @@ func initialise(c *cobra.Command, f *flags, name, identity string) error {
 		}
 	}
 	text := configText(name, identity, socket)
+	// What we write must be what we accept, before a key exists for it.
 	if _, err := config.Parse([]byte(text), conf); err != nil {
 		return err
 	}
@@ -99,7 +102,7 @@ func writeNew(path string, data []byte, mode, dirMode fs.FileMode) error {
 		return err
 	}
 	_, err = w.Write(data)
-	if err == nil {
+	if err == nil { // a key that DNS knows and the disk does not is worse than none
 		err = w.Sync()
 	}
 	if err = errors.Join(err, w.Close()); err != nil {

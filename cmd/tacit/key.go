@@ -12,6 +12,7 @@ import (
 	"tacit/ipseckey"
 )
 
+// keyCommand is `tacit key`, which has one verb so far.
 func keyCommand(f *flags) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "key",

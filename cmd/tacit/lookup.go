@@ -28,6 +28,7 @@ const lookupTime = 15 * time.Second
 // maxShown bounds the records and addresses of an answer that are shown.
 const maxShown = 64
 
+// lookupCommand is `tacit lookup`.
 func lookupCommand(f *flags) *cobra.Command {
 	var asJSON bool
 	c := &cobra.Command{
@@ -76,6 +77,7 @@ type lookup struct {
 	env       peerdb.Environment
 }
 
+// newLookup asks at the configured upstreams, from the configured anchors down, as the daemon does.
 func newLookup(conf *config.Config) (*lookup, error) {
 	anchors, err := trustAnchors(conf)
 	if err != nil {
@@ -137,7 +139,7 @@ func (l *lookup) run(ctx context.Context, name string) (*lookupResult, error) {
 		if len(a.RRs) == 0 {
 			continue
 		}
-		if a.Owner != key.Owner {
+		if a.Owner != key.Owner { // "key at the final owner of the address"
 			var q lookupQuery
 			var err error
 			if key, q, err = l.ask(ctx, a.Owner, dns.TypeIPSECKEY); err != nil {

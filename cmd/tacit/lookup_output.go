@@ -92,11 +92,13 @@ func (q lookupQuery) rows(what string) (rows [][]string) {
 	took := fmt.Sprintf("%.1f ms", float64(q.Micros)/1000)
 	if len(q.Data) == 0 {
 		none := strings.ToLower(q.Rcode)
-		if q.Denied {
+		switch proven := q.Status >= dnssec.Insecure; { // I8: a denial that is bogus is no denial
+		case q.Denied && !proven:
+			none = "denied without proof"
+		case q.Denied && q.Rcode == "NXDOMAIN":
+			none = "no such name"
+		case q.Denied:
 			none = "there is none"
-			if q.Rcode == "NXDOMAIN" {
-				none = "no such name"
-			}
 		}
 		if q.Why != "" {
 			none += ": " + q.Why

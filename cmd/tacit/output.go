@@ -66,6 +66,7 @@ func complain(stderr io.Writer, err error) {
 	}
 }
 
+// writeJSON writes what programs read.
 func writeJSON(w io.Writer, v any) error {
 	e := json.NewEncoder(w)
 	e.SetIndent("", "  ")

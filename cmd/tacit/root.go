@@ -89,8 +89,8 @@ Records and JSON go to standard output, messages to standard error. Exit status:
 		SilenceUsage:     true,
 		PersistentPreRun: func(*cobra.Command, []string) { *started = true },
 	}
-	root.PersistentFlags().StringVar(&f.config, "config", config.DefaultPath, "configuration `FILE`")
-	root.PersistentFlags().StringVar(&f.socket, "socket", "", "control socket of the daemon (default: the configuration's)")
+	root.PersistentFlags().StringVar(&f.config, "config", config.DefaultPath, "read the configuration from `FILE`")
+	root.PersistentFlags().StringVar(&f.socket, "socket", "", "control socket `PATH` of the daemon (default: the configuration's)")
 	root.AddCommand(
 		runCommand(f),
 		initCommand(f),
@@ -98,7 +98,7 @@ Records and JSON go to standard output, messages to standard error. Exit status:
 		statusCommand(f),
 		lookupCommand(f),
 		checkConfigCommand(f),
-		cleanupCommand(f),
+		cleanupCommand(),
 		demoCommand(),
 		versionCommand(),
 	)

@@ -12,6 +12,7 @@ import (
 	"tacit/control"
 )
 
+// statusCommand is `tacit status`.
 func statusCommand(f *flags) *cobra.Command {
 	var asJSON bool
 	c := &cobra.Command{
@@ -78,6 +79,7 @@ func writeStatus(w io.Writer, s control.Status, now time.Time) error {
 	return table(w, rows)
 }
 
+// ignoreCount makes an error of what fmt returns.
 func ignoreCount(_ int, err error) error { return err }
 
 // shorten names a few and counts the others.
@@ -89,6 +91,7 @@ func shorten(names []string) string {
 	return fmt.Sprintf("%s and %d more", strings.Join(names[:most], " "), len(names)-most)
 }
 
+// dash fills an empty cell, so that a row can be split at its blanks.
 func dash(s string) string {
 	if s == "" {
 		return "-"

@@ -31,6 +31,7 @@ func version() string {
 	return "devel"
 }
 
+// versionCommand is `tacit version`.
 func versionCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "version",

@@ -227,6 +227,16 @@ func (w *world) sync() {
 	w.must(w.tap.Sync(ctx))
 }
 
+// await waits until the tap has seen what cond looks for.
+func (w *world) await(cond func() bool) {
+	w.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), wait)
+	defer cancel()
+	if err := w.tap.Wait(ctx, cond); err != nil {
+		w.Fatalf("the tap waited in vain: %v", err)
+	}
+}
+
 // reset forgets what the tap saw until now.
 func (w *world) reset() {
 	w.Helper()

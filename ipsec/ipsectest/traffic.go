@@ -10,7 +10,6 @@ import (
 	"io"
 	"net"
 	"net/netip"
-	"os"
 	"time"
 
 	"tacit/lab"
@@ -139,6 +138,3 @@ func (w *world) bulk(f family, from, to *lab.Host, size int) {
 		w.Errorf("%v, %s to %s: %d octets came back, the hashes differ", f, from.Name, to.Name, n)
 	}
 }
-
-// timedOut reports whether an error is a deadline's.
-func timedOut(err error) bool { return errors.Is(err, os.ErrDeadlineExceeded) }

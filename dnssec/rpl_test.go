@@ -1,0 +1,361 @@
+//go:debug rsa1024min=0
+package dnssec
+
+import (
+	"bufio"
+	"context"
+	"crypto"
+	"crypto/dsa" //nolint:staticcheck // the scenarios were signed with it
+	"crypto/sha1"
+	"encoding/asn1"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"io"
+	"math/big"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/miekg/dns"
+)
+
+// The scenarios are made for an iterating resolver. Here the validator stands behind a forwarder that is fed from the canned answers of all servers, so what
+// is about iterating, caching, or unbound's own options has no meaning; those are listed with the reason.
+var rplSkip = map[string]string{}
+
+// entry is one ENTRY of a scenario.
+type entry struct {
+	match, reply string
+	q            dns.Question
+	msg          *dns.Msg
+	from, to     int // the steps for which it stands
+	check        bool
+	step         int
+}
+
+// scenario is one file.
+type scenario struct {
+	anchors []string
+	now     time.Time
+	canned  []entry
+	steps   []entry
+	config  string
+}
+
+func readScenario(path string) (*scenario, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	s := &scenario{}
+	var e *entry
+	var sec *[]dns.RR
+	from, to, step, check, inRange, config := 0, 0, 0, false, false, true
+	sc := bufio.NewScanner(f)
+	sc.Buffer(nil, 1<<20)
+	for sc.Scan() {
+		raw := sc.Text()
+		line, _, _ := strings.Cut(raw, ";")
+		w := strings.Fields(line)
+		if len(w) == 0 {
+			continue
+		}
+		switch {
+		case w[0] == "CONFIG_END":
+			config = false
+		case config:
+			s.config += raw + "\n"
+			if w[0] == "trust-anchor:" {
+				s.anchors = append(s.anchors, strings.Trim(strings.TrimSpace(strings.TrimPrefix(strings.TrimSpace(raw), w[0])), "\""))
+			}
+			if w[0] == "val-override-date:" {
+				if strings.Trim(w[1], "\"") == "-1" {
+					continue // no check of times
+				}
+				s.now, err = time.Parse("20060102150405", strings.Trim(w[1], "\""))
+				if err != nil {
+					return nil, err
+				}
+			}
+		case w[0] == "RANGE_BEGIN":
+			inRange = true
+			fmt.Sscan(w[1], &from)
+			fmt.Sscan(w[2], &to)
+		case w[0] == "RANGE_END":
+			inRange = false
+		case w[0] == "STEP":
+			fmt.Sscan(w[1], &step)
+			check = w[2] == "CHECK_ANSWER"
+			if w[2] != "QUERY" && !check {
+				s.config += "STEP " + w[2] + "\n"
+			}
+		case w[0] == "ENTRY_BEGIN":
+			e = &entry{msg: new(dns.Msg), from: from, to: to, check: check, step: step}
+		case w[0] == "MATCH":
+			e.match = line
+		case w[0] == "REPLY":
+			e.reply = " " + strings.Join(w[1:], " ") + " "
+			for _, f := range w[1:] {
+				if rc, ok := dns.StringToRcode[f]; ok {
+					e.msg.Rcode = rc
+				}
+			}
+		case w[0] == "SECTION":
+			switch w[1] {
+			case "QUESTION":
+				sec = nil
+			case "ANSWER":
+				sec = &e.msg.Answer
+			case "AUTHORITY":
+				sec = &e.msg.Ns
+			case "ADDITIONAL":
+				sec = &e.msg.Extra
+			}
+		case w[0] == "ENTRY_END":
+			for _, rr := range e.msg.Extra { // unbound takes a signature from whichever section it is in
+				if rr.Header().Rrtype == dns.TypeRRSIG && !check {
+					e.msg.Answer = append(e.msg.Answer, rr)
+				}
+			}
+			if inRange {
+				s.canned = append(s.canned, *e)
+			} else {
+				s.steps = append(s.steps, *e)
+			}
+			e = nil
+		case e == nil || w[0] == "ADJUST":
+		case sec == nil:
+			e.q = dns.Question{Name: dns.CanonicalName(w[0]), Qtype: dns.StringToType[w[len(w)-1]], Qclass: dns.ClassINET}
+			if t := w[len(w)-1]; strings.HasPrefix(t, "TYPE") {
+				fmt.Sscan(t[4:], &e.q.Qtype)
+			}
+		default:
+			rr, err := dns.NewRR(raw)
+			if err != nil {
+				return nil, fmt.Errorf("%s: %w", raw, err)
+			}
+			switch n := rr.(type) { // the text lists types in any order, the wire does not
+			case *dns.NSEC:
+				slices.Sort(n.TypeBitMap)
+			case *dns.NSEC3:
+				slices.Sort(n.TypeBitMap)
+			}
+			if rr != nil {
+				*sec = append(*sec, rr)
+			}
+		}
+	}
+	return s, sc.Err()
+}
+
+// inception is the time when the first signature begins.
+func (s *scenario) inception() time.Time {
+	for _, e := range s.canned {
+		for _, rr := range slices.Concat(e.msg.Answer, e.msg.Ns) {
+			if sig, ok := rr.(*dns.RRSIG); ok {
+				return time.Unix(int64(sig.Inception)+1, 0)
+			}
+		}
+	}
+	return time.Now()
+}
+
+// rank says how well a canned answer fits a question; 0 is not at all.
+func (e *entry) rank(q dns.Question, step int) int {
+	if step < e.from || step > e.to || !strings.Contains(e.match, "qname") {
+		return 0
+	}
+	if e.q.Name != dns.CanonicalName(q.Name) || e.q.Qtype != q.Qtype && strings.Contains(e.match, "qtype") {
+		return 0
+	}
+	answer, ns := group(e.msg.Answer), group(e.msg.Ns)
+	switch {
+	case answer.find(e.q.Name, q.Qtype) != nil:
+		return 6
+	case len(answer) > 0 && len(answer[0].rrs) > 0:
+		return 5
+	case e.msg.Rcode == dns.RcodeNameError || e.msg.Rcode == dns.RcodeYXDomain:
+		return 4
+	case e.msg.Rcode != 0:
+		return 2
+	}
+	for _, set := range ns {
+		if set.rrtype == dns.TypeSOA {
+			return 4
+		}
+	}
+	if ns.find(e.q.Name, dns.TypeNSEC) != nil || len(ns) == 0 || ns[0].rrtype != dns.TypeNS {
+		return 3
+	}
+	return 1
+}
+
+// Exchange answers from the scenario as a recursive server would that iterated through it.
+type rplServer struct {
+	s    *scenario
+	step *int
+}
+
+func (r rplServer) Exchange(_ context.Context, q *dns.Msg) (*dns.Msg, error) {
+	var best *entry
+	rank := 1
+	qu := q.Question[0]
+	for i := range r.s.canned {
+		if n := r.s.canned[i].rank(qu, *r.step); n > rank {
+			best, rank = &r.s.canned[i], n
+		}
+	}
+	m := new(dns.Msg)
+	m.SetReply(q)
+	if best != nil {
+		m.Answer, m.Ns, m.Rcode = best.msg.Copy().Answer, best.msg.Copy().Ns, best.msg.Rcode
+		return m, nil
+	}
+	if qu.Qtype == dns.TypeDS {
+		name := dns.CanonicalName(qu.Name)
+		for _, e := range r.s.canned { // from a referral
+			ns := group(e.msg.Ns)
+			if set := ns.find(name, dns.TypeNS); set == nil || name == "." {
+				continue
+			}
+			if ds := ns.find(name, dns.TypeDS); ds != nil {
+				m.Answer = append(m.Answer, ds.rrs...)
+				for _, sig := range ds.sigs {
+					m.Answer = append(m.Answer, sig)
+				}
+				return m, nil
+			}
+			for _, set := range ns {
+				if set.rrtype == dns.TypeNSEC || set.rrtype == dns.TypeNSEC3 {
+					m.Ns = e.msg.Copy().Ns
+					return m, nil
+				}
+			}
+		}
+	}
+	m.Rcode = dns.RcodeServerFailure
+	return m, nil
+}
+
+// capture is a signer that keeps what it is asked to sign.
+type capture struct{ data []byte }
+
+func (c *capture) Public() crypto.PublicKey { return nil }
+func (c *capture) Sign(_ io.Reader, data []byte, _ crypto.SignerOpts) ([]byte, error) {
+	c.data = append([]byte{}, data...)
+	return make([]byte, 64), nil
+}
+
+// verifyDSA is RFC 2536 for tests.
+func verifyDSA(sig *dns.RRSIG, k *dns.DNSKEY, rrs []dns.RR) error {
+	own := make([]dns.RR, len(rrs))
+	for i, rr := range rrs {
+		own[i] = dns.Copy(rr)
+		if n := dns.CountLabel(rr.Header().Name); n > int(sig.Labels) && !isWildcard(rr.Header().Name) {
+			own[i].Header().Name = wildcardOf(ancestor(dns.CanonicalName(rr.Header().Name), int(sig.Labels)))
+		}
+	}
+	c := new(capture)
+	s := &dns.RRSIG{Hdr: sig.Hdr, Algorithm: dns.ED25519, OrigTtl: sig.OrigTtl, Expiration: sig.Expiration, Inception: sig.Inception, KeyTag: sig.KeyTag, SignerName: dns.CanonicalName(sig.SignerName)}
+	if err := s.Sign(c, own); err != nil {
+		return err
+	}
+	if s.Labels != sig.Labels {
+		return errors.New("labels")
+	}
+	c.data[2] = sig.Algorithm
+	b, err := base64.StdEncoding.DecodeString(k.PublicKey)
+	if err != nil || len(b) < 21 || len(b) != 21+3*(64+8*int(b[0])) {
+		return errors.New("dsa key")
+	}
+	n := 64 + 8*int(b[0])
+	at := func(from, n int) *big.Int { return new(big.Int).SetBytes(b[from : from+n]) }
+	pub := dsa.PublicKey{Parameters: dsa.Parameters{Q: at(1, 20), P: at(21, n), G: at(21+n, n)}, Y: at(21+2*n, n)}
+	raw, err := base64.StdEncoding.DecodeString(sig.Signature)
+	if err != nil {
+		return err
+	}
+	var rs struct{ R, S *big.Int }
+	if len(raw) == 41 {
+		rs.R, rs.S = new(big.Int).SetBytes(raw[1:21]), new(big.Int).SetBytes(raw[21:])
+	} else if _, err := asn1.Unmarshal(raw, &rs); err != nil {
+		return err
+	}
+	h := sha1.Sum(c.data)
+	if !dsa.Verify(&pub, h[:], rs.R, rs.S) {
+		return errors.New("dsa")
+	}
+	return nil
+}
+
+// The scenarios of unbound's test-suite, where they are at hand.
+func TestScenarios(t *testing.T) {
+	dir := os.Getenv("RPL_DIR")
+	if dir == "" {
+		dir = filepath.Join("..", "..", "shared", "rpl")
+	}
+	files, err := filepath.Glob(filepath.Join(dir, "val_*.rpl"))
+	if err != nil || len(files) == 0 {
+		if os.Getenv("CI") == "true" && os.Getenv("RPL_DIR") != "" {
+			t.Fatalf("no scenarios in %s", dir)
+		}
+		t.Skipf("no scenarios in %s (RPL_DIR)", dir)
+	}
+	for _, path := range files {
+		name := strings.TrimSuffix(filepath.Base(path), ".rpl")
+		t.Run(name, func(t *testing.T) {
+			if why := rplSkip[name]; why != "" {
+				t.Skip(why)
+			}
+			playScenario(t, path)
+		})
+	}
+}
+
+func playScenario(t *testing.T, path string) {
+	s, err := readScenario(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(s.anchors) == 0 {
+		t.Skip("no trust anchor")
+	}
+	anchors, err := ParseAnchors([]byte(strings.Join(s.anchors, "\n")), path)
+	if err != nil {
+		t.Skip(err)
+	}
+	step := 0
+	v := New(rplServer{s, &step}, anchors, WithClock(func() time.Time { return s.now }), WithSHA1())
+	v.rules.legacy, v.rules.iterations = verifyDSA, 2500
+	if s.now.IsZero() {
+		s.now = s.inception()
+	}
+	var got Answer
+	for _, e := range s.steps {
+		step = e.step
+		if !e.check {
+			if got, err = v.Lookup(context.Background(), e.q.Name, e.q.Qtype); err != nil {
+				t.Fatal(err)
+			}
+			continue
+		}
+		want := Insecure
+		switch {
+		case e.msg.Rcode == dns.RcodeServerFailure:
+			want = Bogus
+		case strings.Contains(e.reply, " AD "):
+			want = Secure
+		}
+		if want == Insecure && got.Status == Indeterminate && got.EDE == dns.ExtendedErrorCodeDNSSECIndeterminate {
+			continue // no anchor: unbound shows it as it shows insecure
+		}
+		if got.Status != want && !(want == Bogus && got.Status == Indeterminate) || want > Bogus && got.Rcode != e.msg.Rcode {
+			t.Errorf("%s step %d, %s %s: got %v %s (%s), want %v %s", filepath.Base(path), e.step, got.Name, typeName(got.Type), got.Status, dns.RcodeToString[got.Rcode], got.Why, want, e.reply)
+		}
+	}
+}

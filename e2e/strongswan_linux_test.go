@@ -1,0 +1,72 @@
+package e2e
+
+import (
+	"strings"
+	"sync"
+	"testing"
+	"time"
+)
+
+// needSwan skips a test where strongSwan or what serves the zones is missing.
+func needSwan(t *testing.T) {
+	t.Helper()
+	needE2E(t, "charon-systemd", "swanctl", "nsd", "unbound", "dnssec-signzone", "ldns-signzone", "getent")
+}
+
+// TestStrongSwanPair lets two strongSwans talk, so that a failure with tacit is not the configuration's.
+func TestStrongSwanPair(t *testing.T) {
+	needSwan(t)
+	w := newWorld(t)
+	aliceKey, bobKey := newIdentity(t), newIdentity(t)
+	startSwan(t, w.bob, swanConf{id: "bob.example", peerID: "alice.example", key: bobKey, peerKey: aliceKey, peer: w.alice})
+	alice := startSwan(t, w.alice, swanConf{id: "alice.example", peerID: "bob.example", key: aliceKey, peerKey: bobKey, peer: w.bob})
+	for i, family := range []string{"v4", "v6"} {
+		out := alice.ctl("--initiate", "--child", family+"-host")
+		if !strings.Contains(out, "initiate completed successfully") {
+			t.Fatalf("%s: %s", family, out)
+		}
+		transfer(t, w.alice, w.bob, both(w.bob)[i], 1_000_000)
+	}
+	w.onlyProtected(w.alice, w.bob)
+}
+
+// TestStrongSwanResponder: Bob is strongSwan with a raw Ed25519 key whose public half is his IPSECKEY; tacit initiates
+// and gives its name, and data flows across rekeys of the Child SA.
+func TestStrongSwanResponder(t *testing.T) {
+	needSwan(t)
+	w := newWorld(t)
+	aliceKey, bobKey := newIdentity(t), newIdentity(t)
+	dir, anchor := signZones(t, zoneFile{"example.", bindNSEC, append(hostRecords("bob.example.", w.bob, &bobKey),
+		hostRecords("alice.example.", w.alice, &aliceKey)...)})
+	startNSD(t, w.ns, dir)
+	startUnbound(t, w.up, w.ns.Addr4().String())
+	bob := startSwan(t, w.bob, swanConf{id: "bob.example", peerID: "alice.example", key: bobKey, peerKey: aliceKey, peer: w.alice})
+	put(t, w.bob, "/etc/resolv.conf", "nameserver "+w.up.Addr4().String()+"\n")
+	startTacit(t, w.alice, anchor, options{name: "alice.example", identity: aliceKey.pem, upstream: w.up.Addr4().String(),
+		top: "identify = \"all\"\nchild-lifetime = \"4s\""})
+	mustResolve(t, w.alice, "bob.example", w.bob.Addr4().String(), w.bob.Addr6().String())
+	for _, addr := range both(w.bob) {
+		transfer(t, w.alice, w.bob, addr, 5_000_000)
+	}
+	const each, interval = 2000, 5 * time.Millisecond // ten seconds, so at least two rekeys
+	var wg sync.WaitGroup
+	for i, addr := range both(w.bob) {
+		wg.Go(func() {
+			p, err := ping(w.alice, both(w.alice)[i], addr, each, interval)
+			if err != nil || p.received != each {
+				t.Errorf("ping %v: %v, %v", addr, p, err)
+			}
+			if n := len(w.spis(both(w.alice)[i], addr)); n < 3 {
+				t.Errorf("%v: %d SPIs towards bob, want 3 or more", addr, n)
+			}
+		})
+	}
+	wg.Wait()
+	for _, addr := range both(w.bob) {
+		transfer(t, w.alice, w.bob, addr, 1_000_000)
+	}
+	w.onlyProtected(w.alice, w.bob)
+	if sas := bob.ctl("--list-sas"); strings.Count(sas, "ESTABLISHED") != 2 || !strings.Contains(sas, "alice.example") {
+		t.Errorf("bob's SAs:\n%s", sas)
+	}
+}

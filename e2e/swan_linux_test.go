@@ -1,0 +1,160 @@
+package e2e
+
+import (
+	"crypto/x509"
+	"encoding/pem"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"tacit/ipseckey"
+	"tacit/lab"
+)
+
+// swan is strongSwan's charon-systemd on a host, with ESP in user space (plugin kernel-libipsec: tunnel mode, ESP in
+// UDP), which runs on any kernel.
+type swan struct {
+	t    *testing.T
+	host *lab.Host
+	cmd  *lab.Cmd
+}
+
+// swanConf is what tests say about a strongSwan.
+type swanConf struct {
+	id, peerID string   // FQDNs
+	key        identity // its own
+	peerKey    identity // of which only the public half is used
+	peer       *lab.Host
+	child      string // more lines of the children
+}
+
+// The daemon's own packets carry a mark and are routed past its TUN device: the protected address is the IKE peer's
+// (allow_peer_ts).
+const strongswanConf = `
+charon-systemd {
+	load = random nonce aes sha1 sha2 hmac kdf pem pkcs1 pubkey curve25519 openssl gcm gmp pkcs8 x509 revocation constraints kernel-libipsec kernel-netlink socket-default vici updown
+	install_virtual_ip = no
+	plugins {
+		kernel-libipsec {
+			allow_peer_ts = yes
+		}
+		kernel-netlink {
+			fwmark = !0x42
+		}
+		socket-default {
+			fwmark = 0x42
+		}
+	}
+	filelog {
+		run {
+			path = /run/charon.log
+			default = 1
+			ike = 2
+			cfg = 2
+			flush_line = yes
+		}
+	}
+	journal {
+		default = -1
+	}
+}
+`
+
+// startSwan runs charon-systemd on the host and loads a connection for each family.
+func startSwan(t *testing.T, h *lab.Host, c swanConf) *swan {
+	t.Helper()
+	dir, err := h.PrivateDir("/etc/swanctl")
+	if err != nil {
+		t.Fatal(err)
+	}
+	conf := &strings.Builder{}
+	conf.WriteString("connections {\n")
+	for i, family := range []string{"v4", "v6"} {
+		fmt.Fprintf(conf, `	%s {
+		version = 2
+		local_addrs = %s
+		remote_addrs = %s
+		mobike = no
+		encap = yes
+		send_certreq = no
+		proposals = aes128gcm16-prfsha256-x25519,aes256-sha256-ecp256
+		local {
+			auth = pubkey
+			pubkeys = own.pem
+			id = %s
+		}
+		remote {
+			auth = pubkey
+			pubkeys = peer.pem
+			id = %s
+		}
+		children {
+			%s-host {
+				mode = tunnel
+				esp_proposals = aes128gcm16,aes128gcm16-x25519
+				%s
+			}
+		}
+	}
+`, family, both(h)[i], both(c.peer)[i], c.id, c.peerID, family, c.child)
+	}
+	conf.WriteString("}\n")
+	for name, text := range map[string]string{
+		"private/own.pem": c.key.pem, "pubkey/own.pem": publicPEM(t, c.key), "pubkey/peer.pem": publicPEM(t, c.peerKey),
+		"swanctl.conf": conf.String(),
+	} {
+		path := filepath.Join(dir, name)
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	put(t, h, "/run/strongswan.conf", strongswanConf)
+	s := &swan{t: t, host: h}
+	s.cmd = start(t, h, "env", "STRONGSWAN_CONF=/run/strongswan.conf", "charon-systemd")
+	eventually(t, 10*time.Second, "charon's control socket", func() bool {
+		_, err := os.Stat(h.File("/run/charon.vici"))
+		return err == nil
+	})
+	t.Cleanup(func() {
+		if t.Failed() {
+			t.Logf("charon on %s wrote:\n%s", h.Name, tail(s.log(), 120))
+		}
+	})
+	s.ctl("--load-all", "--noprompt")
+	return s
+}
+
+// publicPEM is the public half as SubjectPublicKeyInfo.
+func publicPEM(t *testing.T, id identity) string {
+	t.Helper()
+	key, err := ipseckey.ParseIdentity([]byte(id.pem))
+	if err != nil {
+		t.Fatal(err)
+	}
+	der, err := x509.MarshalPKIXPublicKey(key.Public())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: der}))
+}
+
+// ctl runs swanctl.
+func (s *swan) ctl(args ...string) string {
+	s.t.Helper()
+	return output(s.t, s.host, "env", append([]string{"STRONGSWAN_CONF=/run/strongswan.conf", "swanctl"}, args...)...)
+}
+
+// log is charon's log.
+func (s *swan) log() string {
+	b, err := os.ReadFile(s.host.File("/run/charon.log"))
+	if err != nil {
+		return err.Error()
+	}
+	return string(b)
+}

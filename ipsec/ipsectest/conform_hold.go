@@ -1,0 +1,228 @@
+package ipsectest
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net/netip"
+	"os"
+	"syscall"
+	"testing"
+	"time"
+
+	"tacit/ipsec"
+	"tacit/lab"
+)
+
+// testHold: a packet to a held address waits, raises Acquire at once, and leaves through the new SA at once; nothing passes
+// in clear either way. The application does not send again: one SYN.
+func testHold(w *world) {
+	w.echo(w.bob)
+	w.echo(w.alice)
+	for i, f := range families {
+		w.Run(f.String(), func(t *testing.T) { testHoldOf(w.within(t), f, uint32(i+1)) })
+	}
+}
+
+func testHoldOf(w *world, f family, id uint32) {
+	da, db := w.open(w.alice), w.open(w.bob)
+	alice, bob := w.pairs(id, shape{f, ipsec.Tunnel, true})
+	w.must(da.SetPolicy(alice.Selector, ipsec.Hold, time.Now().Add(time.Minute)))
+	w.reset()
+	w.unanswered(f, w.bob, w.alice) // theirs is dropped
+	w.event(da, ipsec.ClearSeen, wait)
+
+	connected := make(chan error, 1)
+	begin := time.Now()
+	go func() {
+		c, err := w.dial("tcp", f, w.alice, w.bob)
+		if err == nil {
+			err = c.Close()
+		}
+		connected <- err
+	}()
+	if e := w.event(da, ipsec.Acquire, wait); e.Selector != alice.Selector {
+		w.Errorf("acquire: got %v, want %v", e.Selector, alice.Selector)
+	}
+	if took := time.Since(begin); took > 200*time.Millisecond {
+		w.Errorf("acquire after %v, want at once", took)
+	}
+	time.Sleep(100 * time.Millisecond) // keying; less than the SYN's retransmission takes
+	w.up(da, db, alice, bob)
+	w.must(<-connected)
+	if took := time.Since(begin); took > 900*time.Millisecond {
+		w.Errorf("connected after %v: the SYN was sent again", took)
+	}
+	// Bob's own clear question was before; from Alice nothing was seen but ESP, and one SYN among it.
+	w.sync()
+	if c := w.tap.From(f.of(w.alice), f.of(w.bob)); c.Clear() != 0 || c.ESP() == 0 {
+		w.Errorf("tap, from alice: got %v", c)
+	}
+	w.answered(f, w.alice, w.bob, 100)
+}
+
+// testHoldEnds: a hold ends by itself, and ClearPolicy ends it at once.
+func testHoldEnds(w *world) {
+	w.echo(w.bob)
+	da := w.open(w.alice)
+	s := ipsec.Host(w.alice.Addr4(), w.bob.Addr4())
+	w.must(da.SetPolicy(s, ipsec.Hold, time.Now().Add(700*time.Millisecond)))
+	w.unanswered(v4, w.alice, w.bob)
+	time.Sleep(700 * time.Millisecond)
+	w.answered(v4, w.alice, w.bob, 8)
+
+	w.must(da.SetPolicy(s, ipsec.Hold, time.Now().Add(time.Minute)))
+	w.unanswered(v4, w.alice, w.bob)
+	w.must(da.ClearPolicy(s))
+	w.must(da.ClearPolicy(s))
+	w.answered(v4, w.alice, w.bob, 8)
+}
+
+// testDeadPeer: packets to an address that never answers stand in nobody's way, and are bounded in number and time.
+func testDeadPeer(w *world) {
+	w.echo(w.bob)
+	da, db := w.open(w.alice), w.open(w.bob)
+	dead := ipsec.Host(w.alice.Addr4(), netip.MustParseAddr("192.0.2.99"))
+	until := time.Now().Add(time.Minute)
+	w.must(da.SetPolicy(dead, ipsec.Hold, until))
+	c, err := w.alice.Dial(context.Background(), "udp4", "192.0.2.99:7")
+	w.must(err)
+	defer c.Close()
+	for range 500 {
+		_, _ = c.Write(make([]byte, 1000))
+	}
+	alice, bob := w.pairs(1, shape{v4, ipsec.Transport, true})
+	w.must(da.SetPolicy(alice.Selector, ipsec.Hold, until))
+	got := make(chan error, 1)
+	go func() { got <- ask(w.dialUDP(v4, w.alice, w.bob), 8, wait) }()
+	for e := w.event(da, ipsec.Acquire, wait); e.Selector != alice.Selector; {
+		e = w.event(da, ipsec.Acquire, wait)
+	}
+	w.up(da, db, alice, bob)
+	w.must(<-got)
+	w.event(da, ipsec.Acquire, wait) // while packets wait for the dead one, it is asked for again
+	w.sync()
+	if n := len(w.tap.Select(func(p lab.Packet) bool { return p.Dst == dead.Remote.Addr() && p.Class == lab.ClassClear })); n != 0 {
+		w.Errorf("tap: got %d clear packets to the dead peer", n)
+	}
+}
+
+// testBlock: our packets are refused at once, theirs are dropped.
+func testBlock(w *world) {
+	w.echo(w.alice)
+	w.echo(w.bob)
+	da := w.open(w.alice)
+	for _, f := range families {
+		s := ipsec.Host(f.of(w.alice), f.of(w.bob))
+		w.must(da.SetPolicy(s, ipsec.Block, time.Now().Add(time.Minute)))
+		w.reset()
+		begin := time.Now()
+		c, err := w.dial("tcp", f, w.alice, w.bob)
+		if err == nil {
+			_ = c.Close()
+		}
+		if !errors.Is(err, syscall.ECONNREFUSED) && !errors.Is(err, syscall.EPERM) || time.Since(begin) > 300*time.Millisecond {
+			w.Errorf("%v tcp: got %v after %v, want refused at once", f, err, time.Since(begin))
+		}
+		if err := ask(w.dialUDP(f, w.alice, w.bob), 8, 300*time.Millisecond); !errors.Is(err, syscall.EPERM) {
+			w.Errorf("%v udp: got %v, want %v", f, err, syscall.EPERM)
+		}
+		if c := w.counts(f); c.Clear() != 0 {
+			w.Errorf("%v: tap: got %v", f, c)
+		}
+		w.unanswered(f, w.bob, w.alice)
+		w.must(da.ClearPolicy(s))
+		w.answered(f, w.alice, w.bob, 8)
+	}
+}
+
+// testBypass: a Bypass policy replaces another, and neither diverts nor drops.
+func testBypass(w *world) {
+	w.echo(w.bob)
+	da := w.open(w.alice)
+	s := ipsec.Host(w.alice.Addr4(), w.bob.Addr4())
+	for _, a := range []ipsec.Action{ipsec.Hold, ipsec.Bypass, ipsec.Block, ipsec.Bypass} {
+		w.must(da.SetPolicy(s, a, time.Now().Add(time.Minute)))
+		if a == ipsec.Bypass {
+			w.answered(v4, w.alice, w.bob, 8)
+		}
+	}
+}
+
+// testPairToHold: when a Pair goes and its address stays held there is no moment in clear, also for a flow that sends all
+// the while, and the flow goes on in the next Pair.
+func testPairToHold(w *world) {
+	w.echo(w.bob)
+	da, db := w.open(w.alice), w.open(w.bob)
+	f := v6
+	w.must(da.SetPolicy(ipsec.Host(f.of(w.alice), f.of(w.bob)), ipsec.Hold, time.Now().Add(time.Minute)))
+	w.must(db.SetPolicy(ipsec.Host(f.of(w.bob), f.of(w.alice)), ipsec.Hold, time.Now().Add(time.Minute)))
+	c := w.dialUDP(f, w.alice, w.bob)
+	stop := make(chan struct{})
+	sent := make(chan int)
+	go func() {
+		n := 0
+		for {
+			select {
+			case <-stop:
+				sent <- n
+				return
+			default:
+				_, _ = c.Write([]byte("datagram"))
+				n++
+				time.Sleep(50 * time.Microsecond)
+			}
+		}
+	}()
+	for i := range 20 {
+		alice, bob := w.pairs(uint32(i+1), shape{f, ipsec.Transport, false})
+		w.up(da, db, alice, bob)
+		time.Sleep(5 * time.Millisecond)
+		w.must(errors.Join(da.Remove(alice.ID), db.Remove(bob.ID)))
+		time.Sleep(2 * time.Millisecond)
+	}
+	close(stop)
+	if n := <-sent; n < 500 {
+		w.Errorf("sent %d datagrams only", n)
+	}
+	w.noClear(f)
+}
+
+// testKill: after the process died nothing passes in clear before linger is over; then everything passes, with no help from
+// the dead process; Cleanup leaves nothing behind.
+func testKill(w *world) {
+	if len(w.subject.Child) == 0 {
+		w.Skip("no child process for this data plane")
+	}
+	w.echo(w.bob)
+	for _, f := range families {
+		before := w.state(w.alice)
+		own, peer := f.of(w.alice).String(), f.of(w.bob).String()
+		args := append(append([]string(nil), w.subject.Child[1:]...), own, peer)
+		cmd := w.alice.Command(context.Background(), w.subject.Child[0], args...)
+		out, err := cmd.StdoutPipe()
+		w.must(err)
+		cmd.Stderr = os.Stderr
+		w.must(cmd.Start())
+		if _, err := io.ReadFull(out, make([]byte, len("ready\n"))); err != nil {
+			w.Fatalf("child: %v", err)
+		}
+		w.unanswered(f, w.alice, w.bob)
+		w.must(cmd.Signal(syscall.SIGKILL))
+		_ = cmd.Wait()
+		died := time.Now()
+		w.reset()
+		c := w.dialUDP(f, w.alice, w.bob)
+		for time.Since(died) < ChildLinger-300*time.Millisecond {
+			_, _ = c.Write([]byte("clear?")) // refused, or nowhere to go
+			time.Sleep(10 * time.Millisecond)
+		}
+		w.noClear(f)
+		time.Sleep(ChildLinger/2 + 500*time.Millisecond)
+		w.answered(f, w.alice, w.bob, 8)
+		w.must(w.alice.Do(w.subject.Cleanup))
+		if after := w.state(w.alice); after != before {
+			w.Errorf("%v: after cleanup: got\n%s\nwant\n%s", f, after, before)
+		}
+	}
+}
