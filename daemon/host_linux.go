@@ -6,7 +6,6 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
-	"slices"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -36,9 +35,6 @@ func newHost(f *config.Config) (*host, error) {
 // environment is the current snapshot.
 func (h *host) environment() *pad.Environment { return h.env.Load() }
 
-// own reports whether the address is this host's.
-func (h *host) own(a netip.Addr) bool { return slices.Contains(h.environment().Own, a) }
-
 // forResponder is the environment for a client that stands at its address itself: a private address needs no zone's word then.
 func (h *host) forResponder() pad.Environment {
 	e := *h.environment()
@@ -48,10 +44,19 @@ func (h *host) forResponder() pad.Environment {
 
 // read takes a new snapshot from the kernel.
 func (h *host) read() error {
-	e := &pad.Environment{InternalZones: h.file.DNS.InternalZones}
+	e, err := Environment(h.file)
+	if err == nil {
+		h.env.Store(&e)
+	}
+	return err
+}
+
+// Environment is what this host must never take for a peer (TRUST.md R6), as the kernel and the configuration say now.
+func Environment(f *config.Config) (pad.Environment, error) {
+	e := pad.Environment{InternalZones: f.DNS.InternalZones}
 	addrs, err := netlink.AddrList(nil, netlink.FAMILY_ALL)
 	if err != nil {
-		return fmt.Errorf("reading the host's addresses: %w", err)
+		return e, fmt.Errorf("reading the host's addresses: %w", err)
 	}
 	for _, a := range addrs {
 		if ip, ok := netip.AddrFromSlice(a.IP); ok {
@@ -64,18 +69,17 @@ func (h *host) read() error {
 	}
 	routes, err := netlink.RouteList(nil, netlink.FAMILY_ALL)
 	if err != nil {
-		return fmt.Errorf("reading the host's routes: %w", err)
+		return e, fmt.Errorf("reading the host's routes: %w", err)
 	}
 	for _, r := range routes {
 		if ip, ok := netip.AddrFromSlice(r.Gw); ok && (r.Dst == nil || r.Dst.IP.IsUnspecified()) {
 			e.Gateways = append(e.Gateways, ip.Unmap())
 		}
 	}
-	for _, u := range h.file.DNS.Upstream {
+	for _, u := range f.DNS.Upstream {
 		e.Upstreams = append(e.Upstreams, u.Addr().Unmap())
 	}
-	h.env.Store(e)
-	return nil
+	return e, nil
 }
 
 // watch reads again at each of the kernel's notices, until ctx ends.

@@ -44,39 +44,20 @@ func (w *watcher) Watch(ctx context.Context, f resolver.Found) resolver.Verdict 
 	return d.verdict(f, outcomes)
 }
 
-// decide is the table of TRUST.md 1 for one address; protect says that the outcome is up to the address.
+// decide judges one address and says so in the log; protect says that the outcome is up to the address.
 func (d *Daemon) decide(f resolver.Found, addr netip.Addr) (c pad.Claim, o outcome, protect bool) {
-	class := d.rules.ForChain(f.Asked, f.Owner, addr).Class
-	keys, unusable := pad.UsableKeys(f.Keys, addr)
-	dec := policy.Decide(class, policy.Facts{Addr: f.AddrStatus, Key: f.KeyStatus, Usable: len(keys) > 0, Denied: f.Denied})
-	log := d.log.With("name", f.Asked, "owner", f.Owner, "addr", addr, "decision", dec.Outcome)
+	dec := Decide(d.rules, *d.host.environment(), f, addr)
+	log := d.log.With("name", f.Asked, "owner", f.Owner, "peer", addr)
 	switch dec.Outcome {
 	case policy.Answer:
-		log.Debug("decision", "why", dec.Why)
+		log.Debug("decision", "decision", dec.Outcome, "why", dec.Why)
 		return c, outcome{ok: true}, false
 	case policy.Protect:
-		log.Info("dns-validated", "peer", addr, "status", f.KeyStatus, "keys", len(keys), "asked", stamp(f.AskedAt), "t", stamp(f.KeyAt))
-	default:
-		why := dec.Why
-		if f.KeyWhy != "" {
-			why += ": " + f.KeyWhy
-		}
-		if unusable != "" && len(f.Keys) > 0 {
-			why += ": " + unusable
-		}
-		log.Info("withheld", "peer", addr, "why", why)
-		return c, outcome{ede: dec.EDE, why: why}, false
+		log.Info("dns-validated", "status", f.KeyStatus, "keys", len(dec.Claim.Keys), "asked", stamp(f.AskedAt), "t", stamp(f.KeyAt))
+		return dec.Claim, outcome{ok: true}, true
 	}
-	env := d.host.environment()
-	if addr.IsLoopback() || d.host.own(addr) {
-		return c, outcome{ok: true}, false // such packets leave on no wire
-	}
-	if ok, why := pad.Claimable(addr, *env, f.Owner); !ok {
-		why = "a key is proven, but the address cannot be protected: " + why
-		log.Info("withheld", "peer", addr, "why", why)
-		return c, outcome{ede: policy.EDEOther, why: why}, false
-	}
-	return pad.Claim{Name: f.Owner, Addr: addr, Keys: keys, Until: f.Until}, outcome{ok: true}, true
+	log.Info("withheld", "decision", dec.Outcome, "why", dec.Why)
+	return c, outcome{ede: dec.EDE, why: dec.Why}, false
 }
 
 // protect has the loop key an address for a claim, and waits for it.

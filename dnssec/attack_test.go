@@ -131,7 +131,7 @@ func TestAttacks(t *testing.T) {
 				m.Answer, m.Ns, m.Rcode = nil, nil, dns.RcodeNameError
 				w.zones["hashed.test."].proof(m, "none.wild.hashed.test.")
 			}},
-		{name: "A-11 NSEC3 NXDOMAIN in an opt-out zone without the wildcard's denial", ask: "none.wild.loose.test.", rrtype: dns.TypeA, want: Bogus, ede: 12,
+		{name: "A-11 NSEC3 NXDOMAIN in an opt-out zone without the wildcard's denial", ask: "none.wild.loose.test.", rrtype: dns.TypeA, want: Insecure, ede: NoEDE, why: "opt-out",
 			do: func(w *world, m *dns.Msg) {
 				m.Answer, m.Ns, m.Rcode = nil, nil, dns.RcodeNameError
 				w.zones["loose.test."].proof(m, "none.wild.loose.test.")
@@ -160,18 +160,24 @@ func TestAttacks(t *testing.T) {
 			do: func(_ *world, m *dns.Msg) { m.Answer[1].(*dns.RRSIG).KeyTag++ }},
 		{name: "signed with the name itself as its zone", ask: bob, rrtype: dns.TypeA, want: Bogus, ede: 10,
 			do: func(_ *world, m *dns.Msg) { m.Answer[1].(*dns.RRSIG).SignerName = bob }},
-		{name: "the parent's NSEC at a cut denies a type of the child", ask: "sub.signed.test.", rrtype: dns.TypeA, want: Bogus, ede: 12,
+		{name: "the parent's NSEC at a cut denies a type of the child", ask: "sub.signed.test.", rrtype: dns.TypeA, want: Bogus, ede: 10,
 			do: func(w *world, m *dns.Msg) {
 				m.Answer, m.Ns = nil, nil
 				w.zones["signed.test."].proof(m, "sub.signed.test.")
 			}},
-		{name: "an ancestor's delegation NSEC denies a name below the cut", ask: "www.sub.signed.test.", rrtype: dns.TypeA, want: Bogus, ede: 12,
+		{name: "an ancestor's delegation NSEC denies a name below the cut", ask: "www.sub.signed.test.", rrtype: dns.TypeA, want: Bogus, ede: 10,
 			do: func(w *world, m *dns.Msg) {
 				m.Answer, m.Ns, m.Rcode = nil, nil, dns.RcodeNameError
 				w.zones["signed.test."].proof(m, "sub.signed.test.")
 				w.zones["signed.test."].proof(m, "*.signed.test.")
 			}},
-		{name: "an ancestor's delegation NSEC3 denies a name below the cut", ask: "www.sub.hashed.test.", rrtype: dns.TypeA, want: Bogus, ede: 12,
+		{name: "an ancestor's delegation NSEC3 denies a name below a signed cut", ask: "www.sec.loose.test.", rrtype: dns.TypeA, want: Bogus, ede: 10,
+			do: func(w *world, m *dns.Msg) {
+				m.Answer, m.Ns, m.Rcode = nil, nil, dns.RcodeNameError
+				w.zones["loose.test."].proof(m, "www.sec.loose.test.")
+				w.zones["loose.test."].proof(m, "*.sec.loose.test.")
+			}},
+		{name: "an ancestor's delegation NSEC3 denies a name below the cut", ask: "www.sub.hashed.test.", rrtype: dns.TypeA, want: Insecure, ede: NoEDE, why: "delegated by zone hashed.test. without DS",
 			do: func(w *world, m *dns.Msg) {
 				m.Answer, m.Ns, m.Rcode = nil, nil, dns.RcodeNameError
 				w.zones["hashed.test."].proof(m, "www.sub.hashed.test.")

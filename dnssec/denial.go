@@ -74,7 +74,9 @@ func (d *denials) add(c *checker, set *rrset, z *zone) {
 				d.opaque = true
 				continue
 			}
-			d.nsec3s = append(d.nsec3s, h)
+			if len(d.nsec3s) == 0 || h.sameChain(d.nsec3s[0]) {
+				d.nsec3s = append(d.nsec3s, h)
+			}
 		}
 	}
 	set.setTTL(got.ttl)

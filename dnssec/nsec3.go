@@ -31,23 +31,26 @@ func (c *checker) hash(name string, h *hashed) (string, bool) {
 	return dns.HashName(name, h.rr.Hash, h.rr.Iterations, h.rr.Salt), true
 }
 
-// each calls try with the hash of name for the records of d, hashing once for each set of parameters, until it says true.
+// each is the first record of d for which try says true of the hash of name. All records have the same parameters, see denials.add.
 func (c *checker) each(name string, d *denials, try func(h *hashed, hash string) bool) *hashed {
-	var last *hashed
-	var hash string
+	if len(d.nsec3s) == 0 {
+		return nil
+	}
+	hash, ok := c.hash(name, d.nsec3s[0])
+	if !ok {
+		return nil
+	}
 	for _, h := range d.nsec3s {
-		if last == nil || last.rr.Iterations != h.rr.Iterations || last.rr.Salt != h.rr.Salt {
-			var ok bool
-			if hash, ok = c.hash(name, h); !ok {
-				return nil
-			}
-			last = h
-		}
 		if try(h, hash) {
 			return h
 		}
 	}
 	return nil
+}
+
+// sameChain says whether two records belong to one chain (RFC 5155, 8.2: hash, iterations and salt are the same in all records of a response).
+func (h *hashed) sameChain(o *hashed) bool {
+	return h.rr.Iterations == o.rr.Iterations && strings.EqualFold(h.rr.Salt, o.rr.Salt)
 }
 
 // match is the record of exactly name.
@@ -99,7 +102,7 @@ func (c *checker) proveNSEC3(name string, rrtype uint16, nxdomain bool, d *denia
 	if _, ok := c.cover(wild, d); ok {
 		return found
 	}
-	if found == optedOut && !nxdomain && encloser == parent(name) {
+	if found == optedOut && !nxdomain {
 		return optedOut // RFC 5155, 7.2.8 with errata 3441: an empty non-terminal above unsigned delegations has no NSEC3 of its own
 	}
 	return unproven

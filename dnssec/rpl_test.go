@@ -167,7 +167,7 @@ func (s *scenario) inception() time.Time {
 
 // rank says how well a canned answer fits a question; 0 is not at all.
 func (e *entry) rank(q dns.Question, step int) int {
-	if step < e.from || step > e.to || !strings.Contains(e.match, "qname") {
+	if step < e.from || step > e.to || !strings.Contains(e.match, "qname") && !strings.Contains(e.match, "subdomain") {
 		return 0
 	}
 	if e.q.Name != dns.CanonicalName(q.Name) || e.q.Qtype != q.Qtype && strings.Contains(e.match, "qtype") {
@@ -220,6 +220,10 @@ func (r rplServer) Exchange(_ context.Context, q *dns.Msg) (*dns.Msg, error) {
 		name := dns.CanonicalName(qu.Name)
 		for _, e := range r.s.canned { // from a referral
 			ns := group(e.msg.Ns)
+			if proves(ns, name) {
+				m.Ns = e.msg.Copy().Ns
+				return m, nil
+			}
 			if set := ns.find(name, dns.TypeNS); set == nil || name == "." {
 				continue
 			}
@@ -240,6 +244,22 @@ func (r rplServer) Exchange(_ context.Context, q *dns.Msg) (*dns.Msg, error) {
 	}
 	m.Rcode = dns.RcodeServerFailure
 	return m, nil
+}
+
+// proves says whether there is the NSEC or NSEC3 of exactly name.
+func proves(ns rrsets, name string) bool {
+	if ns.find(name, dns.TypeNSEC) != nil {
+		return true
+	}
+	for _, set := range ns {
+		if len(set.rrs) == 0 {
+			continue
+		}
+		if n, ok := set.rrs[0].(*dns.NSEC3); ok && strings.HasPrefix(strings.ToUpper(set.name), dns.HashName(name, n.Hash, n.Iterations, n.Salt)+".") {
+			return true
+		}
+	}
+	return false
 }
 
 // capture is a signer that keeps what it is asked to sign.

@@ -30,11 +30,10 @@ type Lab struct {
 	nl    *netlink.Handle // in the cable's namespace
 	br    netlink.Link
 
-	mu      sync.Mutex // hosts and taps are added by the caller while Close may come from a signal handler
-	hosts   []*Host
-	taps    []*Tap
-	closed  bool
-	madeDir bool // this lab made /run/netns
+	mu     sync.Mutex // hosts and taps are added by the caller while Close may come from a signal handler
+	hosts  []*Host
+	taps   []*Tap
+	closed bool
 }
 
 // New makes a lab with an empty switch. The lab's name, and the names of its namespaces, carry the process id.
@@ -65,7 +64,9 @@ func (l *Lab) build() error {
 		return err
 	}
 	if _, err := os.Stat(netnsDir); os.IsNotExist(err) {
-		l.madeDir = true
+		if err := os.WriteFile(filepath.Join(l.dir, madeFile), nil, 0o644); err != nil {
+			return err
+		}
 	}
 	var err error
 	if l.cable, err = newSpace(l.name + "." + cableName); err != nil {
@@ -148,9 +149,6 @@ func (l *Lab) Close() error {
 		l.cable.close()
 	}
 	errs = append(errs, removeNamed(l.name))
-	if l.madeDir {
-		_ = os.Remove(netnsDir) // stays if somebody else uses it by now
-	}
 	return errors.Join(errs...)
 }
 

@@ -16,6 +16,7 @@ import (
 const (
 	ownerFile = "owner" // "PID STARTTIME": a pid alone may be somebody else's by now
 	keepFile  = "keep"
+	madeFile  = "made-netns" // the machine had no /run/netns before this lab
 )
 
 func writeOwner(dir string) error {
@@ -90,9 +91,7 @@ func Remove(name string) error {
 	if _, err := os.Stat(filepath.Join(stateRoot, name)); err != nil {
 		return fmt.Errorf("no lab %q here", name)
 	}
-	err := removeNamed(name)
-	_ = os.Remove(netnsDir) // stays if it holds anything
-	return err
+	return removeNamed(name)
 }
 
 // removeNamed ends the processes in the lab's namespaces and removes the namespaces and the lab's directory.
@@ -108,6 +107,9 @@ func removeNamed(name string) error {
 	errs = append(errs, endInside(inside))
 	for _, f := range files {
 		errs = append(errs, removeSpace(filepath.Base(f)))
+	}
+	if _, err := os.Stat(filepath.Join(stateRoot, name, madeFile)); err == nil {
+		_ = os.Remove(netnsDir) // stays if somebody else uses it by now
 	}
 	errs = append(errs, os.RemoveAll(filepath.Join(stateRoot, name)))
 	_ = os.Remove(stateRoot) // stays as long as another lab stands

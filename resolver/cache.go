@@ -55,7 +55,8 @@ type cached struct {
 
 func newCache() cache { return cache{m: map[question]*list.Element{}, lru: list.New()} }
 
-// get returns the entry if it has not ended: nothing stale is ever served.
+// get returns the entry if it has not ended. Nothing stale is ever served, not even while the upstream is silent (RFC 8767): an
+// address whose proof has ended is nobody's.
 func (c *cache) get(q question, now time.Time) *entry {
 	el, ok := c.m[q]
 	if !ok {
@@ -91,7 +92,9 @@ func (c *cache) remove(el *list.Element) {
 	c.bytes -= v.e.size
 }
 
-// lifetime is how long an answer may be kept: its smallest TTL, or the zone's negative TTL, and never beyond Until.
+// lifetime is how long an answer may be kept: its smallest TTL, or the zone's negative TTL, and never beyond Until. What is bogus
+// or could not be found out is remembered for a second, so that a broken zone is not asked for every query, and never counts
+// as data.
 func lifetime(a *dnssec.Answer, answer []dns.RR, now time.Time) time.Time {
 	if a.Msg == nil || a.Status < dnssec.Insecure || a.Rcode != dns.RcodeSuccess && a.Rcode != dns.RcodeNameError {
 		return now.Add(failureTime)

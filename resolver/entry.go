@@ -50,6 +50,8 @@ func newEntry(q question, a dnssec.Answer, now time.Time) *entry {
 func answerSection(typ uint16, a *dnssec.Answer) []dns.RR {
 	var keep []dns.RR
 	placed := false
+	// Where the RRset stands in the message does not matter, and its order is kept: clients take the first address, and servers
+	// turn the order on purpose.
 	for _, rr := range a.Msg.Answer {
 		h, t := rr.Header(), rr.Header().Rrtype
 		if sig, ok := rr.(*dns.RRSIG); ok {
@@ -98,7 +100,8 @@ func authoritySection(a *dnssec.Answer) []dns.RR {
 	return keep
 }
 
-// groups collects addresses and hints by owner, in order of appearance, without repeats.
+// groups collects addresses and hints by owner, in order of appearance, without repeats. A and AAAA make one group, at the final
+// owner; service records one for each TargetName, whose key may be another's.
 func groups(owner string, rrs []dns.RR) []group {
 	var gs []group
 	seen := map[string]int{}

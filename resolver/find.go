@@ -88,6 +88,7 @@ func (s *Server) watchGroup(ctx context.Context, q *query, e *entry, g group, ke
 		return withholdAll(g.addrs, edeOf(&e.ans), "not the proven address of a name with a key: "+e.ans.Why)
 	}
 	if f.KeyStatus == dnssec.Secure && !f.Denied && (q.typ == dns.TypeA || q.typ == dns.TypeAAAA) {
+		// A peer that does not answer takes the whole hold, and then there is no time to ask.
 		s.start(q.name, otherFamily(q.typ)) // its answer is wanted at once if nothing of this one can be released
 	}
 	s.stats.watched.Add(1)
@@ -95,7 +96,10 @@ func (s *Server) watchGroup(ctx context.Context, q *query, e *entry, g group, ke
 }
 
 // keyOf is the key answer at the owner of the addresses; nil where nobody has to wait for one: the key of an insecure address
-// proves nothing, and is at best a hint that is here already.
+// proves nothing, and is at best a hint that is here already (RFC 7672, 2.2 has the same rule for mail).
+//
+// For addresses of A and AAAA the key has to stand at the very name where their chain ended: a key from elsewhere would speak for
+// somebody else's host. Hints say whose they are by TargetName; where that is an alias, its end is the owner of the key.
 func (s *Server) keyOf(ctx context.Context, q *query, e *entry, g group, key pending) *entry {
 	if g.hint && g.owner != q.name {
 		key = s.start(g.owner, dns.TypeIPSECKEY)
@@ -126,7 +130,8 @@ func (s *Server) keyOf(ctx context.Context, q *query, e *entry, g group, key pen
 		fmt.Sprintf("the key is of %s, the addresses are of %s", k.ans.Owner, g.owner))
 }
 
-// waitKey waits for a key until ctx ends, unless the zone is known to let everybody wait.
+// waitKey waits for a key until ctx ends, unless the zone is known to let everybody wait. What is not waited for is not
+// taken for a denial: the failure that is returned withholds.
 func (s *Server) waitKey(ctx context.Context, zone string, q question, p pending) *entry {
 	if e := p.ready(); e != nil {
 		return e

@@ -59,7 +59,8 @@ func (s *Server) start(name string, typ uint16) pending {
 	return pending{f: f}
 }
 
-// fly is the goroutine of one lookup. It may outlive the query that began it: the next one finds the answer in the cache.
+// fly is the goroutine of one lookup. It may outlive the query that began it: the next one finds the answer in the cache. Its
+// bound is twice the hold, so that a cold cache behind a slow recursor still fills, while what never comes goes away.
 func (s *Server) fly(q question, f *flight) {
 	defer s.wg.Done()
 	ctx, cancel := context.WithTimeout(s.base, 2*s.cfg.Hold)

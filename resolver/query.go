@@ -10,7 +10,8 @@ import (
 	"tacit/dnssec"
 )
 
-// query is one client's question on its way.
+// query is one client's question on its way. Its context ends with the hold, counted from its arrival: everything below that may
+// wait takes it, so that no step needs a bound of its own.
 type query struct {
 	req  *dns.Msg
 	name string // canonical
@@ -54,6 +55,8 @@ func (s *Server) resolve(ctx context.Context, q *query) (r *dns.Msg) {
 		}
 	}()
 	interest := s.interest(q.name)
+	// The rule of the name that was asked decides whether a key is asked for; a rule of the alias's end can only block, and is
+	// the Watcher's to weigh, who is told both names.
 	switch {
 	case interest == Refuse && !s.cfg.Observe:
 		return s.block(q, q.name)
@@ -92,7 +95,8 @@ func (s *Server) plain(q *query, e *entry) *dns.Msg {
 	return s.reply(q, e, nil, 0)
 }
 
-// unproven is the answer to what is bogus or could not be found out: SERVFAIL and the reason (RFC 4035, 5.5).
+// unproven is the answer to what is bogus or could not be found out: SERVFAIL and the reason. RFC 4035, 5.5: "If the resolver
+// ... was unable to verify ... the name server MUST return RCODE 2 to the originating client", unless CD is set.
 func (s *Server) unproven(q *query, e *entry) *dns.Msg {
 	if e.ans.Status == dnssec.Bogus {
 		s.stats.bogus.Add(1)
@@ -116,6 +120,8 @@ func edeOf(a *dnssec.Answer) uint16 {
 func (s *Server) guarded(ctx context.Context, q *query) *dns.Msg {
 	key := s.start(q.name, dns.TypeIPSECKEY)
 	e := s.lookup(ctx, q.name, q.typ)
+	// What the address answer is worth comes first. Bogus data is refused whatever the key says; a denial, or a service record
+	// without hints, has nothing to protect and waits for no key.
 	if s.cfg.Observe {
 		s.observe(q, e, key)
 		return s.reply(q, e, nil, 0)
@@ -134,7 +140,8 @@ func (s *Server) guarded(ctx context.Context, q *query) *dns.Msg {
 	return s.release(ctx, q, e, s.watch(ctx, q, e, key))
 }
 
-// observe lets the Watcher decide beside the answer, for its log (--observe).
+// observe lets the Watcher decide beside the answer, for its log (--observe). It takes a slot of its own, so that observing is
+// bounded as answering is; when there is none the decision is not made, and nobody is harmed.
 func (s *Server) observe(q *query, e *entry, key pending) {
 	if len(e.groups) == 0 {
 		return

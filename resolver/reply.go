@@ -48,7 +48,8 @@ func failure(req *dns.Msg, rcode int, ede uint16, why string) *dns.Msg {
 	return r
 }
 
-// blank is the head of an answer: the client's id and question, letter for letter, and EDNS where the client has it.
+// blank is the head of an answer: the client's id and question, letter for letter, and EDNS where the client has it. RFC 6891,
+// 6.1.1: an OPT record in a query MUST be answered by one, and in no other case. RFC 3225, 3: the DO bit is copied.
 func blank(req *dns.Msg) *dns.Msg {
 	r := new(dns.Msg)
 	r.Id, r.Response, r.Opcode = req.Id, true, req.Opcode
@@ -93,6 +94,8 @@ func (s *Server) reply(q *query, e *entry, keep func(dns.RR) bool, ttlCap time.D
 	if e.ans.Rcode > 0xf {
 		r.Rcode = dns.RcodeServerFailure
 	}
+	// Three limits on every TTL: its age in the cache, the end of what proves it, and the Watcher's claim. No client may keep
+	// an address longer than policy stands on it (TRUST.md, R9).
 	now := s.now()
 	age := max(0, now.Sub(e.at))
 	limit := uint32(1<<31 - 1)
@@ -105,6 +108,7 @@ func (s *Server) reply(q *query, e *entry, keep func(dns.RR) bool, ttlCap time.D
 	if e.ans.Status == dnssec.Bogus || e.ans.Status == dnssec.Indeterminate {
 		limit = min(limit, uint32(failureTime/time.Second))
 	}
+	// Whoever asked first gave the cached records their letters; each client gets its own (0x20 is for stubs too).
 	asked := q.req.Question[0].Name
 	section := func(rrs []dns.RR) (out []dns.RR) {
 		for _, rr := range rrs {

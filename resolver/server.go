@@ -149,6 +149,7 @@ func (s *Server) Serve(ctx context.Context) error {
 	case err = <-errs:
 		running--
 	}
+	// Order matters: queries that are held answer now, the readers stop, the last answers are written, the sockets close.
 	s.cancel()
 	past := time.Unix(1, 0)
 	for _, u := range s.udp {
@@ -171,6 +172,7 @@ func (s *Server) Serve(ctx context.Context) error {
 
 // Close ends lookups under way and closes the listeners. Serve does it too.
 func (s *Server) Close() {
+	// After this no lookup begins, so that the wait below has an end.
 	s.mu.Lock()
 	s.closed = true
 	s.mu.Unlock()

@@ -85,7 +85,8 @@ func sharedSuffix(name, mixed string) int {
 	return i
 }
 
-// cookieJar is the DNS cookie shared with one server (RFC 7873).
+// cookieJar is the DNS cookie shared with one server (RFC 7873). It keeps forgers off path out as the letters do, also for names
+// with few letters. A server that never showed one is asked without insisting.
 type cookieJar struct {
 	client string // 8 octets in hexadecimal, drawn once for a server
 	// Every exchange with the server reads and writes it in passing; so a mutex.

@@ -54,6 +54,7 @@ func CheckStub(path string, listen []netip.AddrPort) error {
 		}
 	}
 	switch {
+	// With a second nameserver glibc, musl and Go take its answer where ours is SERVFAIL; with another one alone nothing is asked here.
 	case len(others) > 0 && ours > 0:
 		return fmt.Errorf("%s: nameserver %s stands beside tacit: what tacit withholds, it answers", path, strings.Join(others, " and "))
 	case len(others) > 0:

@@ -88,6 +88,7 @@ func (s *Server) serve(packet []byte, udp bool) (out []byte) {
 		s.stats.malformed.Add(1)
 		return nil
 	}
+	// The head is read before anything else: what is not one question, or is an update with thousands of records, is not unpacked.
 	head := dns.Header{
 		Id: binary.BigEndian.Uint16(packet), Bits: binary.BigEndian.Uint16(packet[2:]), Qdcount: binary.BigEndian.Uint16(packet[4:]),
 		Ancount: binary.BigEndian.Uint16(packet[6:]), Nscount: binary.BigEndian.Uint16(packet[8:]), Arcount: binary.BigEndian.Uint16(packet[10:]),
@@ -157,6 +158,7 @@ func (s *Server) serveConn(c net.Conn) {
 		case <-stop:
 		}
 	})
+	// A client that sends faster than its answers come is not read any more, and TCP slows it down.
 	slots := make(chan struct{}, maxTCPPipeline)
 	for s.base.Err() == nil {
 		_ = c.SetReadDeadline(time.Now().Add(tcpIdle))

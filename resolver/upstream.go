@@ -98,6 +98,8 @@ func (u *Upstream) Exchange(ctx context.Context, q *dns.Msg) (*dns.Msg, error) {
 	defer wg.Wait()
 	defer cancel() // before the wait: it ends the tries
 
+	// Tries begin one after the other: at once, when all before it failed, or when the timer says that they are slow. A recursor
+	// with a cold cache is slow without being dead, so an older try still counts when a newer one is under way.
 	results := make(chan outcome, maxTries)
 	first := int(u.preferred.Load())
 	var best outcome // the answer to give if no better comes
@@ -177,6 +179,7 @@ func (u *Upstream) try(ctx context.Context, s *server, q *dns.Msg) (*dns.Msg, er
 	if err != nil {
 		return nil, err
 	}
+	// A forger off path can make us use TCP by a guess, and no more: the answer over UDP is forgotten.
 	if m.Truncated || !sure {
 		if m, err = u.overTCP(ctx, s, out, wire); err != nil {
 			return nil, err
@@ -237,6 +240,7 @@ func (u *Upstream) overUDP(ctx context.Context, s *server, out *dns.Msg, wire []
 		if err != nil {
 			return nil, false, fmt.Errorf("%s: %w", s.addr, err)
 		}
+		// RFC 5452, 9.1: what does not match is dropped, and the right answer still awaited: an error here would be a weapon.
 		m := new(dns.Msg)
 		if m.Unpack(b[:n]) != nil && !truncatedHead(b[:n], m) || !answers(m, out) {
 			continue

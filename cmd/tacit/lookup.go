@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"fmt"
-	"net"
 	"net/netip"
 	"slices"
 	"strings"
@@ -15,6 +14,7 @@ import (
 
 	"tacit/config"
 	"tacit/control"
+	"tacit/daemon"
 	"tacit/dnssec"
 	"tacit/ipseckey"
 	peerdb "tacit/pad"
@@ -87,30 +87,11 @@ func newLookup(conf *config.Config) (*lookup, error) {
 	if err != nil {
 		return nil, err
 	}
-	env, err := environment(conf)
+	env, err := daemon.Environment(conf)
 	if err != nil {
 		return nil, err
 	}
 	return &lookup{dnssec.New(up, anchors), conf.Table(), env}, nil
-}
-
-// environment is what this process can find out without privileges: not the gateways, which the daemon knows.
-func environment(conf *config.Config) (peerdb.Environment, error) {
-	env := peerdb.Environment{InternalZones: conf.DNS.InternalZones}
-	for _, u := range conf.DNS.Upstream {
-		env.Upstreams = append(env.Upstreams, u.Addr())
-	}
-	addrs, err := net.InterfaceAddrs()
-	if err != nil {
-		return env, err
-	}
-	for _, a := range addrs {
-		if p, err := netip.ParsePrefix(a.String()); err == nil {
-			env.Own = append(env.Own, p.Addr())
-			env.Networks = append(env.Networks, p)
-		}
-	}
-	return env, nil
 }
 
 // run asks for A, AAAA and IPSECKEY at once, as the daemon does; where the addresses belong to the end of an alias chain that the
@@ -211,45 +192,24 @@ func parseKeys(rrs []dns.RR) (records []ipseckey.Record) {
 
 // decide is what the daemon would do about one address.
 func (l *lookup) decide(asked string, ip netip.Addr, addr, key dnssec.Answer, records []ipseckey.Record) lookupAddress {
-	rule := l.rules.ForChain(asked, addr.Owner, ip)
-	keys, unusable := peerdb.UsableKeys(records, ip)
-	d := policy.Decide(rule.Class, policy.Facts{Addr: addr.Status, Key: key.Status, Usable: len(keys) > 0, Denied: key.Denied})
-	out := lookupAddress{Address: ip, Class: rule.Class, Rule: "default", Decision: d.Outcome, ReportedAs: string(d.ReportedAs), Why: d.Why}
-	if rule.Line > 0 {
-		out.Rule = fmt.Sprintf("line %d", rule.Line)
+	found := resolver.Found{Asked: asked, Owner: addr.Owner, AddrStatus: addr.Status, Keys: records, KeyStatus: key.Status,
+		Denied: key.Denied, KeyWhy: key.Why}
+	d := daemon.Decide(l.rules, l.env, found, ip)
+	out := lookupAddress{Address: ip, Class: d.Rule.Class, Rule: "default", Decision: d.Outcome, ReportedAs: string(d.ReportedAs), Why: d.Why}
+	if d.Rule.Line > 0 {
+		out.Rule = fmt.Sprintf("line %d", d.Rule.Line)
 	}
-	switch {
-	case d.Outcome == policy.Protect:
-		l.claim(&out, ip, addr.Owner)
-	case d.Outcome == policy.Withhold && key.Why != "":
-		out.Why += ": " + key.Why
-	case d.Outcome == policy.ServFail && addr.Why != "":
+	if d.Outcome == policy.ServFail && addr.Why != "" {
 		out.Why += ": " + addr.Why
-	case d.Outcome == policy.Answer && len(records) > 0 && len(keys) == 0 && rule.Class == policy.PrivateOrClear:
-		out.Why += ": " + unusable
 	}
 	if d.EDE != policy.EDENone {
 		out.EDE = &d.EDE
 	}
-	if out.ReportedAs == string(policy.ReportAuthenticated) {
+	if d.ReportedAs == policy.ReportAuthenticated {
 		out.ReportedAs += " as " + strings.TrimSuffix(addr.Owner, ".")
 		if addr.Owner != asked {
 			out.ReportedAs += " (via " + strings.TrimSuffix(asked, ".") + ")"
 		}
 	}
 	return out
-}
-
-// claim applies R6 to an address that the table would protect.
-func (l *lookup) claim(out *lookupAddress, ip netip.Addr, owner string) {
-	if ip.IsLoopback() || slices.Contains(l.env.Own, ip) {
-		out.Decision, out.Why, out.ReportedAs = policy.Answer, "this host's own address", "local"
-		return
-	}
-	if ok, why := peerdb.Claimable(ip, l.env, owner); !ok {
-		out.Decision, out.ReportedAs = policy.Withhold, "not protected"
-		out.Why = "a key is proven, but the address cannot be protected: " + why
-		other := policy.EDEOther
-		out.EDE = &other
-	}
 }

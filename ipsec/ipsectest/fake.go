@@ -1,3 +1,5 @@
+// Package ipsectest holds what every [ipsec.Dataplane] must do, as a test over real hosts (TestDataplane, on Linux), and a double
+// of a Dataplane for the tests of those who use one ([Fake]).
 package ipsectest
 
 import (

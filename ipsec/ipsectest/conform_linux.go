@@ -1,5 +1,3 @@
-// Package ipsectest holds what every [ipsec.Dataplane] must do, as a test over real hosts ([TestDataplane]), and a double of
-// a Dataplane for the tests of those who use one ([Fake]).
 package ipsectest
 
 import (

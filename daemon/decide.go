@@ -1,0 +1,50 @@
+package daemon
+
+import (
+	"net/netip"
+	"slices"
+
+	"tacit/pad"
+	"tacit/policy"
+	"tacit/resolver"
+)
+
+// Decision is what becomes of one address of an answer, before the address itself is asked.
+type Decision struct {
+	policy.Decision
+	Rule  policy.Rule
+	Claim pad.Claim // for Protect: what the address must prove
+	Local bool      // the address is this host's own: packets to it leave on no wire
+}
+
+// Decide is the table of TRUST.md 1 and the rules R5 and R6 for one address that was found. It has no effect.
+func Decide(rules *policy.Table, env pad.Environment, f resolver.Found, addr netip.Addr) Decision {
+	d := Decision{Rule: rules.ForChain(f.Asked, f.Owner, addr)}
+	keys, unusable := pad.UsableKeys(f.Keys, addr)
+	d.Decision = policy.Decide(d.Rule.Class, policy.Facts{Addr: f.AddrStatus, Key: f.KeyStatus, Usable: len(keys) > 0, Denied: f.Denied})
+	switch {
+	case d.Outcome == policy.Protect:
+		d.claim(env, f, addr, keys)
+	case d.Outcome == policy.Withhold && f.KeyWhy != "":
+		d.Why += ": " + f.KeyWhy
+	case len(f.Keys) > 0 && len(keys) == 0 && d.Rule.Class < policy.ClearOrPrivate:
+		d.Why += ": " + unusable
+	}
+	return d
+}
+
+// claim is for an address that the table would protect: if it may not be claimed at all (R6), its proven key still forbids
+// clear packets, so that it is withheld.
+func (d *Decision) claim(env pad.Environment, f resolver.Found, addr netip.Addr, keys []pad.Key) {
+	if addr.IsLoopback() || slices.Contains(env.Own, addr) {
+		d.Local = true
+		d.Decision = policy.Decision{Outcome: policy.Answer, EDE: policy.EDENone, Why: "this host's own address", ReportedAs: "local"}
+		return
+	}
+	if ok, why := pad.Claimable(addr, env, f.Owner); !ok {
+		d.Decision = policy.Decision{Outcome: policy.Withhold, EDE: policy.EDEOther, ReportedAs: "not protected",
+			Why: "a key is proven, but the address cannot be protected: " + why}
+		return
+	}
+	d.Claim = pad.Claim{Name: f.Owner, Addr: addr, Keys: keys, Until: f.Until}
+}

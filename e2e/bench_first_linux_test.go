@@ -1,0 +1,198 @@
+package e2e
+
+import (
+	"fmt"
+	"net/netip"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"tacit/lab"
+)
+
+const contacts = 31 // samples of first-contact
+
+// benchFirstContact times a cold lookup of a name with an Ed25519 key less one of a name without, in the same zone, both never
+// asked before by anybody, by an anonymous client without a peer. Its measure is the bare handshake of two strongSwans.
+func benchFirstContact(t *testing.T) {
+	needE2E(t, "nsd", "unbound", "dnssec-signzone", "charon-systemd", "swanctl")
+	w := newWorld(t)
+	key := newIdentity(t)
+	records := hostRecords("warm.example.", w.plain, nil)
+	for i := range contacts {
+		records = append(records, hostRecords(fmt.Sprintf("key%d.example.", i), w.bob, &key)...)
+		records = append(records, hostRecords(fmt.Sprintf("bare%d.example.", i), w.plain, nil)...)
+	}
+	dir, anchor := signZones(t, zoneFile{"example.", bindNSEC, records})
+	startNSD(t, w.ns, dir)
+	startUnbound(t, w.up, w.ns.Addr4().String())
+	up := w.up.Addr4().String()
+	startTacit(t, w.bob, anchor, options{name: "key0.example", identity: key.pem, upstream: up})
+	alice := startTacit(t, w.alice, anchor, options{upstream: up})
+	swan := newSwanBench(t, w)
+	var ours, theirs samples
+	var stages stageTimes
+	for i := range contacts {
+		if i > 0 {
+			alice.stop()
+			alice.start(false)
+		}
+		ours.add(firstContact(t, w, alice, i, &stages), time.Millisecond)
+		theirs.add(swan.handshake(), time.Millisecond)
+	}
+	for _, s := range stages.names {
+		t.Logf("%-30s %s", s+", ms", stages.at[s].spread())
+	}
+	figure(t, "first-contact", "ms", ours, "strongswan", theirs)
+}
+
+// firstContact is one sample. The zone's own keys are known by then, from a third name.
+func firstContact(t *testing.T, w *world, alice *tacit, i int, stages *stageTimes) time.Duration {
+	t.Helper()
+	a := newAsker(t, w.alice)
+	a.address("warm.example", w.plain.Addr4().String())
+	time.Sleep(50 * time.Millisecond) // what the start brought with it is over
+	w.sync()
+	w.tap.Reset()
+	seen := len(alice.log())
+	var from, to time.Time
+	var bare time.Duration
+	lookups := []func(){
+		func() {
+			f, t := a.address(fmt.Sprintf("bare%d.example", i), w.plain.Addr4().String())
+			bare = t.Sub(f)
+		},
+		func() { from, to = a.address(fmt.Sprintf("key%d.example", i), w.bob.Addr4().String()) },
+	}
+	lookups[i%2]()
+	lookups[1-i%2]()
+	w.sync()
+	stages.add("lookup without a key", bare)
+	stages.add("lookup with a key", to.Sub(from))
+	stages.cable(t, w.handshakes(w.alice, w.bob), from, to)
+	stages.log(t, alice.log()[seen:], from, to)
+	return to.Sub(from) - bare
+}
+
+// handshakes are the IKE messages between the IPv4 addresses of two hosts.
+func (w *world) handshakes(a, b *lab.Host) []lab.Packet {
+	ends := map[netip.Addr]bool{a.Addr4(): true, b.Addr4(): true}
+	return w.tap.Select(func(p lab.Packet) bool { return p.Class == lab.ClassIKE && ends[p.Src] && ends[p.Dst] })
+}
+
+// stageTimes is when each stage of a lookup was reached, counted from the query.
+type stageTimes struct {
+	names []string // in order of appearance
+	at    map[string]samples
+}
+
+func (s *stageTimes) add(stage string, d time.Duration) {
+	if s.at == nil {
+		s.at = map[string]samples{}
+	}
+	if _, ok := s.at[stage]; !ok {
+		s.names = append(s.names, stage)
+	}
+	x := s.at[stage]
+	x.add(d, time.Millisecond)
+	s.at[stage] = x
+}
+
+// cable takes the IKE messages of a lookup: IKE_SA_INIT and IKE_AUTH, each once each way, between query and answer, is all that
+// may have passed.
+func (s *stageTimes) cable(t *testing.T, ps []lab.Packet, from, to time.Time) {
+	t.Helper()
+	var got []string
+	for _, p := range ps {
+		h, ok := p.IKEHeader()
+		if !ok {
+			t.Fatalf("at %v: an IKE packet without an IKE message", p.Time.Sub(from))
+		}
+		way := "request"
+		if h.Response {
+			way = "response"
+		}
+		stage := lab.ExchangeName(h.Exchange) + " " + way
+		got = append(got, stage)
+		if p.Time.Before(from) || p.Time.After(to) {
+			t.Fatalf("%s %v after the query, not between it and its answer (%v)", stage, p.Time.Sub(from), to.Sub(from))
+		}
+		s.add(stage, p.Time.Sub(from))
+	}
+	want := "IKE_SA_INIT request, IKE_SA_INIT response, IKE_AUTH request, IKE_AUTH response"
+	if g := strings.Join(got, ", "); g != want {
+		t.Fatalf("between query and answer: got %s; want %s", g, want)
+	}
+}
+
+var stageLine = regexp.MustCompile(`(?m)^.* msg=(dns-validated|sa-installed|answer-released) .* t=(\S+)$`)
+
+// log takes the daemon's own lines about a lookup.
+func (s *stageTimes) log(t *testing.T, text string, from, to time.Time) {
+	t.Helper()
+	found := 0
+	for _, m := range stageLine.FindAllStringSubmatch(text, -1) {
+		at, err := time.Parse(time.RFC3339Nano, m[2])
+		if err != nil {
+			t.Fatal(err)
+		}
+		if at.After(from) && at.Before(to) {
+			found++
+			s.add(m[1], at.Sub(from))
+		}
+	}
+	if found != 3 {
+		t.Fatalf("the log has %d of 3 stages:\n%s", found, text)
+	}
+}
+
+// swanBench is two strongSwans on hosts of their own.
+type swanBench struct {
+	w         *world
+	from, to  *lab.Host
+	initiator *swan
+}
+
+func newSwanBench(t *testing.T, w *world) *swanBench {
+	t.Helper()
+	b := &swanBench{w: w}
+	for i, h := range []**lab.Host{&b.from, &b.to} {
+		var err error
+		name := []string{"swan-from", "swan-to"}[i]
+		if *h, err = w.lab.Host(name, lab.Prefixes(fmt.Sprintf("192.0.2.%d/24", 11+i), fmt.Sprintf("2001:db8::%d/64", 11+i))...); err != nil {
+			t.Fatal(err)
+		}
+	}
+	own, peer := newIdentity(t), newIdentity(t)
+	startSwan(t, b.to, swanConf{id: "to.example", peerID: "from.example", key: peer, peerKey: own, peer: b.from})
+	b.initiator = startSwan(t, b.from, swanConf{id: "from.example", peerID: "to.example", key: own, peerKey: peer, peer: b.to})
+	b.handshake() // the first reads keys and opens what stays open
+	return b
+}
+
+// handshake is the time on the cable from the first IKE_SA_INIT request to the IKE_AUTH response.
+func (b *swanBench) handshake() time.Duration {
+	t := b.w.t
+	t.Helper()
+	b.w.sync()
+	b.w.tap.Reset()
+	b.initiator.ctl("--initiate", "--child", "v4-host")
+	b.w.sync()
+	var from, to time.Time
+	for _, p := range b.w.handshakes(b.from, b.to) {
+		h, ok := p.IKEHeader()
+		switch {
+		case !ok:
+		case lab.ExchangeName(h.Exchange) == "IKE_SA_INIT" && !h.Response && from.IsZero():
+			from = p.Time
+		case lab.ExchangeName(h.Exchange) == "IKE_AUTH" && h.Response:
+			to = p.Time
+		}
+	}
+	if from.IsZero() || to.IsZero() {
+		t.Fatalf("strongSwan: no handshake on the cable:\n%s", tail(b.initiator.log(), 30))
+	}
+	b.initiator.ctl("--terminate", "--ike", "v4")
+	return to.Sub(from)
+}

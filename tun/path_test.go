@@ -1,0 +1,173 @@
+package tun
+
+import (
+	"net/netip"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"tacit/guard"
+	"tacit/ipsec"
+)
+
+func TestControl(t *testing.T) {
+	for _, c := range []struct {
+		local netip.Addr
+		tos   uint8
+	}{{alice4, 0x10}, {alice6, 0xb8}} {
+		b := putLocal(make([]byte, 0, controlSize), c.local)
+		b = putTOS(b, c.local.Is6(), c.tos)
+		b = putSegment(b, 1300)
+		got := parseControl(b)
+		// What is sent in IP_PKTINFO is the source, what is received the destination: other fields of one message.
+		if c.local.Is4() {
+			got.local = alice4
+		}
+		if got.local != c.local || got.tos != c.tos {
+			t.Errorf("got %+v, want %+v", got, c)
+		}
+		for i := range b {
+			parseControl(b[:i])
+		}
+	}
+	if b := putLocal(nil, netip.IPv4Unspecified()); len(b) != 0 {
+		t.Errorf("no local address: got %x", b)
+	}
+	var v [2]byte
+	v[0] = 100
+	if got := parseControl(putCmsg(make([]byte, 0, controlSize), unix.IPPROTO_UDP, unix.UDP_GRO, v[:])); got.segment == 0 {
+		t.Errorf("segment size: got %+v", got)
+	}
+}
+
+func TestSockaddr(t *testing.T) {
+	for _, want := range []netip.AddrPort{netip.AddrPortFrom(alice4, 4500), netip.AddrPortFrom(bob6, 500)} {
+		s := makeSockaddr(want)
+		if got := s.addrPort(); got != want {
+			t.Errorf("got %v, want %v", got, want)
+		}
+	}
+}
+
+func TestTable(t *testing.T) {
+	var tab table[addrKey, int]
+	tab.shard = shardOfKey
+	keys := make([]addrKey, 3000)
+	for i := range keys {
+		keys[i] = keyOf(alice4, netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)}))
+		tab.put(keys[i], i)
+	}
+	for i, k := range keys {
+		if got, ok := tab.get(k); !ok || got != i {
+			t.Fatalf("key %d: got %d, %v", i, got, ok)
+		}
+	}
+	for _, k := range keys {
+		tab.remove(k)
+		tab.remove(k)
+	}
+	if _, ok := tab.get(keys[7]); ok {
+		t.Error("a key that was removed is there")
+	}
+}
+
+func TestHoldQueue(t *testing.T) {
+	var budget holdBudget
+	now := time.Unix(1000, 0)
+	f := &flow{key: guard.Key{Own: alice4, Peer: bob4}}
+	if acquire, ok := f.enqueue([]byte("x"), now, &budget); acquire || ok {
+		t.Error("a packet waits though nothing holds it")
+	}
+	f.holdUntil(now.Add(10*time.Second), &budget)
+	for i := range holdPerPeer + 5 {
+		acquire, ok := f.enqueue([]byte{byte(i)}, now, &budget)
+		if acquire != (i == 0) || ok != (i < holdPerPeer) {
+			t.Errorf("packet %d: acquire %v, ok %v", i, acquire, ok)
+		}
+	}
+	if acquire, _ := f.enqueue(nil, now.Add(acquireInterval), &budget); !acquire {
+		t.Error("no acquire again after a second")
+	}
+	if n := f.expire(now.Add(holdTime-time.Millisecond), &budget); n != 0 {
+		t.Errorf("%d packets expired early", n)
+	}
+	if n := f.expire(now.Add(holdTime), &budget); n != holdPerPeer {
+		t.Errorf("%d packets expired, want %d", n, holdPerPeer)
+	}
+	f.enqueue([]byte("y"), now, &budget)
+	if n := f.holdUntil(time.Time{}, &budget); n != 1 {
+		t.Errorf("%d packets dropped at the end of the hold, want 1", n)
+	}
+	if p, b := budget.packets.Load(), budget.bytes.Load(); p != 0 || b != 0 {
+		t.Errorf("budget: %d packets, %d octets are still taken", p, b)
+	}
+}
+
+func TestHoldBudget(t *testing.T) {
+	var b holdBudget
+	for range holdPackets {
+		if !b.take(1) {
+			t.Fatal("refused early")
+		}
+	}
+	if b.take(1) {
+		t.Error("more packets than may wait")
+	}
+	b.give(1)
+	if b.take(holdBytes) || !b.take(1) {
+		t.Error("the octets are not counted right")
+	}
+}
+
+func TestHosts(t *testing.T) {
+	good := ipsec.Host(alice4, bob4)
+	if k, err := hosts(good); err != nil || k.Own != alice4 || k.Peer != bob4 {
+		t.Errorf("got %v, %v", k, err)
+	}
+	for name, s := range map[string]ipsec.Selector{
+		"nothing":      {},
+		"wide":         {Local: good.Local, Remote: netip.MustParsePrefix("192.0.2.0/24")},
+		"two families": {Local: good.Local, Remote: netip.PrefixFrom(bob6, 128)},
+		"mapped":       {Local: good.Local, Remote: netip.PrefixFrom(netip.MustParseAddr("::ffff:192.0.2.2"), 128)},
+		"protocol":     {Local: good.Local, Remote: good.Remote, Proto: 6},
+		"itself":       {Local: good.Local, Remote: good.Local},
+	} {
+		if _, err := hosts(s); err == nil {
+			t.Errorf("%s: accepted", name)
+		}
+	}
+}
+
+func TestJoins(t *testing.T) {
+	out := &outbound{mtu: 1500}
+	out.segments.Store(true)
+	m := message{out: out, start: 0, end: 2000, segment: 1000, segments: 2}
+	for name, c := range map[string]struct {
+		change func(*message)
+		n      int
+		want   bool
+	}{
+		"same length":       {func(*message) {}, 1000, true},
+		"shorter":           {func(*message) {}, 10, true},
+		"longer":            {func(*message) {}, 1001, false},
+		"after a short one": {func(m *message) { m.end -= 10 }, 1000, false},
+		"another SA":        {func(m *message) { m.out = &outbound{} }, 1000, false},
+		"other service":     {func(m *message) { m.tos = 1 }, 1000, false},
+		"too many":          {func(m *message) { m.segments, m.end = maxSegments, maxSegments*1000 }, 1000, false},
+	} {
+		m := m
+		c.change(&m)
+		if got := m.joins(out, c.n, 0); got != c.want {
+			t.Errorf("%s: got %v, want %v", name, got, c.want)
+		}
+	}
+}
+
+func FuzzParseControl(f *testing.F) {
+	f.Add(putTOS(putLocal(make([]byte, 0, controlSize), alice4), false, 3))
+	f.Add(putSegment(putLocal(make([]byte, 0, controlSize), alice6), 1400))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		parseControl(b)
+	})
+}
