@@ -10,7 +10,6 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
-	"os"
 	"syscall"
 	"time"
 
@@ -27,6 +26,7 @@ import (
 // Config is what a Daemon is made of.
 type Config struct {
 	File      *config.Config
+	Anchors   *dnssec.Anchors
 	Signer    crypto.Signer // our identity; nil: we stay anonymous and nobody can prove us
 	Dataplane ipsec.Dataplane
 	// DataplaneName and DataplaneWhy are for status: which data plane, and why this one.
@@ -51,7 +51,7 @@ type Daemon struct {
 	started  time.Time
 }
 
-// New opens everything that can fail for a reason of the administrator's: anchors, listeners, IKE's ports.
+// New opens everything that can fail for a reason of the administrator's: listeners and IKE's ports.
 func New(cfg Config) (*Daemon, error) {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
@@ -80,16 +80,6 @@ func New(cfg Config) (*Daemon, error) {
 // openResolver wires upstream, validator and listeners.
 func (d *Daemon) openResolver() error {
 	f := d.cfg.File
-	anchors := dnssec.RootAnchors()
-	if f.DNS.TrustAnchors != "" {
-		data, err := os.ReadFile(f.DNS.TrustAnchors)
-		if err != nil {
-			return fmt.Errorf("dns.trust-anchors: %w", err)
-		}
-		if anchors, err = dnssec.ParseAnchors(data, f.DNS.TrustAnchors); err != nil {
-			return fmt.Errorf("dns.trust-anchors: %w", err)
-		}
-	}
 	if len(f.DNS.Upstream) == 0 {
 		return errors.New("dns.upstream: no upstream is configured, and the host has none")
 	}
@@ -97,7 +87,7 @@ func (d *Daemon) openResolver() error {
 	if err != nil {
 		return fmt.Errorf("dns.upstream: %w", err)
 	}
-	v := dnssec.New(up, anchors)
+	v := dnssec.New(up, d.cfg.Anchors)
 	v.Now = d.now
 	d.resolver, err = resolver.New(resolver.Config{
 		Listen: f.DNS.Listen, Lookup: v, Upstream: up, Watcher: (*watcher)(d),

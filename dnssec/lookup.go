@@ -88,6 +88,7 @@ func (l *lookup) follow(ctx context.Context, asked string, msg *dns.Msg) (done b
 		target, v := l.alias(ctx, alias, answer, authority)
 		l.weaken(v)
 		if l.ans.Status == Bogus || target == "" {
+			l.ans.Denied = l.ans.Status != Bogus // YXDOMAIN
 			return true
 		}
 		if why := l.loops(target); why != "" {
@@ -182,7 +183,7 @@ func (l *lookup) substitute(rr *dns.DNAME, set *rrset, answer rrsets, v verdict)
 	}
 	target, err := canonical(prefix + strings.TrimPrefix(dns.CanonicalName(rr.Target), "."))
 	if err != nil {
-		return "", verdict{status: min(v.status, Indeterminate), until: l.now, ede: dns.ExtendedErrorCodeOther,
+		return "", verdict{status: min(v.status, Insecure), until: v.until, ede: NoEDE,
 			why: set.String() + " makes a name that is too long of " + l.ans.Owner}
 	}
 	if c := answer.find(l.ans.Owner, dns.TypeCNAME); c != nil {

@@ -167,7 +167,7 @@ func (w *watcher) calls() int {
 }
 
 // An Ed25519 key, RFC 8410's example, as IPSECKEY without a gateway.
-const key = "IPSECKEY 10 0 4 . GZxgKtnkd3TmO1l0gAZpbJJoS7LiJGO5bG3h0oGcCyc="
+const key = "IPSECKEY 10 0 4 . Gb9ECWmEzf6FQbrBZ9w7lshQhqowtrbLDFw4rXAxZuE="
 
 // question flags for ask.
 type flags struct{ do, cd, ad, edns bool }

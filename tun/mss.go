@@ -76,7 +76,7 @@ const (
 
 // maxPayload is how much the ESP payload may hold so that the outer packet is no longer than mtu.
 func maxPayload(mtu int, outer6, encapsulated bool) int {
-	room := mtu - espBefore - espICV - ipv4Header
+	room := min(mtu, maxPacket) - espBefore - espICV - ipv4Header
 	if outer6 {
 		room -= ipv6Header - ipv4Header
 	}

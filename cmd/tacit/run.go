@@ -1,10 +1,7 @@
 package main
 
 import (
-	"crypto"
 	"errors"
-	"fmt"
-	"io/fs"
 	"log/slog"
 	"os"
 	"os/signal"
@@ -15,7 +12,6 @@ import (
 	"tacit/config"
 	"tacit/daemon"
 	"tacit/guard"
-	"tacit/ipseckey"
 	"tacit/tun"
 )
 
@@ -56,11 +52,15 @@ It ends on SIGINT and SIGTERM, tells its peers, and gives everything back.`,
 // open wires the daemon: the only place that knows which data planes there are.
 func open(file *config.Config, observe bool, log *slog.Logger) (*daemon.Daemon, error) {
 	cfg := daemon.Config{File: file, Observe: observe, Version: version(), Log: log, DataplaneName: "none", DataplaneWhy: "observing: nothing is touched"}
-	signer, err := readIdentity(file)
-	if err != nil {
+	var err error
+	if cfg.Anchors, err = trustAnchors(file); err != nil {
 		return nil, err
 	}
-	cfg.Signer = signer
+	if file.Name != "" { // an anonymous client has nothing to prove
+		if cfg.Signer, err = readKey(file.Identity); err != nil {
+			return nil, err
+		}
+	}
 	if observe {
 		return daemon.New(cfg)
 	}
@@ -78,23 +78,4 @@ func open(file *config.Config, observe bool, log *slog.Logger) (*daemon.Daemon, 
 		return nil, errors.Join(err, plane.Close(false))
 	}
 	return d, nil
-}
-
-// readIdentity reads our key. Without a name none is needed: an anonymous client proves nothing.
-func readIdentity(file *config.Config) (crypto.Signer, error) {
-	if file.Name == "" {
-		return nil, nil
-	}
-	data, err := os.ReadFile(file.Identity)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("%s is not there: `tacit init --name %s` makes it", file.Identity, file.Name)
-	}
-	if err != nil {
-		return nil, err
-	}
-	signer, err := ipseckey.ParseIdentity(data)
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", file.Identity, err)
-	}
-	return signer, nil
 }
