@@ -19,9 +19,6 @@ const DefaultPath = "/etc/tacit/tacit.toml"
 // maxSize bounds the file, in octets.
 const maxSize = 256 << 10
 
-// resolvConf is where the host's nameservers are found when the configuration names no upstream.
-const resolvConf = "/etc/resolv.conf"
-
 // Config is the file of DESIGN.md 7 with its defaults filled in.
 type Config struct {
 	Name          string // canonical FQDN without the final dot; empty: anonymous
@@ -68,13 +65,9 @@ func Default() *Config {
 // Table returns the rules in a form that is asked.
 func (c *Config) Table() *policy.Table { return policy.NewTable(c.Policy) }
 
-// Load reads the file and fills in what only the host knows: its nameservers, if no upstream is given. The file at DefaultPath
-// may be missing. An error in the content is an Errors.
+// Load reads the file. The one at DefaultPath may be missing. An error in the content is an Errors. Where it names no upstream the
+// caller says what the host's own servers are: UseNameservers.
 func Load(path string) (*Config, error) {
-	return load(path, resolvConf)
-}
-
-func load(path, resolv string) (*Config, error) {
 	c := Default()
 	data, err := readBounded(path)
 	switch {
@@ -84,18 +77,6 @@ func load(path, resolv string) (*Config, error) {
 		}
 	case !errors.Is(err, fs.ErrNotExist) || path != DefaultPath:
 		return nil, err
-	}
-	if len(c.DNS.Upstream) > 0 {
-		return c, nil
-	}
-	conf, err := readBounded(resolv)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil, err
-	}
-	c.UseNameservers(conf)
-	if len(c.DNS.Upstream) == 0 {
-		return nil, Errors{{File: path, Line: 1, Column: 1, Key: "dns.upstream",
-			Msg: "none given, and " + resolv + " names no server but ourselves"}}
 	}
 	return c, nil
 }

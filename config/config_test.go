@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -137,60 +138,49 @@ func TestTooMuch(t *testing.T) {
 }
 
 func TestLoad(t *testing.T) {
-	dir := t.TempDir()
-	file, resolv := filepath.Join(dir, "tacit.toml"), filepath.Join(dir, "resolv.conf")
-	write := func(path, text string) {
-		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+	file := filepath.Join(t.TempDir(), "tacit.toml")
+	write := func(text string) {
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if _, err := load(file, resolv); !errors.Is(err, os.ErrNotExist) {
+	if _, err := Load(file); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("a file that is named and missing: %v", err)
 	}
-	write(file, `name = "alice.example"`)
-	if _, err := load(file, resolv); err == nil || !strings.Contains(err.Error(), "dns.upstream") {
-		t.Errorf("no upstream: %v", err)
-	}
-	write(resolv, "# comment\nnameserver 127.0.0.1\n")
-	if _, err := load(file, resolv); err == nil {
-		t.Error("we are our own upstream")
-	}
-	write(resolv, "search example\nnameserver 127.0.0.1\nnameserver 192.0.2.1\nnameserver x\nnameserver 192.0.2.1\nnameserver fe80::1%lo")
-	c, err := load(file, resolv)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if want := servers("192.0.2.1:53", "[fe80::1%lo]:53"); !reflect.DeepEqual(c.DNS.Upstream, want) {
-		t.Errorf("upstream %v, want %v", c.DNS.Upstream, want)
-	}
-	write(file, `dns.upstream = ["192.0.2.9"]`)
-	if c, err = load(file, resolv); err != nil || len(c.DNS.Upstream) != 1 {
+	write(`name = "alice.example"`)
+	if c, err := Load(file); err != nil || c.Name != "alice.example" || len(c.DNS.Upstream) != 0 {
 		t.Errorf("%+v, %v", c, err)
 	}
-	write(file, strings.Repeat("#", maxSize+1))
-	if _, err = load(file, resolv); err == nil {
+	write(strings.Repeat("#", maxSize+1))
+	if _, err := Load(file); err == nil {
 		t.Error("an oversize file is loaded")
 	}
 }
 
-// A listener on another port or address is not the server of resolv.conf.
+// A listener on another port or address is not the server that the host asks.
 func TestUseNameservers(t *testing.T) {
 	for _, tt := range []struct {
-		listen, resolv string
-		want           int
+		listen, given, host string
+		want                string
 	}{
-		{"127.0.0.1:53", "nameserver 127.0.0.1", 0},
-		{"127.0.0.1:5353", "nameserver 127.0.0.1", 1},
-		{"127.0.0.1:53", "nameserver 127.0.0.53", 1},
-		{"127.0.0.1:53", "nameserver 0.0.0.0", 0},
-		{"127.0.0.1:53", "nameserver 224.0.0.251", 0},
-		{"127.0.0.1:53", "", 0},
+		{"127.0.0.1:53", "", "127.0.0.1", ""},
+		{"127.0.0.1:5353", "", "127.0.0.1", "127.0.0.1:53"},
+		{"127.0.0.1:53", "", "127.0.0.53", "127.0.0.53:53"},
+		{"127.0.0.1:53", "", "0.0.0.0", ""},
+		{"0.0.0.0:53", "", "127.0.0.1", ""},
+		{"127.0.0.1:53", "", "224.0.0.251", ""},
+		{"127.0.0.1:53", "", "127.0.0.1 192.0.2.1 192.0.2.1 fe80::1%lo", "192.0.2.1:53 [fe80::1%lo]:53"},
+		{"127.0.0.1:53", "192.0.2.9:53", "192.0.2.1", "192.0.2.9:53"},
 	} {
 		c := Default()
-		c.DNS.Listen = servers(tt.listen)
-		c.UseNameservers([]byte(tt.resolv))
-		if len(c.DNS.Upstream) != tt.want {
-			t.Errorf("listen %s, %q: %v", tt.listen, tt.resolv, c.DNS.Upstream)
+		c.DNS.Listen, c.DNS.Upstream = servers(tt.listen), servers(strings.Fields(tt.given)...)
+		var host []netip.Addr
+		for _, a := range strings.Fields(tt.host) {
+			host = append(host, netip.MustParseAddr(a))
+		}
+		c.UseNameservers(host)
+		if want := servers(strings.Fields(tt.want)...); !slices.Equal(c.DNS.Upstream, want) {
+			t.Errorf("listen %s, host %s: %v, want %v", tt.listen, tt.host, c.DNS.Upstream, want)
 		}
 	}
 }

@@ -176,9 +176,6 @@ func (l *loop) sign(e ike.SignatureWanted) {
 // install gives the data plane a Child SA and the engine its acknowledgement.
 func (l *loop) install(now time.Time, e ike.ChildWanted) {
 	start := now
-	if p := l.bySA[e.SA]; p != nil && p.sas[e.SA] != nil {
-		e.Pair.Authenticated = p.sas[e.SA].key != nil
-	}
 	call := func() error {
 		if err := l.dp.InstallInbound(e.Pair); err != nil {
 			return err

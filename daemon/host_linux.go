@@ -42,12 +42,14 @@ func (h *host) forResponder() pad.Environment {
 	return e
 }
 
-// read takes a new snapshot from the kernel.
+// read takes a new snapshot from the kernel. It is another one even where it holds the same, or could not be read: what was
+// concluded from the one before, like our address towards a peer, is to be found out again.
 func (h *host) read() error {
 	e, err := Environment(h.file)
-	if err == nil {
-		h.env.Store(&e)
+	if old := h.env.Load(); err != nil && old != nil {
+		e = *old
 	}
+	h.env.Store(&e)
 	return err
 }
 

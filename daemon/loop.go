@@ -26,6 +26,8 @@ type loop struct {
 	peers map[key]*peer
 	bySA  map[ike.SAID]*peer
 	pairs map[uint32]*peer
+	// grants is what lookups may read; all else is the loop's own.
+	grants *grants
 
 	datagrams chan ike.Datagram
 	calls     chan func(now time.Time) // from lookups and status
@@ -47,6 +49,7 @@ func newLoop(d *Daemon) (*loop, error) {
 	l := &loop{
 		d: d, log: d.log, now: d.now, dp: d.cfg.Dataplane,
 		conns: map[netip.AddrPort]ipsec.Conn{}, peers: map[key]*peer{}, bySA: map[ike.SAID]*peer{}, pairs: map[uint32]*peer{},
+		grants: newGrants(d.started),
 		datagrams: make(chan ike.Datagram, 1024), calls: make(chan func(time.Time), 64), jobs: make(chan func()),
 		done: make(chan func(time.Time), 64), signers: make(chan struct{}, 4),
 	}
@@ -83,6 +86,7 @@ func (l *loop) run(ctx context.Context) error {
 		go l.read(ctx, p, c)
 	}
 	go l.work(ctx)
+	defer l.withdraw()
 	ticker := time.NewTicker(tick)
 	defer ticker.Stop()
 	timer := time.NewTimer(time.Hour)
@@ -172,6 +176,13 @@ func (l *loop) job(what string, call func() error, then func(now time.Time, err 
 	})
 }
 
+// withdraw ends all grants: nobody keeps them true any more.
+func (l *loop) withdraw() {
+	for _, p := range l.peers {
+		p.withdraw()
+	}
+}
+
 // failed logs a call of the data plane that went wrong and that nobody else hears of.
 func (l *loop) failed(what string, remote netip.Addr) func(time.Time, error) {
 	return func(_ time.Time, err error) {
@@ -238,6 +249,7 @@ func (l *loop) peerOf(now time.Time, local, remote netip.Addr) *peer {
 func (l *loop) step(now time.Time, p *peer, e any) {
 	before, why := p.state, p.why
 	do, wake := p.step(now, e)
+	l.publish(p)
 	if p.state != before || p.why != why {
 		l.log.Info("peer", "peer", p.remote, "local", p.local, "state", p.state, "was", before, "why", p.why)
 	}
@@ -299,6 +311,7 @@ func (l *loop) accepts(remote netip.Addr) (anonymous bool, class policy.Class) {
 // stop ends the SAs by DELETE, and waits a moment for the answers.
 func (l *loop) stop() error {
 	now := l.now()
+	l.withdraw()
 	for id := range l.bySA {
 		l.output(now, l.engine.Do(now, id, ike.Delete))
 	}

@@ -95,6 +95,8 @@ type peer struct {
 	sas     map[ike.SAID]*association
 	waiting []waiter
 	held    time.Time // until when a Hold policy of ours stands; zero: none
+	// standing is what lookups see of the live key; nil: there is none. The loop's.
+	standing *standing
 	// contested: somebody without the live key wants the address, and the incumbent was asked (R3).
 	contested bool
 }

@@ -30,23 +30,27 @@ func (w *watcher) Interest(name string) resolver.Interest {
 // Watch decides over each address of an answer and returns when all that are to be protected are, or when ctx ends.
 func (w *watcher) Watch(ctx context.Context, f resolver.Found) resolver.Verdict {
 	d := (*Daemon)(w)
+	if v, ok := d.granted(&f); ok {
+		return v
+	}
+	env := d.host.environment() // before the address's own route is asked for, so that a later change shows
 	outcomes := make([]outcome, len(f.Addrs))
 	var wait sync.WaitGroup
 	for i, addr := range f.Addrs {
-		c, o, protect := d.decide(f, addr)
+		c, o, protect := d.decide(f, env, addr)
 		if !protect || d.loop == nil {
 			outcomes[i] = o
 			continue
 		}
-		wait.Go(func() { outcomes[i] = d.protect(ctx, c) })
+		wait.Go(func() { outcomes[i] = d.protect(ctx, f, env, c) })
 	}
 	wait.Wait()
 	return d.verdict(f, outcomes)
 }
 
 // decide judges one address and says so in the log; protect says that the outcome is up to the address.
-func (d *Daemon) decide(f resolver.Found, addr netip.Addr) (c pad.Claim, o outcome, protect bool) {
-	dec := Decide(d.rules, *d.host.environment(), f, addr)
+func (d *Daemon) decide(f resolver.Found, env *pad.Environment, addr netip.Addr) (c pad.Claim, o outcome, protect bool) {
+	dec := Decide(d.rules, *env, f, addr)
 	log := d.log.With("name", f.Asked, "owner", f.Owner, "peer", addr)
 	switch dec.Outcome {
 	case policy.Answer:
@@ -60,8 +64,9 @@ func (d *Daemon) decide(f resolver.Found, addr netip.Addr) (c pad.Claim, o outco
 	return c, outcome{ede: dec.EDE, why: dec.Why}, false
 }
 
-// protect has the loop key an address for a claim, and waits for it.
-func (d *Daemon) protect(ctx context.Context, c pad.Claim) outcome {
+// protect has the loop key an address for a claim, and waits for it. A claim that is satisfied already gets a grant: lookups of
+// the same answer come here no more.
+func (d *Daemon) protect(ctx context.Context, f resolver.Found, env *pad.Environment, c pad.Claim) outcome {
 	local, err := source(c.Addr)
 	if err != nil {
 		return outcome{why: "no route: " + err.Error()}
@@ -74,6 +79,9 @@ func (d *Daemon) protect(ctx context.Context, c pad.Claim) outcome {
 			return
 		}
 		d.loop.step(now, p, evLookup{w})
+		if p.standing != nil && p.pad.Satisfied(now, c) {
+			d.loop.grants.put(f, c.Addr, env, p.standing)
+		}
 	}); err != nil {
 		return outcome{why: "the daemon is busy"}
 	}

@@ -1,6 +1,7 @@
 package dnssec
 
 import (
+	"slices"
 	"time"
 
 	"github.com/miekg/dns"
@@ -12,6 +13,7 @@ type denials struct {
 	nsecs   []*dns.NSEC
 	nsec3s  []*hashed
 	until   time.Time // the earliest end of what was verified, the negative TTL of the SOA included (RFC 2308, 5)
+	dated   bool      // there was a SOA
 	seen    bool      // there was an NSEC or NSEC3, verified or not
 	opaque  bool      // a NSEC3 has more iterations than we compute
 	failure verdict   // why the last one that did not verify did not
@@ -33,6 +35,9 @@ const (
 // collect verifies the NSEC, NSEC3 and SOA RRsets of an authority section with the keys of z.
 func (c *checker) collect(authority rrsets, z *zone) *denials {
 	d := &denials{zone: z.name, until: z.until}
+	if limit := c.now.Add(maxNegative); limit.Before(d.until) {
+		d.until = limit
+	}
 	n := 0
 	for _, set := range authority {
 		if len(set.rrs) == 0 {
@@ -46,6 +51,7 @@ func (c *checker) collect(authority rrsets, z *zone) *denials {
 			}
 			d.add(c, set, z)
 		case dns.TypeSOA:
+			d.dated = true
 			d.soa(c, set)
 		}
 	}
@@ -139,14 +145,7 @@ func (c *checker) proveExpansion(name, wildcard string, d *denials) what {
 }
 
 // has says whether a type bitmap holds t.
-func has(bitmap []uint16, t uint16) bool {
-	for _, b := range bitmap {
-		if b == t {
-			return true
-		}
-	}
-	return false
-}
+func has(bitmap []uint16, t uint16) bool { return slices.Contains(bitmap, t) }
 
 // delegation says whether a bitmap is that of the parent's side of a zone cut.
 func delegation(bitmap []uint16) bool {
@@ -159,6 +158,8 @@ func delegation(bitmap []uint16) bool {
 // absence of DS. RFC 6840, 4.3: where CNAME is set, the absence of other types says nothing.
 func absent(name string, rrtype uint16, bitmap []uint16) what {
 	switch {
+	case rrtype == dns.TypeANY && slices.ContainsFunc(bitmap, func(t uint16) bool { return t != dns.TypeRRSIG && t != dns.TypeNSEC }):
+		return unproven
 	case has(bitmap, rrtype), has(bitmap, dns.TypeCNAME) && rrtype != dns.TypeCNAME && rrtype != dns.TypeDS:
 		return unproven
 	case rrtype == dns.TypeDS && has(bitmap, dns.TypeSOA) && name != ".":

@@ -15,7 +15,8 @@ const (
 	walkTimeout  = 15 * time.Second // one zone's keys, with all above them
 	udpSize      = 1232             // octets, EDNS: the DNS flag day's; answers above it come by TCP
 	bogusTTL     = 5 * time.Second  // how long a broken delegation is remembered: bounds the work that it can cause
-	maxTTL       = 24 * time.Hour   // how long any delegation is remembered
+	maxTTL       = 24 * time.Hour   // how long any delegation is remembered, or answer believed
+	maxNegative  = 3 * time.Hour    // how long a denial is believed (RFC 2308, 5)
 )
 
 // question is what is asked of the upstream.
@@ -81,6 +82,7 @@ func acceptable(q question, r *dns.Msg) error {
 
 // future is an answer on its way.
 type future struct {
+	q    question
 	done chan struct{}
 	msg  *dns.Msg
 	err  error
@@ -95,7 +97,7 @@ func (f *future) wait(ctx context.Context) (*dns.Msg, error) {
 		}
 		return f.msg.Copy(), nil
 	case <-ctx.Done():
-		return nil, ctx.Err()
+		return nil, &netError{f.q, dns.ExtendedErrorCodeNetworkError, fmt.Errorf("no answer in time: %w", ctx.Err())}
 	}
 }
 
@@ -106,7 +108,7 @@ func (s *session) ask(q question) *future {
 	if f := s.asked[q]; f != nil {
 		return f
 	}
-	f := &future{done: make(chan struct{})}
+	f := &future{q: q, done: make(chan struct{})}
 	s.asked[q] = f
 	if !s.work.query() {
 		f.err = errBudget

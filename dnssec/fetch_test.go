@@ -208,11 +208,11 @@ func TestBogusEnds(t *testing.T) {
 	w, a := hierarchy(t)
 	now := testNow
 	v := New(w, a, WithClock(func() time.Time { return now }))
-	w.tamper = func(q dns.Question, m *dns.Msg) {
+	w.set(func(q dns.Question, m *dns.Msg) {
 		if q.Qtype == dns.TypeDNSKEY && q.Name == "signed.test." {
 			m.Answer = nil
 		}
-	}
+	})
 	for _, step := range []struct {
 		after time.Duration
 		want  Status
@@ -222,7 +222,7 @@ func TestBogusEnds(t *testing.T) {
 		if err != nil || got.Status != step.want {
 			t.Errorf("after %v: got %v (%s), %v", step.after, got.Status, got.Why, err)
 		}
-		w.tamper = nil
+		w.set(nil)
 	}
 }
 

@@ -267,7 +267,7 @@ func (l *lookup) unsigned(set *rrset, z *zone) verdict {
 // zoneOf is the zone that should have signed something at name. hint names the signer that is claimed, below the anchor that it is given.
 func (l *lookup) zoneOf(ctx context.Context, name string, rrtype uint16, hint func(top string) string) *zone {
 	place := locus(name, rrtype)
-	if top, _ := l.v.Anchors.closest(place); top != "" {
+	if top, trusted := l.v.top(place); trusted {
 		if signer := hint(top); signer != "" {
 			return l.signer(ctx, signer)
 		}
@@ -294,6 +294,9 @@ func (l *lookup) deniedIn(name string, rrtype uint16, msg *dns.Msg, authority rr
 	d := l.collect(authority, z)
 	v := verdict{status: z.status, until: d.until, ede: z.ede, why: z.why}
 	if z.status != Secure {
+		if !d.dated {
+			v.until = l.now // RFC 2308, 5: a denial without SOA is not to be kept
+		}
 		v.why = "no " + of + ": " + z.why
 		return v
 	}

@@ -125,6 +125,9 @@ func TestLookup(t *testing.T) {
 		{".", dns.TypeDNSKEY, Secure, 0, "", 1},
 		{"nowhere.", dns.TypeA, Secure, 3, "", 0},
 		{"test.", dns.TypeNS, Secure, 0, "", 1},
+		{"bob.signed.test.", dns.TypeANY, Secure, 0, "", 3},
+		{"any.wild.signed.test.", dns.TypeANY, Secure, 0, "", 1},
+		{"www.plain.test.", dns.TypeANY, Insecure, 0, "", 1},
 	}
 	warm := New(w, a, WithClock(clock))
 	for _, tt := range tests {

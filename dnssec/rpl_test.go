@@ -17,7 +17,9 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -68,7 +70,18 @@ type scenario struct {
 	now     time.Time
 	canned  []entry
 	steps   []entry
-	config  string
+}
+
+// reader is the state of reading one file.
+type reader struct {
+	s        *scenario
+	e        *entry    // the one that is open
+	sec      *[]dns.RR // the section that is open; nil in the question
+	from, to int
+	step     int
+	check    bool
+	inRange  bool
+	config   bool
 }
 
 func readScenario(path string) (*scenario, error) {
@@ -77,105 +90,109 @@ func readScenario(path string) (*scenario, error) {
 		return nil, err
 	}
 	defer f.Close()
-	s := &scenario{}
-	var e *entry
-	var sec *[]dns.RR
-	from, to, step, check, inRange, config := 0, 0, 0, false, false, true
+	r := &reader{s: &scenario{}, config: true}
 	sc := bufio.NewScanner(f)
 	sc.Buffer(nil, 1<<20)
 	for sc.Scan() {
-		raw := sc.Text()
-		line, _, _ := strings.Cut(raw, ";")
+		line, _, _ := strings.Cut(sc.Text(), ";")
 		w := strings.Fields(line)
-		if len(w) == 0 {
-			continue
-		}
 		switch {
+		case len(w) == 0:
 		case w[0] == "CONFIG_END":
-			config = false
-		case config:
-			s.config += raw + "\n"
-			if w[0] == "trust-anchor:" {
-				s.anchors = append(s.anchors, strings.Trim(strings.TrimSpace(strings.TrimPrefix(strings.TrimSpace(raw), w[0])), "\""))
-			}
-			if w[0] == "val-override-date:" {
-				if strings.Trim(w[1], "\"") == "-1" {
-					continue // no check of times
-				}
-				s.now, err = time.Parse("20060102150405", strings.Trim(w[1], "\""))
-				if err != nil {
-					return nil, err
-				}
-			}
-		case w[0] == "RANGE_BEGIN":
-			inRange = true
-			fmt.Sscan(w[1], &from)
-			fmt.Sscan(w[2], &to)
-		case w[0] == "RANGE_END":
-			inRange = false
-		case w[0] == "STEP":
-			fmt.Sscan(w[1], &step)
-			check = w[2] == "CHECK_ANSWER"
-			if w[2] != "QUERY" && !check {
-				s.config += "STEP " + w[2] + "\n"
-			}
-		case w[0] == "ENTRY_BEGIN":
-			e = &entry{msg: new(dns.Msg), from: from, to: to, check: check, step: step}
-		case w[0] == "MATCH":
-			e.match = line
-		case w[0] == "REPLY":
-			e.reply = " " + strings.Join(w[1:], " ") + " "
-			for _, f := range w[1:] {
-				if rc, ok := dns.StringToRcode[f]; ok {
-					e.msg.Rcode = rc
-				}
-			}
-		case w[0] == "SECTION":
-			switch w[1] {
-			case "QUESTION":
-				sec = nil
-			case "ANSWER":
-				sec = &e.msg.Answer
-			case "AUTHORITY":
-				sec = &e.msg.Ns
-			case "ADDITIONAL":
-				sec = &e.msg.Extra
-			}
-		case w[0] == "ENTRY_END":
-			for _, rr := range e.msg.Extra { // unbound takes a signature from whichever section it is in
-				if rr.Header().Rrtype == dns.TypeRRSIG && !check {
-					e.msg.Answer = append(e.msg.Answer, rr)
-				}
-			}
-			if inRange {
-				s.canned = append(s.canned, *e)
-			} else {
-				s.steps = append(s.steps, *e)
-			}
-			e = nil
-		case e == nil || w[0] == "ADJUST":
-		case sec == nil:
-			e.q = dns.Question{Name: dns.CanonicalName(w[0]), Qtype: dns.StringToType[w[len(w)-1]], Qclass: dns.ClassINET}
-			if t := w[len(w)-1]; strings.HasPrefix(t, "TYPE") {
-				fmt.Sscan(t[4:], &e.q.Qtype)
-			}
+			r.config = false
+		case r.config:
+			err = r.option(w, sc.Text())
+		case r.e == nil:
+			r.outside(w)
 		default:
-			rr, err := dns.NewRR(raw)
-			if err != nil {
-				return nil, fmt.Errorf("%s: %w", raw, err)
-			}
-			switch n := rr.(type) { // the text lists types in any order, the wire does not
-			case *dns.NSEC:
-				slices.Sort(n.TypeBitMap)
-			case *dns.NSEC3:
-				slices.Sort(n.TypeBitMap)
-			}
-			if rr != nil {
-				*sec = append(*sec, rr)
-			}
+			err = r.inside(w, line, sc.Text())
+		}
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", sc.Text(), err)
 		}
 	}
-	return s, sc.Err()
+	return r.s, sc.Err()
+}
+
+// option reads a line of the configuration.
+func (r *reader) option(w []string, raw string) (err error) {
+	switch w[0] {
+	case "trust-anchor:":
+		r.s.anchors = append(r.s.anchors, strings.Trim(strings.TrimSpace(strings.TrimPrefix(strings.TrimSpace(raw), w[0])), "\""))
+	case "val-override-date:":
+		if date := strings.Trim(w[1], "\""); date != "-1" { // that is no check of times
+			r.s.now, err = time.Parse("20060102150405", date)
+		}
+	}
+	return err
+}
+
+// outside reads a line between entries.
+func (r *reader) outside(w []string) {
+	switch w[0] {
+	case "RANGE_BEGIN":
+		r.inRange = true
+		r.from, _ = strconv.Atoi(w[1])
+		r.to, _ = strconv.Atoi(w[2])
+	case "RANGE_END":
+		r.inRange = false
+	case "STEP":
+		r.step, _ = strconv.Atoi(w[1])
+		r.check = w[2] == "CHECK_ANSWER"
+	case "ENTRY_BEGIN":
+		r.e = &entry{msg: new(dns.Msg), from: r.from, to: r.to, check: r.check, step: r.step}
+	}
+}
+
+// inside reads a line of an entry.
+func (r *reader) inside(w []string, line, raw string) error {
+	e := r.e
+	switch {
+	case w[0] == "MATCH":
+		e.match = line
+	case w[0] == "REPLY":
+		e.reply = " " + strings.Join(w[1:], " ") + " "
+		for _, f := range w[1:] {
+			if rc, ok := dns.StringToRcode[f]; ok {
+				e.msg.Rcode = rc
+			}
+		}
+	case w[0] == "SECTION":
+		r.sec = map[string]*[]dns.RR{"ANSWER": &e.msg.Answer, "AUTHORITY": &e.msg.Ns, "ADDITIONAL": &e.msg.Extra}[w[1]]
+	case w[0] == "ENTRY_END":
+		r.end()
+	case w[0] == "ADJUST":
+	case r.sec == nil:
+		e.q = dns.Question{Name: dns.CanonicalName(w[0]), Qtype: dns.StringToType[w[len(w)-1]], Qclass: dns.ClassINET}
+	default:
+		rr, err := dns.NewRR(raw)
+		if err != nil || rr == nil {
+			return err
+		}
+		switch n := rr.(type) { // the text lists types in any order, the wire does not
+		case *dns.NSEC:
+			slices.Sort(n.TypeBitMap)
+		case *dns.NSEC3:
+			slices.Sort(n.TypeBitMap)
+		}
+		*r.sec = append(*r.sec, rr)
+	}
+	return nil
+}
+
+// end closes an entry.
+func (r *reader) end() {
+	for _, rr := range r.e.msg.Extra { // unbound takes a signature from whichever section it is in
+		if rr.Header().Rrtype == dns.TypeRRSIG && r.inRange {
+			r.e.msg.Answer = append(r.e.msg.Answer, rr)
+		}
+	}
+	if r.inRange {
+		r.s.canned = append(r.s.canned, *r.e)
+	} else {
+		r.s.steps = append(r.s.steps, *r.e)
+	}
+	r.e, r.sec = nil, nil
 }
 
 // inception is the time when the last signature begins.
@@ -224,7 +241,7 @@ func (e *entry) rank(q dns.Question, step int) int {
 // Exchange answers from the scenario as a recursive server would that iterated through it.
 type rplServer struct {
 	s    *scenario
-	step *int
+	step *atomic.Int64
 }
 
 func (r rplServer) Exchange(_ context.Context, q *dns.Msg) (*dns.Msg, error) {
@@ -232,7 +249,7 @@ func (r rplServer) Exchange(_ context.Context, q *dns.Msg) (*dns.Msg, error) {
 	rank := 1
 	qu := q.Question[0]
 	for i := range r.s.canned {
-		if n := r.s.canned[i].rank(qu, *r.step); n > rank {
+		if n := r.s.canned[i].rank(qu, int(r.step.Load())); n > rank {
 			best, rank = &r.s.canned[i], n
 		}
 	}
@@ -375,7 +392,7 @@ func playScenario(t *testing.T, path string) {
 	if err != nil {
 		t.Skip(err)
 	}
-	step := 0
+	var step atomic.Int64
 	v := New(rplServer{s, &step}, anchors, WithClock(func() time.Time { return s.now }), WithSHA1())
 	v.rules.legacy, v.rules.iterations = verifyDSA, 2500
 	if s.now.IsZero() {
@@ -383,7 +400,7 @@ func playScenario(t *testing.T, path string) {
 	}
 	var got Answer
 	for _, e := range s.steps {
-		step = e.step
+		step.Store(int64(e.step))
 		if !e.check {
 			if got, err = v.Lookup(context.Background(), e.q.Name, e.q.Qtype); err != nil {
 				t.Fatal(err)

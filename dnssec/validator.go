@@ -16,6 +16,7 @@ type Validator struct {
 	Now       func() time.Time // the clock; set before the first Lookup
 
 	rules     rules
+	unsigned  map[string]bool // by zone, canonical: WithUnsigned
 	zones     delegations
 	walks     singleflight.Group // by zone name: the work of getting its keys
 	questions singleflight.Group // by name and type: a question to the upstream
@@ -36,11 +37,38 @@ func WithSkew(early, late time.Duration) Option {
 	return func(v *Validator) { v.rules.early, v.rules.late = early, late }
 }
 
+// WithUnsigned names zones that are Insecure whatever the zones above them say: the negative trust anchors of RFC 7646, for internal zones that the public
+// root denies. A trust anchor at or below such a zone goes before it. Names that are no domain names are left out.
+func WithUnsigned(zones ...string) Option {
+	return func(v *Validator) {
+		for _, z := range zones {
+			if name, err := canonical(z); err == nil {
+				v.unsigned[name] = true
+			}
+		}
+	}
+}
+
+// top is the closest zone at or above name of which the configuration says something: trusted if it has an anchor, else unsigned. Empty if there is none.
+func (v *Validator) top(name string) (zone string, trusted bool) {
+	zone, _ = v.Anchors.closest(name)
+	for n := name; n != zone; n = parent(n) {
+		if v.unsigned[n] {
+			return n, false
+		}
+		if n == "." {
+			break
+		}
+	}
+	return zone, zone != ""
+}
+
 // New makes a Validator that trusts anchors and asks ex.
 func New(ex Exchanger, anchors *Anchors, opts ...Option) *Validator {
 	v := &Validator{Exchanger: ex, Anchors: anchors, Now: time.Now}
 	v.rules.early, v.rules.iterations = 5*time.Minute, maxIterations
 	v.zones.zone = make(map[string]known)
+	v.unsigned = make(map[string]bool)
 	for _, o := range opts {
 		o(v)
 	}
@@ -51,7 +79,7 @@ func New(ex Exchanger, anchors *Anchors, opts ...Option) *Validator {
 func (v *Validator) Flush() { v.zones.flush() }
 
 // Lookup asks for name and rrtype, follows CNAME and DNAME, and validates everything from an anchor down. The error is
-// ctx's, or says that name is no domain name; what the DNS did wrong is in the Answer.
+// ctx's where the Answer is Indeterminate because of it, or says that name is no domain name; what the DNS did wrong is in the Answer.
 func (v *Validator) Lookup(ctx context.Context, name string, rrtype uint16) (Answer, error) {
 	name, err := canonical(name)
 	if err != nil {
@@ -64,14 +92,17 @@ func (v *Validator) Lookup(ctx context.Context, name string, rrtype uint16) (Ans
 	s.ask(question{name, rrtype})
 	s.prefetch(name, rrtype)
 	l.run(ctx)
-	return l.ans, ctx.Err()
+	if l.ans.Status == Indeterminate {
+		return l.ans, ctx.Err()
+	}
+	return l.ans, nil
 }
 
 // prefetch asks for the DS and DNSKEY of the zones that name probably lies in, where nothing is known below the top-level domain: a first contact then takes
 // one round trip. Where a zone nearby is known, the signatures in the answer tell what to ask.
 func (s *session) prefetch(name string, rrtype uint16) {
-	top, _ := s.v.Anchors.closest(name)
-	if top == "" {
+	top, trusted := s.v.top(name)
+	if !trusted {
 		return
 	}
 	if _, ok := s.v.zones.get(top, s.now); !ok {

@@ -20,10 +20,9 @@ type session struct {
 
 // enclosing is the zone that holds name, found from the closest anchor down, one label at a time.
 func (s *session) enclosing(ctx context.Context, name string) *zone {
-	top, _ := s.v.Anchors.closest(name)
-	if top == "" {
-		return &zone{name: name, verdict: verdict{status: Indeterminate, until: s.now, ede: dns.ExtendedErrorCodeDNSSECIndeterminate,
-			why: "no trust anchor at or above " + name}}
+	top, trusted := s.v.top(name)
+	if !trusted {
+		return s.untrusted(name, top)
 	}
 	z := s.anchored(ctx, top)
 	labels := above(name, top)
@@ -39,6 +38,15 @@ func (s *session) enclosing(ctx context.Context, name string) *zone {
 		z = s.child(ctx, child, z)
 	}
 	return z
+}
+
+// untrusted is the zone of a name that has no trust anchor above it, or is below zone top, which the configuration calls unsigned.
+func (s *session) untrusted(name, top string) *zone {
+	if top != "" {
+		return &zone{name: top, verdict: verdict{status: Insecure, until: s.now.Add(maxTTL), ede: NoEDE, why: "zone " + top + " is unsigned by configuration"}}
+	}
+	return &zone{name: name, verdict: verdict{status: Indeterminate, until: s.now, ede: dns.ExtendedErrorCodeDNSSECIndeterminate,
+		why: "no trust anchor at or above " + name}}
 }
 
 // askAhead asks for the DS of the next labels, so that a walk down waits for one round trip and not for one a label.
@@ -59,11 +67,11 @@ func (s *session) signer(ctx context.Context, name string) *zone {
 	if k, ok := s.v.zones.get(name, s.now); ok && k.zone != nil {
 		return k.zone
 	}
-	top, _ := s.v.Anchors.closest(name)
-	switch top {
-	case "":
-		return s.enclosing(ctx, name)
-	case name:
+	top, trusted := s.v.top(name)
+	if !trusted {
+		return s.untrusted(name, top)
+	}
+	if top == name {
 		return s.anchored(ctx, name)
 	}
 	ds := s.ask(question{name, dns.TypeDS})

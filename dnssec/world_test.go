@@ -52,6 +52,13 @@ type world struct {
 	fail    func(q dns.Question) error
 }
 
+// set changes what the upstream does to its answers. Questions of an earlier lookup may still be on their way.
+func (w *world) set(tamper func(q dns.Question, m *dns.Msg)) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.tamper = tamper
+}
+
 func newZone(t testing.TB, name string, mode int, alg uint8, records string) *testZone {
 	t.Helper()
 	z := &testZone{name: name, mode: mode, alg: alg, dsHash: dns.SHA256, node: map[string]map[uint16][]dns.RR{}, denial: map[string]dns.RR{},
@@ -232,9 +239,10 @@ func (w *world) Exchange(ctx context.Context, q *dns.Msg) (*dns.Msg, error) {
 	qu := q.Question[0]
 	w.mu.Lock()
 	w.queries = append(w.queries, qu.Name+" "+typeName(qu.Qtype))
+	tamper, fail := w.tamper, w.fail
 	w.mu.Unlock()
-	if w.fail != nil {
-		if err := w.fail(qu); err != nil {
+	if fail != nil {
+		if err := fail(qu); err != nil {
 			return nil, err
 		}
 	}
@@ -251,8 +259,8 @@ func (w *world) Exchange(ctx context.Context, q *dns.Msg) (*dns.Msg, error) {
 	w.resolve(m, dns.CanonicalName(qu.Name), qu.Qtype)
 	w.mu.Unlock()
 	m = m.Copy()
-	if w.tamper != nil {
-		w.tamper(qu, m)
+	if tamper != nil {
+		tamper(qu, m)
 	}
 	b, err := m.Pack() // what is tested must survive the wire
 	if err != nil {
@@ -337,6 +345,15 @@ func (z *testZone) exists(name string) bool {
 
 func (z *testZone) fromNode(m *dns.Msg, name, owner string, node map[uint16][]dns.RR, qtype uint16) string {
 	rrs, next := node[qtype], ""
+	if qtype == dns.TypeANY {
+		for _, rrs := range node {
+			z.emit(&m.Answer, name, rrs)
+		}
+		if owner != name && z.mode != plain {
+			z.proof(m, name)
+		}
+		return ""
+	}
 	if c := node[dns.TypeCNAME]; rrs == nil && c != nil {
 		rrs, next = c, dns.CanonicalName(c[0].(*dns.CNAME).Target)
 	}

@@ -338,3 +338,11 @@ func (id identity) withGateway(gw netip.Addr) string {
 	raw = raw[:2] + "01" + raw[4:6] + fmt.Sprintf("%x", a[:]) + raw[6:]
 	return fmt.Sprintf(`TYPE45 \# %d %s`, len(raw)/2, raw)
 }
+
+// containsNoPeer reports whether a status in JSON has no peers.
+func containsNoPeer(status string) bool {
+	var s struct {
+		Peers []peerStatus `json:"peers"`
+	}
+	return json.Unmarshal([]byte(status), &s) == nil && len(s.Peers) == 0
+}

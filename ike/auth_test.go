@@ -132,6 +132,7 @@ func TestKeyFloor(t *testing.T) {
 		"RSA e=1": &rsa.PublicKey{N: good.N, E: 1}, "RSA e even": &rsa.PublicKey{N: good.N, E: 65538},
 		"RSA even": &rsa.PublicKey{N: even, E: 65537}, "RSA 16k": &rsa.PublicKey{N: new(big.Int).Lsh(good.N, 14000), E: 65537},
 		"RSA nothing": &rsa.PublicKey{}, "P-224": &ecdsa.PublicKey{Curve: elliptic.P224()},
+		//lint:ignore SA1019 the safe constructors refuse it
 		"off the curve": &ecdsa.PublicKey{Curve: elliptic.P256(), X: p.Gx, Y: p.Gx},
 		"a string":      "key",
 	} {

@@ -69,8 +69,8 @@ func TestExamplesOfRFC4025(t *testing.T) {
 	}
 }
 
-// The example of RFC 9373, 3, which publishes the key of RFC 8080's kind.
-func TestExampleOfRFC9373(t *testing.T) {
+// A record of the kind that RFC 9373 adds.
+func TestEdDSARecord(t *testing.T) {
 	const s = "10 0 4 . 3WTXgUvpn1RlCXnm80gGY2LZ/ErUUEZtZ33IDi8yfhM="
 	r, err := Parse(rdataOf(t, s))
 	if err != nil {

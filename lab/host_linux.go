@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
@@ -146,7 +147,31 @@ func (h *Host) plugIn() error {
 	if err := h.Offload(false); err != nil {
 		return err
 	}
-	return h.nl.LinkSetUp(h.link)
+	if err := h.nl.LinkSetUp(h.link); err != nil {
+		return fmt.Errorf("cable: %w", err)
+	}
+	return h.awaitLink()
+}
+
+// awaitLink waits until both ends of the cable are up. The kernel tells the switch a moment after the link is set up;
+// what is sent before that is lost, and neighbour discovery tries again only after a second.
+func (h *Host) awaitLink() error {
+	for end := time.Now().Add(3 * time.Second); ; time.Sleep(time.Millisecond) {
+		port, err := h.lab.nl.LinkByName(h.Name)
+		if err != nil {
+			return fmt.Errorf("cable: %w", err)
+		}
+		link, err := h.nl.LinkByName(linkName)
+		if err != nil {
+			return fmt.Errorf("cable: %w", err)
+		}
+		if port.Attrs().OperState == netlink.OperUp && link.Attrs().OperState == netlink.OperUp {
+			return h.lab.nl.LinkSetUp(port) // changes nothing, but waits for those who were told of the change
+		}
+		if time.Now().After(end) {
+			return errors.New("cable: the link does not come up")
+		}
+	}
 }
 
 // AddAddr gives the host's link one more address, ready for use at once.
@@ -216,7 +241,10 @@ func (h *Host) Plug(in bool) error {
 		return err
 	}
 	if in {
-		return h.lab.nl.LinkSetUp(port)
+		if err := h.lab.nl.LinkSetUp(port); err != nil {
+			return err
+		}
+		return h.awaitLink()
 	}
 	return h.lab.nl.LinkSetDown(port)
 }

@@ -7,12 +7,13 @@ import (
 
 // The breaker's measures.
 const (
-	breakerTrips = 3    // key lookups in a row that ran into the hold
-	breakerZones = 1024 // remembered; over it the whole memory starts afresh
+	breakerTrips    = 3    // key lookups in a row that ran into the hold
+	breakerPatience = 10   // of the hold: what is waited for a key of such a zone
+	breakerZones    = 1024 // remembered; over it the whole memory starts afresh
 )
 
-// breaker stops waiting for the keys of a zone whose addresses come fast and whose keys never do: the outcome is the
-// same, withheld, but no query is held for it. One answer closes it, and after each rest one query waits again.
+// breaker stops waiting long for the keys of a zone whose addresses come fast and whose keys never do: the outcome is the
+// same, withheld, but no query is held for it. One answer closes it, and after each rest one query waits the whole hold again.
 type breaker struct {
 	// Every query of a signed zone looks here for less time than a channel takes; so a mutex.
 	mu    sync.Mutex

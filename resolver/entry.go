@@ -2,7 +2,6 @@ package resolver
 
 import (
 	"cmp"
-	"fmt"
 	"net"
 	"net/netip"
 	"slices"
@@ -39,7 +38,7 @@ func newEntry(q question, a dnssec.Answer, now time.Time) *entry {
 	}
 	e.groups = groups(a.Owner, e.answer)
 	if q.typ == dns.TypeIPSECKEY && a.Status >= dnssec.Insecure {
-		e.keys, e.keyWhy = parseKeys(a.RRs)
+		e.keys, e.keyWhy = Keys(a.RRs)
 	}
 	e.until = lifetime(&a, e.answer, now)
 	return e
@@ -195,9 +194,9 @@ func target(rr dns.RR, owner string) string {
 	return dns.CanonicalName(t)
 }
 
-// parseKeys reads IPSECKEY records, by precedence, usable ones first. One that does not parse is kept as unusable, so that a
+// Keys reads IPSECKEY records, by precedence, usable ones first, at most eight. One that does not parse is kept as unusable, so that a
 // set of broken records is not taken for a denial.
-func parseKeys(rrs []dns.RR) (keys []ipseckey.Record, why string) {
+func Keys(rrs []dns.RR) (keys []ipseckey.Record, why string) {
 	for _, rr := range rrs {
 		k, err := parseKey(rr)
 		if err != nil {
@@ -220,16 +219,10 @@ func parseKeys(rrs []dns.RR) (keys []ipseckey.Record, why string) {
 	return keys[:min(len(keys), maxKeys)], why
 }
 
-// parseKey packs the record again: package ipseckey reads RDATA, whichever way the DNS library holds it.
 func parseKey(rr dns.RR) (ipseckey.Record, error) {
-	b := make([]byte, dns.Len(rr)+1)
-	end, err := dns.PackRR(rr, b, 0, nil, false)
+	rdata, err := dnssec.RDATA(rr)
 	if err != nil {
-		return ipseckey.Record{}, fmt.Errorf("rdata: %w", err)
+		return ipseckey.Record{}, err
 	}
-	_, off, err := dns.UnpackDomainName(b, 0)
-	if err != nil || off+10 > end {
-		return ipseckey.Record{}, fmt.Errorf("rdata: no record header")
-	}
-	return ipseckey.Parse(b[off+10 : end])
+	return ipseckey.Parse(rdata)
 }

@@ -130,19 +130,26 @@ func (s *Server) keyOf(ctx context.Context, q *query, e *entry, g group, key pen
 		fmt.Sprintf("the key is of %s, the addresses are of %s", k.ans.Owner, g.owner))
 }
 
-// waitKey waits for a key until ctx ends, unless the zone is known to let everybody wait. What is not waited for is not
-// taken for a denial: the failure that is returned withholds.
+// waitKey waits for a key until ctx ends; where the zone is known to let everybody wait, only a moment: its other names are
+// not to suffer from those that stall.
 func (s *Server) waitKey(ctx context.Context, zone string, q question, p pending) *entry {
 	if e := p.ready(); e != nil {
 		return e
 	}
-	if s.zones.open(zone, s.now()) {
+	tripped := s.zones.open(zone, s.now())
+	if tripped {
+		short, cancel := context.WithTimeout(ctx, s.cfg.Hold/breakerPatience)
+		defer cancel()
+		ctx = short
+	}
+	e := s.wait(ctx, q, p)
+	answered := p.ready() != nil
+	if tripped && !answered {
 		s.stats.tripped.Add(1)
 		return failed(q, s.now(), dns.ExtendedErrorCodeNoReachableAuthority, zone+" does not answer for keys")
 	}
-	e := s.wait(ctx, q, p)
 	if s.base.Err() == nil {
-		s.zones.done(zone, p.ready() != nil, s.now())
+		s.zones.done(zone, answered, s.now())
 	}
 	return e
 }

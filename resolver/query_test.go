@@ -159,7 +159,7 @@ func TestKeysAreBoundedAndInOrder(t *testing.T) {
 		texts = append(texts, fmt.Sprintf("x.example. 1 IN IPSECKEY %d 0 4 . Gb9ECWmEzf6FQbrBZ9w7lshQhqowtrbLDFw4rXAxZuE=", 200-i))
 	}
 	texts = append(texts, "x.example. 1 IN IPSECKEY 0 0 4 . AAAA") // first by precedence, but no key
-	keys, why := parseKeys(records(texts...))
+	keys, why := Keys(records(texts...))
 	if len(keys) != maxKeys || keys[0].Precedence != 161 || keys[0].Unusable != "" {
 		t.Errorf("got %d keys, first %+v; want %d, first of precedence 161", len(keys), keys[0], maxKeys)
 	}

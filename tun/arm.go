@@ -59,7 +59,7 @@ func (p *Plane) arm(in *inbound) {
 	case err != nil:
 		p.log.Error("peer's first packet dropped", "peer", in.peer, "why", "cannot protect the reply", "err", err)
 	default:
-		p.raise(ipsec.Event{Kind: ipsec.FirstPacket, ID: pr.spec.ID, SPI: in.spi, Selector: pr.spec.Selector})
+		p.raise(ipsec.Event{Kind: ipsec.FirstPacket, ID: pr.id, SPI: in.spi, Selector: pr.flow.selector()})
 	}
 }
 

@@ -51,14 +51,18 @@ type held struct {
 
 func (f *flow) selector() ipsec.Selector { return ipsec.Host(f.key.Own, f.key.Peer) }
 
-// pair is a Child SA as the data plane knows it. Under the Plane's lock but for the counters.
+// pair is a Child SA as the data plane knows it.
 type pair struct {
-	spec  ipsec.Pair // without keys
-	flow  *flow
+	id   uint32
+	flow *flow
+
+	// Under the Plane's lock.
+	spec  ipsec.Pair // without keys; Redirect changes it
 	ins   map[ipsec.SPI]*inbound
 	out   *outbound // in use, once armed
 	armed bool
 
+	// Counters.
 	inPackets, outPackets, inBytes, outBytes atomic.Uint64
 	lastIn, lastOut                          atomic.Int64 // UnixNano
 	replayed, invalid                        atomic.Uint64

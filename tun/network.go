@@ -63,6 +63,7 @@ type network struct {
 	nl   *netlink.Handle
 	link netlink.Link
 	v6   bool
+	made bool // up was called
 }
 
 func openNetwork(cfg Config) (*network, error) {
@@ -126,11 +127,10 @@ func ruleOf(cfg Config, family int) *netlink.Rule {
 	return r
 }
 
-// up replaces what a dead process left. The rule comes last: before it nothing is led astray.
+// up makes the routes, or replaces those that a dead process left. Its rule stays in force all the while: without it, marked
+// packets would leave in clear. A new rule comes last.
 func (n *network) up() error {
-	if err := removeRouting(n.nl, n.cfg); err != nil {
-		return err
-	}
+	n.made = true
 	if err := n.nl.LinkSetTxQLen(n.link, deviceQueue); err != nil {
 		return hint("set queue of "+n.cfg.Device, err)
 	}
@@ -150,7 +150,7 @@ func (n *network) up() error {
 				return hint(fmt.Sprintf("add route %v to table %d", r.Dst, n.cfg.Table), err)
 			}
 		}
-		if err := n.nl.RuleAdd(ruleOf(n.cfg, family)); err != nil {
+		if err := n.nl.RuleAdd(ruleOf(n.cfg, family)); err != nil && !errors.Is(err, unix.EEXIST) {
 			return hint(fmt.Sprintf("add rule to table %d", n.cfg.Table), err)
 		}
 	}
@@ -159,7 +159,7 @@ func (n *network) up() error {
 
 func (n *network) close(keep bool) error {
 	var err error
-	if !keep {
+	if !keep && n.made {
 		err = removeRouting(n.nl, n.cfg)
 	}
 	n.nl.Close()

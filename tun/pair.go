@@ -126,7 +126,7 @@ func (p *Plane) installInbound(spec ipsec.Pair) (*inbound, error) {
 	}
 	// Nothing can go wrong from here on.
 	if !ok {
-		pr = &pair{spec: spec, flow: p.flow(key), ins: make(map[ipsec.SPI]*inbound)}
+		pr = &pair{id: spec.ID, spec: spec, flow: p.flow(key), ins: make(map[ipsec.SPI]*inbound)}
 		pr.spec.In.Key, pr.spec.In.Salt, pr.spec.Out.Key, pr.spec.Out.Salt = nil, nil, nil, nil
 		pr.flow.pairs++
 		p.pairs[spec.ID] = pr
@@ -225,7 +225,7 @@ func (p *Plane) Remove(id uint32) error {
 // dropPair ends a Pair whose inbound SAs are gone. The flow's own policy decides over what it still sends.
 func (p *Plane) dropPair(pr *pair) {
 	f := pr.flow
-	delete(p.pairs, pr.spec.ID)
+	delete(p.pairs, pr.id)
 	f.armed = without(f.armed, pr)
 	f.pairs--
 	p.switchTo(f, f.current())

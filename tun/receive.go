@@ -184,7 +184,7 @@ func (p *Plane) expected(in *inbound, from *sockaddr, udp bool) bool {
 	if udp && got != want {
 		now, last := p.now().UnixNano(), in.pair.moved.Load()
 		if now-last >= int64(time.Second) && in.pair.moved.CompareAndSwap(last, now) {
-			p.raise(ipsec.Event{Kind: ipsec.Moved, ID: in.pair.spec.ID, SPI: in.spi, Remote: got, Selector: in.pair.spec.Selector})
+			p.raise(ipsec.Event{Kind: ipsec.Moved, ID: in.pair.id, SPI: in.spi, Remote: got, Selector: in.pair.flow.selector()})
 		}
 	}
 	return true

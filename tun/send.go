@@ -101,7 +101,7 @@ func (p *Plane) seal(batch *sendBatch, out *outbound, pkt *packet, now time.Time
 	batch.add(out, start, pkt.tos)
 	out.count(len(payload), now)
 	if out.sealer.Sent() == out.expire {
-		p.raise(ipsec.Event{Kind: ipsec.Expiring, ID: out.pair.spec.ID, SPI: out.spi, Selector: out.pair.spec.Selector})
+		p.raise(ipsec.Event{Kind: ipsec.Expiring, ID: out.pair.id, SPI: out.spi, Selector: out.pair.flow.selector()})
 	}
 }
 

@@ -147,7 +147,7 @@ func Open(cfg Config) (*Plane, error) {
 	p.flusher = newSendBatch(&p.counts)
 	if err := p.open(); err != nil {
 		stop()
-		return nil, errors.Join(err, p.undo(false))
+		return nil, errors.Join(err, p.undo(len(p.all) > 0)) // what a dead process held stays held
 	}
 	p.start()
 	return p, nil

@@ -150,7 +150,7 @@ func (l *lookup) ask(ctx context.Context, name string, rrtype uint16) (dnssec.An
 
 // decideAll adds the decision of TRUST.md 1 for each address of an answer.
 func (l *lookup) decideAll(r *lookupResult, addr, key dnssec.Answer) {
-	records := parseKeys(key.RRs)
+	records, _ := resolver.Keys(key.RRs)
 	for _, k := range records {
 		shown := lookupKey{Owner: key.Owner, Record: k.String(), Unusable: k.Unusable}
 		if k.Key != nil {
@@ -172,22 +172,6 @@ func (l *lookup) decideAll(r *lookupResult, addr, key dnssec.Answer) {
 			r.Addresses = append(r.Addresses, l.decide(r.Name, ip, addr, key, records))
 		}
 	}
-}
-
-// parseKeys reads the records. One that does not parse is an unusable record, not a missing one.
-func parseKeys(rrs []dns.RR) (records []ipseckey.Record) {
-	for _, rr := range rrs[:min(len(rrs), maxShown)] {
-		rdata, err := dnssec.RDATA(rr)
-		var k ipseckey.Record
-		if err == nil {
-			k, err = ipseckey.Parse(rdata)
-		}
-		if err != nil {
-			k.Unusable = err.Error()
-		}
-		records = append(records, k)
-	}
-	return records
 }
 
 // decide is what the daemon would do about one address.

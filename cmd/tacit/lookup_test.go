@@ -166,7 +166,7 @@ func TestNewLookup(t *testing.T) {
 	if _, err := newLookup(c); err == nil {
 		t.Error("no upstream is no error")
 	}
-	c.UseNameservers([]byte("nameserver 192.0.2.53"))
+	c.UseNameservers([]netip.Addr{netip.MustParseAddr("192.0.2.53")})
 	l, err := newLookup(c)
 	if err != nil || len(l.env.Upstreams) != 1 {
 		t.Errorf("%+v, %v", l, err)

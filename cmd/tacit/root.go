@@ -5,11 +5,14 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
+	"os"
 
 	"github.com/spf13/cobra"
 
 	"tacit/config"
 	"tacit/control"
+	"tacit/resolver"
 )
 
 // The exit codes.
@@ -34,8 +37,16 @@ func (f *flags) load() (*config.Config, error) {
 	if f.socket != "" {
 		c.Socket = f.socket
 	}
+	text, err := os.ReadFile(resolvConf)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	c.UseNameservers(resolver.ParseResolvConf(text))
 	return c, nil
 }
+
+// resolvConf is where the host's own nameservers are found, when the configuration names no upstream.
+const resolvConf = "/etc/resolv.conf"
 
 // client returns a client of the daemon. With --socket no configuration is needed.
 func (f *flags) client() (*control.Client, error) {

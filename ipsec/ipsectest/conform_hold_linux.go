@@ -226,3 +226,50 @@ func testKill(w *world) {
 		}
 	}
 }
+
+// testRestart: a process that starts while the elements of a dead one stand takes them over: no moment in clear, its address
+// is reported and stays held until it is keyed anew.
+func testRestart(w *world) {
+	w.echo(w.bob)
+	open := func() (d ipsec.Dataplane) {
+		w.must(w.alice.Do(func() (err error) { d, err = w.subject.Open(Options{Linger: time.Minute}); return err }))
+		return d
+	}
+	f := v6
+	alice, bob := w.pairs(1, shape{f, ipsec.Transport, true})
+	first, db := open(), w.open(w.bob)
+	w.up(first, db, alice, bob)
+	w.answered(f, w.alice, w.bob, 8)
+	c := w.dialUDP(f, w.alice, w.bob)
+	stop, stopped := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(stopped)
+		for {
+			select {
+			case <-stop:
+				return
+			case <-time.After(time.Millisecond):
+				_, _ = c.Write([]byte("clear?"))
+			}
+		}
+	}()
+	w.must(first.Close(true))
+	time.Sleep(50 * time.Millisecond)
+	second := open()
+	defer func() { w.must(second.Close(false)) }()
+	left, err := second.Existing()
+	if err != nil || len(left) != 1 || left[0].Selector != alice.Selector {
+		w.Errorf("existing: got %v, %v; want %v", left, err, alice.Selector)
+	}
+	w.event(second, ipsec.Acquire, wait)
+	w.must(db.Remove(1))
+	alice, bob = w.pairs(2, shape{f, ipsec.Transport, true})
+	w.up(second, db, alice, bob)
+	w.answered(f, w.alice, w.bob, 8)
+	close(stop)
+	<-stopped
+	w.sync()
+	if c := w.tap.From(f.of(w.alice), f.of(w.bob)); c.Clear() != 0 {
+		w.Errorf("alice sent in clear: %v", c)
+	}
+}

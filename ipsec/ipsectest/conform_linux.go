@@ -86,6 +86,7 @@ func TestDataplane(t *testing.T, s Subject) {
 		{"moved", testMoved},
 		{"refused", testRefused},
 		{"kill", testKill},
+		{"restart", testRestart},
 		{"traces", testTraces},
 	} {
 		t.Run(c.name, func(t *testing.T) { c.run(newWorld(t, s)) })

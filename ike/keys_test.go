@@ -1,0 +1,128 @@
+package ike
+
+import (
+	"bytes"
+	"crypto"
+	"encoding/binary"
+	"encoding/hex"
+	"net/netip"
+	"testing"
+
+	"tacit/ipsec"
+)
+
+func unhex(t testing.TB, s string) []byte {
+	t.Helper()
+	b, err := hex.DecodeString(s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+// NIST's CAVP example for IKEv2. Its hash, SHA-1, is none that we negotiate; the functions are the same for all.
+func TestKeyDerivationCAVP(t *testing.T) {
+	const h = crypto.SHA1
+	ni, nr := unhex(t, "32b50d5f4a3763f3"), unhex(t, "9206a04b26564cb1")
+	gir := unhex(t, "4b2c1f971981a8ad8d0abeafabf38cf75fc8349c148142465ed9c8b516b8be52")
+	girNew := unhex(t, "863f3c9d06efd39d2b907b97f8699e5dd5251ef64a2a176f36ee40c87d4f9330")
+	spiI := binary.BigEndian.Uint64(unhex(t, "34c9e7c188868785"))
+	spiR := binary.BigEndian.Uint64(unhex(t, "3ff77d760d2b2199"))
+
+	seed := skeyseed(h, ni, nr, gir)
+	if want := unhex(t, "a9a7b222b59f8f48645f28a1db5b5f5d7479cba7"); !bytes.Equal(seed, want) {
+		t.Errorf("SKEYSEED %x, want %x", seed, want)
+	}
+	dkm := unhex(t, "a14293677cc80ff8f9cc0eee30d895da9d8f405666e30ef0dfcb63c634a46002a2a63080e514a062768b76606f9fa5e992204fc5"+
+		"a670bde3f10d6b027113936a5c55b648a194ae587b0088d52204b702c979fa280870d2ed41efa9c549fd11198af1670b143d384bd275c5f594cf26"+
+		"6b05ebadca855e4249520a441a81157435a7a56cc4")
+	// AES-128-GCM: 20 octets of key and salt, so that DKM falls into SK_d, SK_ei, SK_er, SK_pi and SK_pr of 20 octets each.
+	k := deriveSA(ikeSuite{cipher: ciphers[0], prf: h}, ni, nr, gir, spiI, spiR)
+	for i, got := range []ipsec.Secret{k.d, k.ei, k.er, k.pi, k.pr} {
+		if want := dkm[20*i : 20*i+20]; !bytes.Equal(got, want) {
+			t.Errorf("key %d: %x, want %x", i, []byte(got), want)
+		}
+	}
+	c := deriveChild(h, k.d, cipherSuite{ipsec.AESGCM16, 256}, ni, nr, nil)
+	if want := unhex(t, "8059e3ee8810e6c3a91bc8bcd2a7a41151b8d0e6ae239c7b38093ad85ef4c5811a8e7b5d1cdabd9560b2d5e092d1f24e2d4b85eccdf0ad0d"+
+		"c9abd94b51ee71814ca6dbc8bb51b630"); !bytes.Equal(concat(c.initiatorToResponder, c.responderToInitiator), want) {
+		t.Errorf("KEYMAT %x", concat(c.initiatorToResponder, c.responderToInitiator))
+	}
+	c = deriveChild(h, k.d, cipherSuite{ipsec.AESGCM16, 256}, ni, nr, girNew)
+	if want := unhex(t, "bb43244c1860ad65ee1e211ffe8bb3661750c8f89cb9f547df7f4fa61d37301628190e38c66232eab4b3ab14c400a5197dd3730ed4820a8a"+
+		"10394d51e1c0400052f63ebd36b0e7ef"); !bytes.Equal(concat(c.initiatorToResponder, c.responderToInitiator), want) {
+		t.Errorf("KEYMAT with key exchange %x", concat(c.initiatorToResponder, c.responderToInitiator))
+	}
+}
+
+// RFC 4231, test case 2, for the three PRFs.
+func TestPRF(t *testing.T) {
+	for h, want := range map[crypto.Hash]string{
+		crypto.SHA256: "5bdcc146bf60754e6a042426089575c75a003f089d2739839dec58b964ec3843",
+		crypto.SHA384: "af45d2e376484031617f78d2b58a6b1b9c7ef464f5a01b47e42ec3736322445e8e2240ca5e69e2c78b3239ecfab21649",
+		crypto.SHA512: "164b7a7bfcf819e2e395fbe73b56e0a387bd64222e831fd610270cd7ea2505549758bf75c05a994a6d034f65f8f0e6fdcaeab1a34d4a6b4b636e070a38bce737",
+	} {
+		if got := prf(h, []byte("Jefe"), []byte("what do ya want "), []byte("for nothing?")); hex.EncodeToString(got) != want {
+			t.Errorf("%v: %x", h, got)
+		}
+	}
+}
+
+// The two ends give the halves of KEYMAT opposite directions.
+func TestPairDirections(t *testing.T) {
+	for _, c := range ciphers {
+		k := deriveChild(crypto.SHA256, []byte("sk_d"), c, []byte("ni"), []byte("nr"), nil)
+		s := espSuite{cipher: c, esn: true}
+		inI, outI := k.pair(s, true, 1000, 2000)
+		inR, outR := k.pair(s, false, 2000, 1000)
+		for _, p := range [][2]ipsec.SA{{outI, inR}, {outR, inI}} {
+			if p[0].SPI != p[1].SPI || !bytes.Equal(p[0].Key, p[1].Key) || !bytes.Equal(p[0].Salt, p[1].Salt) {
+				t.Errorf("%v: %v and %v", c, p[0], p[1])
+			}
+			if len(p[0].Key) != c.keyLen() || len(p[0].Salt) != 4 {
+				t.Errorf("%v: key of %d, salt of %d octets", c, len(p[0].Key), len(p[0].Salt))
+			}
+		}
+		if bytes.Equal(inI.Key, outI.Key) {
+			t.Errorf("%v: one key for both directions", c)
+		}
+	}
+}
+
+// The NAT hash takes an IPv4 address as 4 octets, also when it comes from a dual-stack socket.
+func TestNATHash(t *testing.T) {
+	plain := natHash(1, 2, netip.MustParseAddrPort("192.0.2.1:500"))
+	if !bytes.Equal(plain, natHash(1, 2, netip.MustParseAddrPort("[::ffff:192.0.2.1]:500"))) {
+		t.Error("mapped address")
+	}
+	if len(plain) != 20 || bytes.Equal(plain, natHash(1, 2, netip.MustParseAddrPort("192.0.2.1:501"))) || bytes.Equal(plain, natHash(2, 1, netip.MustParseAddrPort("192.0.2.1:500"))) {
+		t.Error("port or SPIs are not covered")
+	}
+}
+
+// P-256 of RFC 5903, 8.1, in the form of KE payloads. (X25519 needs no other form than the standard library's.)
+func TestKeyExchangeVectors(t *testing.T) {
+	for name, c := range map[string]struct {
+		group               uint16
+		private, peer, want string
+		public              string
+	}{
+		"rfc5903": {groupP256, "c88f01f510d9ac3f70a292daa2316de544e9aab8afe84049c62a9c57862d1433",
+			"d12dfb5289c8d4f81208b70270398c342296970a0bccb74c736fc7554494bf6356fbf3ca366cc23e8157854c13c58d6aac23f046ada30f8353e74f33039872ab",
+			"d6840f6b42f6edafd13116e0e12565202fef8e9ece7dce03812464d04b9442de",
+			"dad0b65394221cf9b051e1feca5787d098dfe637fc90b9ef945d0c37725811805271a0461cdb8252d61f1c456fa3e59ab1f45b33accf5f58389e0577b8990bb3"},
+	} {
+		key, err := curve(c.group).NewPrivateKey(unhex(t, c.private))
+		if err != nil {
+			t.Fatal(err)
+		}
+		s := share{c.group, key}
+		got, err := s.secret(unhex(t, c.peer))
+		if err != nil || hex.EncodeToString(got) != c.want || hex.EncodeToString(s.public()) != c.public {
+			t.Errorf("%s: secret %x, public %x, %v", name, got, s.public(), err)
+		}
+		if _, err := s.secret(s.public()); err == nil {
+			t.Errorf("%s: our own public value is taken", name)
+		}
+	}
+}
