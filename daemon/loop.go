@@ -49,7 +49,7 @@ func newLoop(d *Daemon) (*loop, error) {
 	l := &loop{
 		d: d, log: d.log, now: d.now, dp: d.cfg.Dataplane,
 		conns: map[netip.AddrPort]ipsec.Conn{}, peers: map[key]*peer{}, bySA: map[ike.SAID]*peer{}, pairs: map[uint32]*peer{},
-		grants: newGrants(d.started),
+		grants:    newGrants(d.started),
 		datagrams: make(chan ike.Datagram, 1024), calls: make(chan func(time.Time), 64), jobs: make(chan func()),
 		done: make(chan func(time.Time), 64), signers: make(chan struct{}, 4),
 	}

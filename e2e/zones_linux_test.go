@@ -166,7 +166,7 @@ remote-control:
 }
 
 // startUnbound runs unbound as a plain forwarder to the server: it validates nothing and passes DNSSEC's records on.
-func startUnbound(t *testing.T, h *lab.Host, server string) {
+func startUnbound(t *testing.T, h *lab.Host, server string) *lab.Cmd {
 	t.Helper()
 	put(t, h, "/run/unbound.conf", fmt.Sprintf(`server:
 	interface: %s
@@ -195,4 +195,5 @@ forward-zone:
 	if err := h.AwaitTCP(t.Context(), c, h.Addr4().String()+":53"); err != nil {
 		t.Fatal(err)
 	}
+	return c
 }

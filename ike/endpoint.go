@@ -220,6 +220,11 @@ func (e *Endpoint) newSA(initiator bool, local, remote netip.AddrPort) *sa {
 		s.state, s.spiR = initReceived, uint64(s.id)
 	}
 	s.timer.end = e.now.Add(halfOpenLife)
+	if initiator { // two exchanges, each of which gives up by itself
+		for _, wait := range e.cfg.Retransmit {
+			s.timer.end = s.timer.end.Add(3 * wait)
+		}
+	}
 	e.sas[s.id] = s
 	e.halfOpen(s, +1)
 	return s

@@ -71,7 +71,9 @@ func testHoldEnds(w *world) {
 	time.Sleep(700 * time.Millisecond)
 	w.answered(v4, w.alice, w.bob, 8)
 
-	w.must(da.SetPolicy(s, ipsec.Hold, time.Now().Add(time.Minute)))
+	w.must(da.SetPolicy(s, ipsec.Hold, time.Now().Add(200*time.Millisecond)))
+	w.must(da.SetPolicy(s, ipsec.Hold, time.Now().Add(time.Minute))) // a longer one replaces it
+	time.Sleep(400 * time.Millisecond)
 	w.unanswered(v4, w.alice, w.bob)
 	w.must(da.ClearPolicy(s))
 	w.must(da.ClearPolicy(s))
@@ -225,6 +227,21 @@ func testKill(w *world) {
 			w.Errorf("%v: after cleanup: got\n%s\nwant\n%s", f, after, before)
 		}
 	}
+}
+
+// testRenew: what stands in the kernel is renewed while the process lives, however short linger is.
+func testRenew(w *world) {
+	w.echo(w.bob)
+	da, db := w.openWith(w.alice, Options{Linger: ChildLinger / 2}), w.open(w.bob)
+	alice, bob := w.pairs(1, shape{v4, ipsec.Transport, true})
+	w.up(da, db, alice, bob)
+	w.must(da.SetPolicy(ipsec.Host(w.alice.Addr6(), w.bob.Addr6()), ipsec.Hold, time.Now().Add(time.Minute)))
+	for end := time.Now().Add(ChildLinger); time.Now().Before(end); {
+		w.answered(v4, w.alice, w.bob, 8)
+		w.unanswered(v6, w.alice, w.bob)
+	}
+	w.noClear(v4)
+	w.noClear(v6)
 }
 
 // testRestart: a process that starts while the elements of a dead one stand takes them over: no moment in clear, its address

@@ -1,6 +1,7 @@
 package ipsectest
 
 import (
+	"errors"
 	"net"
 	"testing"
 	"time"
@@ -54,6 +55,21 @@ func testLatchOf(w *world, f family) {
 	}
 	if c := w.tap.From(f.of(w.bob), f.of(w.alice)); c.Clear() != 0 {
 		w.Errorf("bob sent in clear: %v", c)
+	}
+}
+
+// testLatchRace: the reply never overtakes the arming, however fast the application is.
+func testLatchRace(w *world) {
+	w.echo(w.bob)
+	da, db := w.open(w.alice), w.open(w.bob)
+	for i := range 60 {
+		f := families[i%2]
+		alice, bob := w.pairs(uint32(i+1), shape{f, ipsec.Transport, i%4 < 2})
+		w.up(da, db, alice, bob)
+		w.answered(f, w.alice, w.bob, 8)
+		w.noClear(f)
+		w.must(errors.Join(da.Remove(alice.ID), db.Remove(bob.ID)))
+		w.reset()
 	}
 }
 
