@@ -1,9 +1,12 @@
 package e2e
 
 import (
+	"cmp"
 	"fmt"
+	"maps"
 	"net/netip"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -44,8 +47,8 @@ func benchFirstContact(t *testing.T) {
 		ours.add(firstContact(t, w, alice, i, &stages), time.Millisecond)
 		theirs.add(swan.handshake(), time.Millisecond)
 	}
-	for _, s := range stages.names {
-		t.Logf("%-30s %s", s+", ms", stages.at[s].spread())
+	for _, s := range stages.inOrder() {
+		t.Logf("%-26s %s", s+", ms", stages.at[s].spread())
 	}
 	figure(t, "first-contact", "ms", ours, "strongswan", theirs)
 }
@@ -85,17 +88,15 @@ func (w *world) handshakes(a, b *lab.Host) []lab.Packet {
 }
 
 // stageTimes is when each stage of a lookup was reached, counted from the query.
-type stageTimes struct {
-	names []string // in order of appearance
-	at    map[string]samples
+type stageTimes struct{ at map[string]samples }
+
+func (s *stageTimes) inOrder() []string {
+	return slices.SortedFunc(maps.Keys(s.at), func(a, b string) int { return cmp.Compare(s.at[a].median(), s.at[b].median()) })
 }
 
 func (s *stageTimes) add(stage string, d time.Duration) {
 	if s.at == nil {
 		s.at = map[string]samples{}
-	}
-	if _, ok := s.at[stage]; !ok {
-		s.names = append(s.names, stage)
 	}
 	x := s.at[stage]
 	x.add(d, time.Millisecond)

@@ -1,0 +1,140 @@
+package e2e
+
+import (
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/miekg/dns"
+
+	"tacit/lab"
+)
+
+// trustWorld has names that lead to Bob in all the ways that DNS has.
+func trustWorld(t *testing.T, top string) *attackWorld {
+	t.Helper()
+	w := newAttackWorld(t, func(w *attackWorld) []zoneFile {
+		bob := append(hostRecords("bob.example.", w.bob, &w.bobKey), hostRecords("shared.example.", w.bob, &w.bobKey)...)
+		bob = append(bob, hostRecords("keyless.example.", w.plain, nil)...)
+		bob = append(bob, "www.example. 60 IN CNAME bob.example.", "hop.example. 60 IN CNAME alias.three.", "out.example. 60 IN CNAME alias.plain.",
+			"long.example. 7200 IN A 192.0.2.2", "long.example. 7200 IN "+w.bobKey.typ45)
+		return []zoneFile{
+			{"example.", bindNSEC, bob},
+			{"three.", bindNSEC3, append(hostRecords("evilhost.three.", w.bob, &w.malKey), "alias.three. 60 IN CNAME bob.example.")},
+			{"plain.", unsigned, append(hostRecords("host.plain.", w.plain, nil), "alias.plain. 60 IN CNAME bob.example.")},
+		}
+	})
+	w.run(top)
+	return w
+}
+
+// handshakes counts the IKE_SA_INIT requests that Alice sent to Bob.
+func (w *attackWorld) handshakes() int {
+	w.sync()
+	return len(w.tap.Select(func(p lab.Packet) bool {
+		h, ok := p.IKEHeader()
+		return ok && h.Exchange == 34 && !h.Response && has(w.alice, p.Src) && has(w.bob, p.Dst)
+	}))
+}
+
+// TestAnswers looks at what stubs get to see: AD only for what was validated, TTLs that end with the claim and never grow, and
+// nothing added to or changed in what the zone says.
+func TestAnswers(t *testing.T) {
+	const linger = 20 * time.Second
+	w := trustWorld(t, `linger = "20s"`)
+	for _, tt := range []struct {
+		name   string
+		ad     bool
+		maxTTL uint32
+		want   []string // types in the answer, in order
+	}{
+		{"bob.example", true, 20, []string{"A"}},
+		{"keyless.example", true, 60, []string{"A"}},
+		{"www.example", true, 20, []string{"CNAME", "A"}},
+		{"hop.example", true, 20, []string{"CNAME", "CNAME", "A"}},
+		{"host.plain", false, 60, []string{"A"}},
+		{"alias.plain", false, 60, []string{"CNAME", "A"}},
+		{"out.example", false, 60, []string{"CNAME", "CNAME", "A"}},
+	} {
+		a := ask(t, w.alice, tt.name, dns.TypeA)
+		var kinds []string
+		for _, rr := range a.Answer {
+			kinds = append(kinds, dns.Type(rr.Header().Rrtype).String())
+			if ttl := rr.Header().Ttl; ttl > tt.maxTTL || ttl == 0 {
+				t.Errorf("%s: TTL %d, want 1 to %d", tt.name, ttl, tt.maxTTL)
+			}
+		}
+		if a.Rcode != dns.RcodeSuccess || !slices.Equal(kinds, tt.want) || a.AuthenticatedData != tt.ad {
+			t.Errorf("%s: got\n%v\nwant %v, AD %v", tt.name, a.Msg, tt.want, tt.ad)
+		}
+	}
+	// A client that did not ask for AD is not told (RFC 6840, 5.8).
+	if n := w.handshakes(); n != 1 {
+		t.Errorf("%d negotiations for the names of one host and family, want 1", n)
+	}
+	// The second time it is the cache's, and the TTL went on.
+	time.Sleep(1100 * time.Millisecond)
+	if a := ask(t, w.alice, "keyless.example", dns.TypeA); len(a.Answer) != 1 || a.Answer[0].Header().Ttl > 59 {
+		t.Errorf("a second later: got\n%v\nwant a TTL of at most 59", a.Msg)
+	}
+	// long.example may be kept for two hours, but its address is held for linger after the last proof only.
+	if a := ask(t, w.alice, "long.example", dns.TypeA); len(a.Answer) != 1 || a.Answer[0].Header().Ttl > uint32(linger/time.Second) {
+		t.Errorf("long.example: got\n%v\nwant a TTL of at most linger", a.Msg)
+	}
+	w.tap.Reset()
+	for _, name := range []string{"www.example", "hop.example"} { // by the alias to the encrypted host
+		if addrs, err := getaddrinfo(t, w.alice, "ahostsv4", name); err != nil || !slices.Equal(addrs, []string{"192.0.2.2"}) {
+			t.Errorf("%s: %v, %v", name, addrs, err)
+		}
+		transfer(t, w.alice, w.bob, w.bob.Addr4(), 100_000)
+	}
+	w.onlyProtected(w.alice, w.bob)
+}
+
+// TestAliasKeysFirst: the first lookup is of an alias; the key is its target's.
+func TestAliasKeysFirst(t *testing.T) {
+	w := trustWorld(t, "")
+	for _, kind := range []uint16{dns.TypeA, dns.TypeAAAA} {
+		if a := ask(t, w.alice, "hop.example", kind); a.Rcode != dns.RcodeSuccess || len(a.addrs()) != 1 || !a.AuthenticatedData {
+			t.Errorf("hop.example: got\n%v", a.Msg)
+		}
+	}
+	for _, addr := range both(w.bob) {
+		transfer(t, w.alice, w.bob, addr, 100_000)
+	}
+	w.onlyProtected(w.alice, w.bob)
+	for _, p := range w.aliceTac.peers(w.bob) {
+		if p.Assurance != "authenticated" || !slices.Contains(p.Names, "bob.example") {
+			t.Errorf("status: %+v, want authenticated as bob.example", p)
+		}
+	}
+}
+
+// TestSharedHosting: two names have Bob's address and key. Bob refuses to be somebody whom he does not know (A-14); once his own
+// name is keyed the other is answered at once, without a negotiation. A name with another key at the address is withheld,
+// before and after (A-09).
+func TestSharedHosting(t *testing.T) {
+	w := trustWorld(t, "")
+	mustWithhold(t, w.alice, "shared.example")
+	wantNoElements(t, w.alice, w.bob)
+	mustWithhold(t, w.alice, "evilhost.three")
+	mustAnswer(t, w.alice, "bob.example", both(w.bob)...)
+	before := w.handshakes()
+	// shared.example failed a moment ago; the address has shown its key since, so that does not count any more.
+	a := mustAnswer(t, w.alice, "shared.example", both(w.bob)...)
+	t.Logf("shared.example AAAA after %v", a.took)
+	if n := w.handshakes() - before; n != 0 {
+		t.Errorf("%d negotiations for the second name, want none", n)
+	}
+	mustWithhold(t, w.alice, "evilhost.three")
+	mustAnswer(t, w.alice, "shared.example", both(w.bob)...)
+	for _, addr := range both(w.bob) {
+		transfer(t, w.alice, w.bob, addr, 100_000)
+	}
+	w.onlyProtected(w.alice, w.bob)
+	for _, p := range w.aliceTac.peers(w.bob) {
+		if want := []string{"bob.example", "shared.example"}; !slices.Equal(p.Names, want) {
+			t.Errorf("status: %+v, want the names %v", p, want)
+		}
+	}
+}
