@@ -19,7 +19,7 @@ const DefaultPath = "/etc/tacit/tacit.toml"
 // maxSize bounds the file, in octets.
 const maxSize = 256 << 10
 
-// Config is the file of DESIGN.md 7 with its defaults filled in.
+// Config is tacit.toml with its defaults filled in.
 type Config struct {
 	Name          string // canonical FQDN without the final dot; empty: anonymous
 	Identity      string

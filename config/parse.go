@@ -137,7 +137,7 @@ func (p *parser) openTable(path []string, array bool, at unstable.Range) bool {
 	return false
 }
 
-// openRule begins a rule with the defaults of DESIGN.md 7. What it matches is filled in at the end, if it does not say.
+// openRule begins a rule with the defaults. What it matches is filled in at the end, if it does not say.
 func (p *parser) openRule(at unstable.Range) {
 	r := policy.Default()
 	r.Prefixes = nil

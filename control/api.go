@@ -1,5 +1,5 @@
 // Package control is the Unix socket between the daemon and its command line, both ends: HTTP and JSON, /v1/... The types here
-// are the stable interface of `tacit status --json` (DESIGN.md 7): fields are added, never renamed or given another meaning.
+// are the stable interface of `tacit status --json`: fields are added, never renamed or given another meaning.
 package control
 
 import (
@@ -74,7 +74,7 @@ type Peer struct {
 	BytesIn   uint64     `json:"bytes_in"`
 	BytesOut  uint64     `json:"bytes_out"`
 	Why       string     `json:"why"`
-	// Timeline is the last negotiation, in order (DESIGN.md 4).
+	// Timeline is the last negotiation, in order.
 	Timeline []Stage `json:"timeline,omitempty"`
 }
 

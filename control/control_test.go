@@ -69,7 +69,7 @@ func TestStatus(t *testing.T) {
 	}
 }
 
-// The names of the fields are an interface (DESIGN.md 7): this test changes only when SchemaVersion does.
+// The names of the fields are an interface: this test changes only when SchemaVersion does.
 func TestSchema(t *testing.T) {
 	b, err := json.Marshal(example())
 	if err != nil {

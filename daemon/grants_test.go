@@ -1,7 +1,9 @@
 package daemon
 
 import (
+	"context"
 	"fmt"
+	"log/slog"
 	"net/netip"
 	"testing"
 	"time"
@@ -10,6 +12,7 @@ import (
 	"tacit/ike"
 	"tacit/ipseckey"
 	"tacit/pad"
+	"tacit/policy"
 	"tacit/resolver"
 )
 
@@ -133,6 +136,25 @@ func TestGrantLivesOnProofs(t *testing.T) {
 	}
 	g.now = g.now.Add(testLinger)
 	g.want(false, "linger after the last proof")
+}
+
+// TestWatchAsksTheLoopOnlyWithoutAGrant has a loop that does not run: who asks it waits until the hold ends.
+func TestWatchAsksTheLoopOnlyWithoutAGrant(t *testing.T) {
+	g := newGrantPlay(t)
+	g.l.calls = make(chan func(time.Time), 8)
+	d := &Daemon{loop: g.l, now: func() time.Time { return g.now }, log: slog.New(slog.DiscardHandler), rules: policy.NewTable(nil), host: &host{}}
+	d.host.env.Store(g.env)
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	v := (*watcher)(d).Watch(ctx, g.f)
+	if len(v.Withhold) > 0 || v.TTL != testLinger {
+		t.Errorf("with a grant: got %v, want a TTL of %v", v, testLinger)
+	}
+	g.ended(1, nil)
+	g.l.publish(g.p)
+	if v := (*watcher)(d).Watch(ctx, g.f); len(v.Withhold) != 1 {
+		t.Errorf("without a grant: got %v, want the address withheld", v)
+	}
 }
 
 func TestGrantSurvivesARekey(t *testing.T) {

@@ -41,7 +41,7 @@ const (
 	tick          = time.Second
 )
 
-// key names a peer: policies are per address of ours (DESIGN.md 6).
+// key names a peer: policies are per address of ours.
 type key struct{ local, remote netip.Addr }
 
 // waiter is a lookup whose answer waits. Exactly one outcome is sent to reply, which has room for it.

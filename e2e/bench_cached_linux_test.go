@@ -12,8 +12,8 @@ import (
 )
 
 const (
-	cachedRuns    = 40   // of each of the two, in turn
-	cachedQueries = 4000 // of a run, one after the other
+	cachedRuns    = 200  // of each of the two, in turn
+	cachedQueries = 1000 // of a run, one after the other
 )
 
 // benchCachedLookup times a lookup that the cache answers, of a name with a live claim, against the same lookup at a daemon

@@ -1,5 +1,5 @@
 // Package guard is what both data planes ask of nftables: to divert what must be protected, to drop what comes in clear, and to
-// leave alone what is exempt. Every element carries a timeout, so that what a dead process left ends by itself (DESIGN.md 1.6).
+// leave alone what is exempt. Every element carries a timeout, so that what a dead process left ends by itself.
 //
 // All of it is one table of the inet family. Its chains see packets of this host only: OUTPUT is never traversed by what is
 // forwarded, and the inbound chain asks for one of our own addresses as the destination.

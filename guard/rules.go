@@ -12,7 +12,7 @@ import (
 // seenTimeout is how long a counter of clear packets is kept after the last of them.
 const seenTimeout = time.Minute
 
-// What is never diverted, refused or dropped (DESIGN.md 6, TRUST.md R6).
+// What is never diverted, refused or dropped (TRUST.md R6).
 var (
 	dnsPorts  = []port{{unix.IPPROTO_UDP, 53}, {unix.IPPROTO_TCP, 53}, {unix.IPPROTO_UDP, 853}, {unix.IPPROTO_TCP, 853}}
 	dhcpPorts = []port{{unix.IPPROTO_UDP, 67}, {unix.IPPROTO_UDP, 68}, {unix.IPPROTO_UDP, 546}, {unix.IPPROTO_UDP, 547}}

@@ -1,4 +1,4 @@
-// Package policy holds the administrator's rules: for a name or an address, one of the classes (DESIGN.md 7), and the decision
+// Package policy holds the administrator's rules: for a name or an address, one of the classes, and the decision
 // table of the resolver. It is pure.
 package policy
 

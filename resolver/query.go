@@ -116,7 +116,7 @@ func edeOf(a *dnssec.Answer) uint16 {
 	return a.EDE
 }
 
-// guarded answers a query for addresses of a name that deserves a key (DESIGN.md 4). Address and key are asked in parallel.
+// guarded answers a query for addresses of a name that deserves a key. Address and key are asked in parallel.
 func (s *Server) guarded(ctx context.Context, q *query) *dns.Msg {
 	key := s.start(q.name, dns.TypeIPSECKEY)
 	e := s.lookup(ctx, q.name, q.typ)

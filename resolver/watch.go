@@ -1,5 +1,5 @@
 // Package resolver is the host's DNS server: it forwards, validates, caches, and calls a Watcher before it releases an address.
-// It withholds; it never adds or changes (DESIGN.md 8).
+// It withholds; it never adds or changes.
 package resolver
 
 import (
