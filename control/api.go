@@ -74,14 +74,6 @@ type Peer struct {
 	BytesIn   uint64     `json:"bytes_in"`
 	BytesOut  uint64     `json:"bytes_out"`
 	Why       string     `json:"why"`
-	// Timeline is the last negotiation, in order.
-	Timeline []Stage `json:"timeline,omitempty"`
-}
-
-// Stage is a step of a first contact and when it was done.
-type Stage struct {
-	Stage string    `json:"stage"`
-	At    time.Time `json:"at"`
 }
 
 // Handler is the daemon's side.

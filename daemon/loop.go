@@ -294,7 +294,10 @@ func (l *loop) event(now time.Time, e ipsec.Event) {
 		}
 	case ipsec.ClearSeen:
 		if p := l.peers[key{e.Selector.Local.Addr(), e.Selector.Remote.Addr()}]; p != nil {
-			l.log.Warn("clear packets of a protected peer were dropped", "peer", p.remote)
+			if now.Sub(p.clearLogged) >= clearLogs { // anybody can send packets that look like the peer's
+				p.clearLogged = now
+				l.log.Warn("clear packets of a protected peer were dropped", "peer", p.remote)
+			}
 			l.step(now, p, evClear{})
 		}
 	case ipsec.Moved:

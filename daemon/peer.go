@@ -39,6 +39,7 @@ const (
 	incumbentWait = time.Second     // an incumbent that answers no probe for so long loses (R3)
 	silence       = 4 * time.Second // we send and hear nothing for so long: probe
 	tick          = time.Second
+	clearLogs     = time.Minute // between two lines of the log about a peer's clear packets
 )
 
 // key names a peer: policies are per address of ours.
@@ -98,7 +99,8 @@ type peer struct {
 	// standing is what lookups see of the live key; nil: there is none. The loop's.
 	standing *standing
 	// contested: somebody without the live key wants the address, and the incumbent was asked (R3).
-	contested bool
+	contested   bool
+	clearLogged time.Time // when dropped clear packets were logged last
 }
 
 // action is one of the types below: what the loop does for a peer.

@@ -134,12 +134,15 @@ func ask(t *testing.T, h *lab.Host, name string, kind uint16) reply {
 	return r
 }
 
-// query is ask with an error.
-func query(ctx context.Context, h *lab.Host, name string, kind uint16) (reply, error) {
+// query is ask with an error, and with other flags where edit sets them.
+func query(ctx context.Context, h *lab.Host, name string, kind uint16, edit ...func(*dns.Msg)) (reply, error) {
 	q := new(dns.Msg)
 	q.SetQuestion(dns.Fqdn(name), kind)
 	q.SetEdns0(1232, false)
 	q.AuthenticatedData = true
+	for _, e := range edit {
+		e(q)
+	}
 	network := "udp"
 	began := time.Now()
 	for {

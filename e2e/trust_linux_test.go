@@ -68,7 +68,15 @@ func TestAnswers(t *testing.T) {
 			t.Errorf("%s: got\n%v\nwant %v, AD %v", tt.name, a.Msg, tt.want, tt.ad)
 		}
 	}
-	// A client that did not ask for AD is not told (RFC 6840, 5.8).
+	// A client that knows nothing of DNSSEC is not told (RFC 6840, 5.8).
+	if a, err := query(t.Context(), w.alice, "bob.example", dns.TypeA, func(q *dns.Msg) { q.AuthenticatedData = false }); err != nil || a.AuthenticatedData || len(a.addrs()) != 1 {
+		t.Errorf("without AD: got\n%v\n%v", a.Msg, err)
+	}
+	// One that wants the proofs gets them, and may check them itself.
+	a, err := query(t.Context(), w.alice, "bob.example", dns.TypeA, func(q *dns.Msg) { q.IsEdns0().SetDo() })
+	if err != nil || !a.AuthenticatedData || len(a.Answer) != 2 || a.Answer[1].Header().Rrtype != dns.TypeRRSIG {
+		t.Errorf("with DO: got\n%v\n%v", a.Msg, err)
+	}
 	if n := w.handshakes(); n != 1 {
 		t.Errorf("%d negotiations for the names of one host and family, want 1", n)
 	}

@@ -147,6 +147,22 @@ func TestKeyFloor(t *testing.T) {
 	}
 }
 
+// A good signature by a key that is too weak proves nothing.
+func TestWeakKeyProvesNothing(t *testing.T) {
+	weak, err := rsa.GenerateKey(crand.Reader, 1024)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := schemes[7]
+	_, sig, _ := parseAuth(sign(t, weak, s, []byte("x")))
+	if !s.verify(weak.Public(), []byte("x"), sig) {
+		t.Fatal("the test's signature is not good")
+	}
+	if _, ok := s.prove([]crypto.PublicKey{weak.Public()}, []byte("x"), sig); ok {
+		t.Error("proved")
+	}
+}
+
 // At most eight keys are tried (TRUST.md A-31).
 func TestKeysTried(t *testing.T) {
 	key, s := testKeys()["ed25519"], schemes[0]

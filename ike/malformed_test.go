@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"math/rand/v2"
 	"net/netip"
+	"slices"
 	"testing"
 	"time"
 
@@ -344,24 +345,7 @@ func TestBadAuthRequests(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			a, b, w := pairOf(t)
-			w.tap = func(from *host, d *Datagram) bool {
-				h, _ := wire.ParseHeader(d.Data)
-				if from != a || h.Exchange != wire.IKEAuth {
-					return true
-				}
-				var s *sa
-				for _, s = range a.e.sas {
-				}
-				mirror := &sealer{aead: s.keys.seal.aead, salt: s.keys.seal.salt, count: 100}
-				ps, err := mirror.open(d.Data)
-				if err != nil {
-					t.Fatal(err)
-				}
-				if d.Data, err = mirror.seal(h, c.change(ps)); err != nil {
-					t.Fatal(err)
-				}
-				return true
-			}
+			w.tap = rewrite(t, a, c.change)
 			w.initiate(a, peerOf(a, b))
 			w.run(time.Second)
 			if cl, _ := find[Closed](a); cl.Err != (NotifyError{c.want}) {
@@ -376,6 +360,91 @@ func TestBadAuthRequests(t *testing.T) {
 			}
 			checkSound(t, a, b)
 		})
+	}
+}
+
+// rewrite is a tap that changes what is inside of the IKE_AUTH messages of one host, with its keys.
+func rewrite(t *testing.T, of *host, change func([]wire.Payload) []wire.Payload) func(*host, *Datagram) bool {
+	return func(from *host, d *Datagram) bool {
+		h, _ := wire.ParseHeader(d.Data)
+		if from != of || h.Exchange != wire.IKEAuth {
+			return true
+		}
+		var s *sa
+		for _, s = range of.e.sas {
+		}
+		mirror := &sealer{aead: s.keys.seal.aead, salt: s.keys.seal.salt, count: 100}
+		ps, err := mirror.open(d.Data)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if d.Data, err = mirror.seal(h, change(ps)); err != nil {
+			t.Fatal(err)
+		}
+		return true
+	}
+}
+
+// TRUST.md A-14: evil.example publishes the victim's key and address. Even if the responder is not asked for the name, the
+// initiator sees whom it has reached.
+func TestUnknownKeyShare(t *testing.T) {
+	a, b, w := pairOf(t)
+	p := peerOf(a, b)
+	p.RemoteID.Value = "evil.example"
+	w.tap = rewrite(t, a, func(ps []wire.Payload) []wire.Payload {
+		id := getID(ps, true)
+		return slices.DeleteFunc(ps, func(p wire.Payload) bool { return p == wire.Payload(id) })
+	})
+	closedWith(t, w, a, b, p, ErrAuthentication)
+	if count[Established](a) != 0 || count[AuthorizationWanted](b) != 1 {
+		t.Errorf("%s\n%s", a.dump(), b.dump())
+	}
+}
+
+// The responder does not even ask its caller about an initiator that means somebody else.
+func TestForeignIDr(t *testing.T) {
+	a, b, w := pairOf(t)
+	p := peerOf(a, b)
+	p.RemoteID.Value = "evil.example"
+	closedWith(t, w, a, b, p, ErrAuthentication)
+	if len(b.events) != 0 {
+		t.Errorf("%s", b.dump())
+	}
+}
+
+// A rekey that meets ours is put off (RFC 7296, 2.25).
+func TestRekeyWhileRekeying(t *testing.T) {
+	a, b, w := pairOf(t)
+	establish(t, w, a, b, peerOf(a, b))
+	up, _ := find[ChildUp](a)
+	for id := range b.e.sas {
+		b.e.Do(w.now, id, RekeyChild)
+	}
+	got, o := talk(t, w, a, b, wire.CreateChildSA, 2, rekeyRequest(up.Pair.In.SPI)...)
+	if notify(got, wire.TemporaryFailure) == nil || len(o.Events) != 1 {
+		t.Errorf("answer %v, events %v", got, o.Events)
+	}
+}
+
+// No nonce of a cipher occurs twice, and no message opens but in its own direction.
+func TestSealNonces(t *testing.T) {
+	for _, c := range ciphers {
+		key := make([]byte, c.keyMaterial())
+		s, err := newSealer(c, key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		seen := map[string]bool{}
+		for range 100 {
+			b, err := s.seal(wire.Header{InitiatorSPI: 1, Exchange: wire.Informational}, nil)
+			if err != nil || seen[string(b[sealedStart:sealedStart+ivLen])] {
+				t.Fatalf("%v: an IV occurs twice (%v)", c, err)
+			}
+			seen[string(b[sealedStart:sealedStart+ivLen])] = true
+			if ps, err := s.open(b); err != nil || len(ps) != 0 {
+				t.Errorf("%v: %v %v", c, ps, err)
+			}
+		}
 	}
 }
 
@@ -465,24 +534,7 @@ func TestBadAuthResponses(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			a, b, w := pairOf(t)
-			w.tap = func(from *host, d *Datagram) bool {
-				h, _ := wire.ParseHeader(d.Data)
-				if from != b || h.Exchange != wire.IKEAuth {
-					return true
-				}
-				var s *sa
-				for _, s = range b.e.sas {
-				}
-				mirror := &sealer{aead: s.keys.seal.aead, salt: s.keys.seal.salt, count: 100}
-				ps, err := mirror.open(d.Data)
-				if err != nil {
-					t.Fatal(err)
-				}
-				if d.Data, err = mirror.seal(h, change(ps)); err != nil {
-					t.Fatal(err)
-				}
-				return true
-			}
+			w.tap = rewrite(t, b, change)
 			closedWith(t, w, a, b, peerOf(a, b), nil)
 			if count[ChildWanted](a) != 0 {
 				t.Error("the data plane was asked")

@@ -152,6 +152,19 @@ func TestCookie(t *testing.T) {
 	checkPaired(t, a, b)
 }
 
+// A cookie that we never gave brings no state.
+func TestForgedCookieIsNoCookie(t *testing.T) {
+	_, b, w := pairWith(t, Config{}, Config{CookieAbove: -1})
+	for _, c := range [][]byte{nil, {1}, make([]byte, 17), append([]byte{1}, make([]byte, 16)...)} {
+		o := b.e.Receive(w.now, Datagram{addrB, addrA, initRequest(5, func(m *wire.Message) {
+			m.Payloads = append([]wire.Payload{status(wire.Cookie, c)}, m.Payloads...)
+		})})
+		if b.e.Stats().SAs != 0 || len(o.Send) != 1 {
+			t.Errorf("cookie %x: %+v", c, b.e.Stats())
+		}
+	}
+}
+
 // A cookie is for one address, one SPI and one nonce, and for two minutes.
 func TestCookieIsBound(t *testing.T) {
 	var c cookies
@@ -305,6 +318,20 @@ func TestReflection(t *testing.T) {
 		if d := h.e.Stats().Drops; d["reflected"]+d["unknown-spi"] != 2 {
 			t.Errorf("%s dropped %v", h.name, d)
 		}
+	}
+}
+
+// A "response" with our role and our SPI in the other's place is none.
+func TestRolesAreChecked(t *testing.T) {
+	a, b, w := pairOf(t)
+	id, _ := a.e.Initiate(w.now, peerOf(a, b))
+	m := wire.Message{
+		Header:   wire.Header{InitiatorSPI: 1, ResponderSPI: uint64(id), Exchange: wire.IKESAInit, Flags: wire.FlagResponse | wire.FlagInitiator},
+		Payloads: []wire.Payload{status(wire.Cookie, []byte("x"))},
+	}
+	data, _ := m.Marshal()
+	if o := a.e.Receive(w.now, Datagram{addrA, addrB, data}); len(o.Send) != 0 || a.e.Stats().Drops["reflected"] != 1 {
+		t.Errorf("%+v", a.e.Stats())
 	}
 }
 

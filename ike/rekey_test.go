@@ -69,7 +69,7 @@ func TestRekeyBadNetwork(t *testing.T) {
 		a, b, w := pairWith(t, Config{ChildLifetime: 2 * time.Second}, Config{ChildLifetime: 2 * time.Second})
 		w.rng = rand.New(rand.NewPCG(seed, 3))
 		establish(t, w, a, b, peerOf(a, b))
-		w.loss, w.repeat, w.shuffle = 0.04, 0.2, 50*time.Millisecond
+		w.loss, w.repeat, w.shuffle = 0.04, 0.2, 200*time.Millisecond
 		drive(w, time.Minute, 50*time.Millisecond)
 		checkRekeyed(t, a, b, 10)
 	}

@@ -239,6 +239,9 @@ func (w *world) traffic() {
 			for _, to := range w.hosts {
 				if to != h {
 					at := w.now.Add(w.delay)
+					if w.shuffle > 0 {
+						at = at.Add(time.Duration(w.rng.Int64N(int64(w.shuffle))))
+					}
 					w.queue = append(w.queue, flight{at: at, d: Datagram{Local: to.addr, Remote: h.addr}, spi: out.SPI})
 				}
 			}
