@@ -239,7 +239,7 @@ func (l *loop) peerOf(now time.Time, local, remote netip.Addr) *peer {
 	k := key{local.Unmap(), remote.Unmap()}
 	p := l.peers[k]
 	if p == nil && len(l.peers) < maxPeers {
-		p = newPeer(k, l.d.cfg.File.Linger, now)
+		p = newPeer(k, l.d.cfg.File.Linger, l.d.cfg.File.IKELifetime, now)
 		l.peers[k] = p
 	}
 	return p

@@ -69,7 +69,8 @@ type association struct {
 	pair      ipsec.Pair // without keys; ID 0: no child yet
 	up        bool
 	armed     bool
-	since     time.Time
+	born      time.Time // the IKE SA
+	since     time.Time // the Child SA
 	usage     ipsec.Usage
 	probed    time.Time // when a probe was sent that was not answered yet
 	heard     time.Time // the last authenticated message
@@ -90,6 +91,7 @@ type peer struct {
 	since   time.Time
 	why     string
 	linger  time.Duration
+	renew   time.Duration // the age at which an IKE SA of ours is set up anew, before it expires
 	pad     *pad.Address
 	last    pad.Claim // the claim that the address proved last: whom an Acquire means
 	attempt *attempt
@@ -140,8 +142,8 @@ type (
 	evTick struct{}
 )
 
-func newPeer(k key, linger time.Duration, now time.Time) *peer {
-	return &peer{key: k, linger: linger, pad: pad.NewAddress(k.remote, linger), since: now, sas: map[ike.SAID]*association{}}
+func newPeer(k key, linger, lifetime time.Duration, now time.Time) *peer {
+	return &peer{key: k, linger: linger, renew: lifetime - lifetime/10, pad: pad.NewAddress(k.remote, linger), since: now, sas: map[ike.SAID]*association{}}
 }
 
 // setState is the only place where the state changes. why is a sentence for people.
@@ -217,7 +219,9 @@ func (p *peer) begin(now time.Time, c pad.Claim) []action {
 		return nil
 	}
 	p.attempt = &attempt{claim: c}
-	p.setState(now, keying, "looked up "+c.Name)
+	if len(p.live()) == 0 {
+		p.setState(now, keying, "looked up "+c.Name)
+	}
 	return []action{doInitiate{c}}
 }
 
@@ -234,7 +238,7 @@ func (p *peer) forget(w waiter) {
 // established notes what the peer proved. An address has one live authenticated key (R2): anonymous SAs beside it end, so that
 // nobody can speak as the one who proved himself.
 func (p *peer) established(now time.Time, e ike.Established) (do []action) {
-	p.sas[e.SA] = &association{id: e.SA, initiator: e.Initiator, key: e.Key, remoteID: e.RemoteID, suite: e.Summary, since: now}
+	p.sas[e.SA] = &association{id: e.SA, initiator: e.Initiator, key: e.Key, remoteID: e.RemoteID, suite: e.Summary, born: now, since: now}
 	return nil
 }
 
@@ -478,6 +482,7 @@ func (p *peer) tick(now time.Time) (do []action) {
 			do = append(do, p.end(a)...)
 		}
 	}
+	do = append(do, p.renewal(now)...)
 	if p.authenticated() != nil && p.attempt == nil {
 		if p.pad.Lame(now) {
 			p.setState(now, lame, "no name vouches for it any more; the SA is kept for its flows")
@@ -486,6 +491,27 @@ func (p *peer) tick(now time.Time) (do []action) {
 		}
 	}
 	return do
+}
+
+// renewal sets the IKE SA up anew while the old one still serves: it expires by itself. The end that began it does.
+func (p *peer) renewal(now time.Time) []action {
+	if p.attempt != nil || p.last.Name == "" || p.pad.Lame(now) {
+		return nil
+	}
+	due := false
+	for _, a := range p.live() {
+		if a.key == nil || a.deleting {
+			continue
+		}
+		if !a.initiator || now.Sub(a.born) < p.renew {
+			return nil
+		}
+		due = true
+	}
+	if !due {
+		return nil
+	}
+	return p.begin(now, p.last)
 }
 
 // end deletes an SA, retransmitted (R10).

@@ -23,12 +23,15 @@ type play struct {
 	next uint64
 }
 
-const testLinger = 300 * time.Second
+const (
+	testLinger   = 300 * time.Second
+	testLifetime = time.Hour
+)
 
 func newPlay(t *testing.T) *play {
 	now := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
 	k := key{netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("192.0.2.2")}
-	return &play{t: t, p: newPeer(k, testLinger, now), now: now}
+	return &play{t: t, p: newPeer(k, testLinger, testLifetime, now), now: now}
 }
 
 func testKey(b byte) crypto.PublicKey {
@@ -317,5 +320,33 @@ func TestForgottenWhenQuiet(t *testing.T) {
 	p.pass(2 * time.Hour)
 	if !p.p.quiet(p.now) {
 		t.Error("a peer of which nothing is left is not forgotten")
+	}
+}
+
+// An IKE SA that will expire is set up anew before, once, and the old one is left to serve until then.
+func TestRenewedBeforeItExpires(t *testing.T) {
+	p := newPlay(t)
+	p.lookup("bob.example.", 1)
+	p.established(1, true, 1)
+	busy := func(d time.Duration) {
+		for end := p.now.Add(d); p.now.Before(end); p.pass(tick) {
+			p.event(evUsage{101, ipsec.Usage{Armed: true, LastIn: p.now, LastOut: p.now}})
+		}
+	}
+	busy(testLifetime * 8 / 10)
+	if n := count[doInitiate](p); n != 1 {
+		t.Fatalf("%d negotiations long before the SA expires, want the first alone", n)
+	}
+	p.lookup("bob.example.", 1) // the claim is fresh
+	busy(testLifetime * 15 / 100)
+	if n := count[doInitiate](p); n != 2 {
+		t.Fatalf("%d negotiations, want one more", n)
+	}
+	p.wantState(protected)
+	p.established(2, true, 1)
+	p.ended(1, ike.ErrExpired)
+	p.wantState(protected)
+	if count[doHold](p) != 0 {
+		t.Error("held although an SA is up")
 	}
 }
