@@ -25,7 +25,7 @@ func (l *loop) do(now time.Time, p *peer, a action) {
 	case doReply:
 		a.w.reply <- a.o
 	case doInitiate:
-		l.initiate(now, p, a.claim)
+		l.initiate(now, p, a)
 	case doCommand:
 		l.output(now, l.engine.Do(now, a.sa, a.c))
 	case doHold:
@@ -41,20 +41,23 @@ func (l *loop) do(now time.Time, p *peer, a action) {
 }
 
 // initiate begins IKE for a claim.
-func (l *loop) initiate(now time.Time, p *peer, c pad.Claim) {
+func (l *loop) initiate(now time.Time, p *peer, a doInitiate) {
+	c := a.claim
 	peer := ike.Peer{
 		Local:    netip.AddrPortFrom(p.local, ikePort),
 		Remote:   netip.AddrPortFrom(p.remote, ikePort),
-		RemoteID: ike.ID{Kind: ike.IDFQDN, Value: strings.TrimSuffix(c.Name, ".")},
 		LocalID:  ike.ID{Kind: ike.IDNull},
 		Auth:     ike.Authorization{Keys: c.PublicKeys(), Mode: ipsec.Transport},
+	}
+	if !a.unnamed {
+		peer.RemoteID = ike.ID{Kind: ike.IDFQDN, Value: strings.TrimSuffix(c.Name, ".")}
 	}
 	if l.tellsName(p, c.Name) {
 		peer.LocalID = ike.ID{Kind: ike.IDFQDN, Value: l.d.cfg.File.Name}
 	}
 	id, out := l.engine.Initiate(now, peer)
 	l.bySA[id] = p
-	p.step(now, evBegun{id, c})
+	p.step(now, evBegun{id})
 	l.output(now, out)
 }
 

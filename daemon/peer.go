@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"crypto"
+	"errors"
 	"fmt"
 	"net/netip"
 	"time"
@@ -82,6 +83,9 @@ type association struct {
 type attempt struct {
 	id    ike.SAID
 	claim pad.Claim
+	// unnamed: the peer was asked for no name in particular. A host that is known by many names answers to its own alone, and
+	// refuses to be asked for another. The key is what it must prove in any case.
+	unnamed bool
 }
 
 // peer is an address that we negotiate with. It does nothing itself: step says what to do.
@@ -113,7 +117,10 @@ type (
 		w waiter
 		o outcome
 	}
-	doInitiate struct{ claim pad.Claim }
+	doInitiate struct {
+		claim   pad.Claim
+		unnamed bool
+	}
 	doCommand  struct {
 		sa ike.SAID
 		c  ike.Command
@@ -127,10 +134,7 @@ type (
 type (
 	evLookup struct{ w waiter }
 	evGone   struct{ w waiter } // its deadline passed: nobody waits any more
-	evBegun  struct {           // answers doInitiate
-		id    ike.SAID
-		claim pad.Claim
-	}
+	evBegun  struct{ id ike.SAID } // answers doInitiate
 	evFirst   struct{ pair uint32 }
 	evAcquire struct{}
 	evClear   struct{} // it spoke clear to us
@@ -162,7 +166,7 @@ func (p *peer) step(now time.Time, e any) (do []action, wake time.Time) {
 	case evGone:
 		p.forget(e.w)
 	case evBegun:
-		p.attempt = &attempt{id: e.id, claim: e.claim}
+		p.attempt.id = e.id
 	case ike.Established:
 		do = p.established(now, e)
 	case ike.ChildUp:
@@ -222,7 +226,7 @@ func (p *peer) begin(now time.Time, c pad.Claim) []action {
 	if len(p.live()) == 0 {
 		p.setState(now, keying, "looked up "+c.Name)
 	}
-	return []action{doInitiate{c}}
+	return []action{doInitiate{claim: c}}
 }
 
 // forget drops a waiter whose client is gone. The negotiation goes on for the next lookup.
@@ -348,6 +352,10 @@ func (p *peer) closed(now time.Time, e ike.Closed) (do []action) {
 		return p.retry(now)
 	}
 	tried := p.attempt.claim
+	if !p.attempt.unnamed && errors.As(e.Err, new(ike.NotifyError)) && errors.Is(e.Err, ike.ErrAuthentication) {
+		p.attempt = &attempt{claim: tried, unnamed: true}
+		return []action{doInitiate{tried, true}}
+	}
 	p.attempt = nil
 	why := fmt.Sprintf("%v did not prove the key of %s: %s", p.remote, tried.Name, reason(e.Err))
 	p.pad.Fail(now, tried, why)
@@ -403,7 +411,6 @@ func (p *peer) contest(now time.Time) []action {
 func (p *peer) lose(now time.Time, a *association) []action {
 	p.contested = false
 	do := p.end(a)
-	p.pad.Lost()
 	return append(do, p.retry(now)...)
 }
 
@@ -520,6 +527,9 @@ func (p *peer) end(a *association) []action {
 		return nil
 	}
 	a.deleting = true
+	if p.authenticated() == nil {
+		p.pad.Lost()
+	}
 	return []action{doCommand{a.id, ike.Delete}}
 }
 

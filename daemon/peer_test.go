@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"tacit/ike"
+	"tacit/ike/wire"
 	"tacit/ipsec"
 	"tacit/pad"
 )
@@ -45,9 +46,9 @@ func (p *play) event(e any) {
 	do, _ := p.p.step(p.now, e)
 	p.done = append(p.done, do...)
 	for _, a := range do {
-		if i, ok := a.(doInitiate); ok {
+		if _, ok := a.(doInitiate); ok {
 			p.next++
-			p.event(evBegun{ike.SAID(p.next), i.claim})
+			p.event(evBegun{ike.SAID(p.next)})
 		}
 	}
 }
@@ -348,5 +349,28 @@ func TestRenewedBeforeItExpires(t *testing.T) {
 	p.wantState(protected)
 	if count[doHold](p) != 0 {
 		t.Error("held although an SA is up")
+	}
+}
+
+// A host of many names refuses to be asked for another than its own. What counts is the key: it is asked again for no name.
+func TestHostOfManyNames(t *testing.T) {
+	p := newPlay(t)
+	w := p.lookup("second.example.", 1)
+	refused := ike.NotifyError{Type: wire.AuthenticationFailed}
+	p.ended(1, refused)
+	last, ok := p.done[len(p.done)-1].(doInitiate)
+	if !ok || !last.unnamed {
+		t.Fatalf("did %#v, want a negotiation for no name", p.done[len(p.done)-1])
+	}
+	p.established(2, true, 1)
+	p.wantReleased(w)
+
+	evil := newPlay(t)
+	w = evil.lookup("evil.example.", 9)
+	evil.ended(1, refused)
+	evil.ended(2, refused)
+	evil.wantWithheld(w)
+	if n := count[doInitiate](evil); n != 2 {
+		t.Errorf("%d negotiations, want 2", n)
 	}
 }
