@@ -44,10 +44,10 @@ func (l *loop) do(now time.Time, p *peer, a action) {
 func (l *loop) initiate(now time.Time, p *peer, a doInitiate) {
 	c := a.claim
 	peer := ike.Peer{
-		Local:    netip.AddrPortFrom(p.local, ikePort),
-		Remote:   netip.AddrPortFrom(p.remote, ikePort),
-		LocalID:  ike.ID{Kind: ike.IDNull},
-		Auth:     ike.Authorization{Keys: c.PublicKeys(), Mode: ipsec.Transport},
+		Local:   netip.AddrPortFrom(p.local, ikePort),
+		Remote:  netip.AddrPortFrom(p.remote, ikePort),
+		LocalID: ike.ID{Kind: ike.IDNull},
+		Auth:    ike.Authorization{Keys: c.PublicKeys(), Mode: ipsec.Transport},
 	}
 	if !a.unnamed {
 		peer.RemoteID = ike.ID{Kind: ike.IDFQDN, Value: strings.TrimSuffix(c.Name, ".")}

@@ -121,7 +121,7 @@ type (
 		claim   pad.Claim
 		unnamed bool
 	}
-	doCommand  struct {
+	doCommand struct {
 		sa ike.SAID
 		c  ike.Command
 	}
@@ -132,9 +132,9 @@ type (
 
 // The events of a peer. Those of ike come as they are.
 type (
-	evLookup struct{ w waiter }
-	evGone   struct{ w waiter } // its deadline passed: nobody waits any more
-	evBegun  struct{ id ike.SAID } // answers doInitiate
+	evLookup  struct{ w waiter }
+	evGone    struct{ w waiter }    // its deadline passed: nobody waits any more
+	evBegun   struct{ id ike.SAID } // answers doInitiate
 	evFirst   struct{ pair uint32 }
 	evAcquire struct{}
 	evClear   struct{} // it spoke clear to us

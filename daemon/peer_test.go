@@ -10,7 +10,7 @@ import (
 	"time"
 
 	"tacit/ike"
-	"tacit/ike/wire"
+	ikewire "tacit/ike/wire"
 	"tacit/ipsec"
 	"tacit/pad"
 )
@@ -356,7 +356,7 @@ func TestRenewedBeforeItExpires(t *testing.T) {
 func TestHostOfManyNames(t *testing.T) {
 	p := newPlay(t)
 	w := p.lookup("second.example.", 1)
-	refused := ike.NotifyError{Type: wire.AuthenticationFailed}
+	refused := ike.NotifyError{Type: ikewire.AuthenticationFailed}
 	p.ended(1, refused)
 	last, ok := p.done[len(p.done)-1].(doInitiate)
 	if !ok || !last.unnamed {
