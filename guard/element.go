@@ -23,6 +23,7 @@ func family(a netip.Addr) int {
 	return 1
 }
 
+// of is the set that holds keys with the verdict.
 func (s *sets) of(k Key, v Verdict) *nftables.Set {
 	if v == Block {
 		return s.block[family(k.Own)]
@@ -32,6 +33,7 @@ func (s *sets) of(k Key, v Verdict) *nftables.Set {
 
 var errKey = errors.New("key")
 
+// check refuses what no set could hold. IPv4-mapped addresses never stand in a packet.
 func (k Key) check() error {
 	if !k.Own.IsValid() || !k.Peer.IsValid() || k.Own.Is4() != k.Peer.Is4() || k.Own.Is4In6() || k.Peer.Is4In6() {
 		return fmt.Errorf("%w %v . %v: want two addresses of one family", errKey, k.Own, k.Peer)
@@ -105,6 +107,7 @@ type port struct {
 	port  uint16
 }
 
+// portElements lays out protocol . port, each padded to 32 bits.
 func portElements(ports []port) []nftables.SetElement {
 	var out []nftables.SetElement
 	for _, p := range ports {
@@ -113,6 +116,7 @@ func portElements(ports []port) []nftables.SetElement {
 	return out
 }
 
+// elements lists the divert and block sets. What has timed out is left out, even if the kernel still lists it.
 func (g *Guard) elements(table *nftables.Table) ([]Element, error) {
 	var out []Element
 	for _, v := range []Verdict{Divert, Block} {

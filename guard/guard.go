@@ -6,6 +6,8 @@
 //
 //	out (route, hook output)      own . peer in divert -> exempt? else mark, so that the kernel routes the packet anew
 //	                              own . peer in block  -> exempt? else refused at once
+//	leak (filter, postrouting)    own . peer in divert, but about to leave by another device: exempt? else dropped. Nothing gets here
+//	                              unless somebody else's rule took our mark away.
 //	in  (filter, hook prerouting) from the data plane's device -> marked, so that strict rp_filter finds the way back
 //	                              own . peer in divert or block -> exempt? else counted and dropped
 package guard
@@ -109,6 +111,7 @@ func Open(cfg Config) (*Guard, []Element, error) {
 	return g, left, nil
 }
 
+// dial opens the netlink socket in the namespace that Open saw, whatever thread calls.
 func (g *Guard) dial() error {
 	conn, err := nftables.New(nftables.WithNetNSFd(int(g.netns.Fd())), nftables.AsLasting())
 	if err != nil {
@@ -185,6 +188,8 @@ func (g *Guard) Apply(changes []Change) error {
 	return nil
 }
 
+// transact deletes and adds in one batch: an element cannot be given another timeout on kernels before 6.12, and to packets the
+// change is one step.
 func (g *Guard) transact(changes []Change) error {
 	del, add := make(elementLists), make(elementLists)
 	last := make(map[Key]Change, len(changes)) // of several changes to a key the last one counts

@@ -34,6 +34,7 @@ func (g *Guard) addChains() {
 	g.regular("out_exempt", exemptOut(g.sets))
 	g.regular("in_exempt", exemptIn(g.sets))
 	g.regular("out_divert", [][]expr.Any{{jump("out_exempt")}, setMark(MarkDivert)})
+	g.regular("out_leak", [][]expr.Any{{jump("out_exempt")}, {&expr.Counter{}, verdict(expr.VerdictDrop)}})
 	g.regular("out_block", [][]expr.Any{
 		{jump("out_exempt")},
 		concat(l4proto(unix.IPPROTO_TCP), []expr.Any{&expr.Reject{Type: unix.NFT_REJECT_TCP_RST}}),
@@ -56,16 +57,21 @@ func (g *Guard) addChains() {
 		Hooknum: nftables.ChainHookPrerouting, Priority: mangle})
 	g.rule(in, concat(fromDevice(g.cfg.Device), setMark(MarkDivert), []expr.Any{verdict(expr.VerdictAccept)}))
 	g.rule(in, concat(fromDevice("lo"), []expr.Any{verdict(expr.VerdictAccept)})) // resets that out_block made
+	leak := g.conn.AddChain(&nftables.Chain{Name: "leak", Table: g.table, Type: nftables.ChainTypeFilter,
+		Hooknum: nftables.ChainHookPostrouting, Priority: mangle})
+	g.rule(leak, concat(toDevice(g.cfg.Device), []expr.Any{verdict(expr.VerdictAccept)}))
 	for i := range g.sets.divert {
 		shut := [...]string{"in_shut4", "in_shut6"}[i]
 		g.rule(out, concat(loadKey(i, false), lookup(g.sets.divert[i]), []expr.Any{jumpTo("out_divert")}))
+		g.rule(leak, concat(loadKey(i, false), lookup(g.sets.divert[i]), []expr.Any{jumpTo("out_leak")}))
 		g.rule(out, concat(loadKey(i, false), lookup(g.sets.block[i]), []expr.Any{jumpTo("out_block")}))
 		g.rule(in, concat(loadKey(i, true), lookup(g.sets.divert[i]), []expr.Any{jumpTo(shut)}))
 		g.rule(in, concat(loadKey(i, true), lookup(g.sets.block[i]), []expr.Any{jumpTo(shut)}))
 	}
 }
 
-// exemptOut accepts what this host sends in clear whatever the policy: our own sockets first.
+// exemptOut accepts what this host sends in clear whatever the policy: our own sockets first. They are known by their ports too, which
+// nobody else can have: if another's rule takes the mark of our ESP away, it must not come back to us to be sealed again.
 func exemptOut(s sets) [][]expr.Any {
 	accept := []expr.Any{verdict(expr.VerdictAccept)}
 	rules := [][]expr.Any{
@@ -74,6 +80,7 @@ func exemptOut(s sets) [][]expr.Any {
 		concat(loadPort(2), lookup(s.clearPorts), accept),
 		concat(loadPort(0), lookup(s.clearPorts), accept),
 		concat(loadPort(2), lookup(s.out), accept),
+		concat(loadPort(0), lookup(s.in), accept),
 	}
 	return append(rules, exemptICMP6()...)
 }
@@ -93,6 +100,7 @@ func exemptIn(s sets) [][]expr.Any {
 	return append(rules, exemptICMP6()...)
 }
 
+// exemptICMP6 accepts what keeps IPv6 neighbours known; without it a protected peer is lost when the cache empties.
 func exemptICMP6() [][]expr.Any {
 	var rules [][]expr.Any
 	for _, r := range icmp6Exempt {
@@ -104,6 +112,7 @@ func exemptICMP6() [][]expr.Any {
 	return rules
 }
 
+// regular adds a chain that others jump to.
 func (g *Guard) regular(name string, rules [][]expr.Any) {
 	chain := g.conn.AddChain(&nftables.Chain{Name: name, Table: g.table})
 	for _, r := range rules {
@@ -163,13 +172,23 @@ func maskNotZero(mask ...byte) []expr.Any {
 }
 
 func fromDevice(name string) []expr.Any {
+	return []expr.Any{&expr.Meta{Key: expr.MetaKeyIIFNAME, Register: regFirst}, compare(deviceName(name)...)}
+}
+
+func toDevice(name string) []expr.Any {
+	return []expr.Any{&expr.Meta{Key: expr.MetaKeyOIFNAME, Register: regFirst}, compare(deviceName(name)...)}
+}
+
+// deviceName pads a name as the kernel compares it.
+func deviceName(name string) []byte {
 	b := make([]byte, unix.IFNAMSIZ)
 	copy(b, name)
-	return []expr.Any{&expr.Meta{Key: expr.MetaKeyIIFNAME, Register: regFirst}, compare(b...)}
+	return b
 }
 
 func native(v uint32) []byte { return binaryutil.NativeEndian.PutUint32(v) }
 
+// markIs compares our bits of the mark.
 func markIs(mark uint32) []expr.Any {
 	return []expr.Any{
 		&expr.Meta{Key: expr.MetaKeyMARK, Register: regFirst},

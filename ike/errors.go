@@ -16,7 +16,6 @@ var (
 	ErrExpired        = errors.New("lifetime ended")
 	ErrInstall        = errors.New("the data plane refused the SA")
 	ErrProtocol       = errors.New("the peer broke the protocol")
-	ErrUnknownSA      = errors.New("no such SA")
 )
 
 // NotifyError is an error notification of the peer. In a Closed after no valid answer at all it was not authenticated.

@@ -2,8 +2,10 @@ package ike
 
 import (
 	"crypto"
+	crand "crypto/rand"
 	"fmt"
 	"net/netip"
+	"runtime"
 	"testing"
 	"time"
 
@@ -247,5 +249,32 @@ func BenchmarkHandshake(b *testing.B) {
 		}
 		y.e.forget(y.e.sas[SAID(x.e.sas[id].spiR)])
 		x.e.forget(x.e.sas[id])
+	}
+}
+
+// BenchmarkSAMemory reports what an established IKE SA with its Child SA keeps at a responder, in octets of heap.
+func BenchmarkSAMemory(b *testing.B) {
+	const n = 1000
+	for b.Loop() {
+		y := newHost(b, "bob.example", addrB, testKeys()["ed25519"], Config{CookieAbove: 2 * n, MaxHalfOpen: 8 * n})
+		heap := func() uint64 {
+			var m runtime.MemStats
+			runtime.GC()
+			runtime.ReadMemStats(&m)
+			return m.HeapAlloc
+		}
+		before := heap()
+		for range n {
+			x := newHost(b, "alice.example", addrA, nil, Config{Rand: crand.Reader})
+			w := newWorld(b, x, y)
+			y.wake = time.Time{}
+			w.initiate(x, peerOf(x, y))
+			if !w.until(time.Second, func() bool { return count[ChildUp](y) > 0 }) {
+				b.Fatal(y.dump())
+			}
+			y.events, y.in, y.out = nil, map[ipsec.SPI]ipsec.SA{}, map[uint32]ipsec.SA{}
+		}
+		b.ReportMetric(float64(heap()-before)/n, "B/SA")
+		runtime.KeepAlive(y)
 	}
 }

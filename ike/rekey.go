@@ -53,6 +53,8 @@ func (s *sa) startRekey() {
 	if n.mode == ipsec.Transport {
 		ps = append(ps, status(wire.UseTransportMode, nil))
 	}
+	// Two proposals, with a key exchange and without: a peer that has no use for our KE payload takes the second, and no
+	// round trip is lost.
 	sap := s.e.offer.espProposal(n.fresh.in, groupNone)
 	var ke []wire.Payload
 	if !c.noPFS {
@@ -126,6 +128,7 @@ func (s *sa) acceptRekey(n *negotiation, ps []wire.Payload) error {
 // rekeyRefused: the old Child SA serves on, and is tried again; not beyond thrice its lifetime.
 func (s *sa) rekeyRefused(n *negotiation, f *wire.Notify) {
 	s.child.abandon(s.e, n)
+	// CHILD_SA_NOT_FOUND: what the peer does not have cannot carry traffic, so all of it goes (RFC 7296, 2.25).
 	lost := f.Type == wire.ChildSANotFound && n.old.state == childRekeying
 	if lost || s.e.now.Sub(n.old.born) > 3*s.e.cfg.ChildLifetime {
 		s.reject(NotifyError{f.Type}, bye())
@@ -200,6 +203,7 @@ func (s *sa) answerRekey(ps []wire.Payload) (*negotiation, espSuite, error) {
 func (s *sa) wantRekey(n *negotiation, suite espSuite, ps []wire.Payload) error {
 	ni, nr := get[*wire.Nonce](ps).Data, s.e.random(nonceLen)
 	n.reply = append(n.reply, &wire.Nonce{Data: nr})
+	// RFC 7296, 2.17: with a key exchange of its own the new Child SA has perfect forward secrecy.
 	var shared []byte
 	if suite.group != groupNone {
 		sh, err := newShare(s.e.cfg.Rand, suite.group)

@@ -28,6 +28,7 @@ type recvBatch struct {
 	call func(fd uintptr) bool
 }
 
+// newRecvBatch makes room for n packets of at most size octets, and points the kernel at it once and for all.
 func newRecvBatch(s *socket, n, size int) *recvBatch {
 	r := &recvBatch{sock: s, msgs: make([]mmsghdr, n), iovs: make([]unix.Iovec, n), bufs: make([][]byte, n),
 		from: make([]sockaddr, n), oob: make([][]byte, n)}
@@ -43,6 +44,8 @@ func newRecvBatch(s *socket, n, size int) *recvBatch {
 	return r
 }
 
+// recvmmsg is what the poller calls when the socket is readable; false makes it wait. It is a method value kept in the
+// batch, since a closure would be allocated for each call.
 func (r *recvBatch) recvmmsg(fd uintptr) bool {
 	n, _, errno := unix.Syscall6(unix.SYS_RECVMMSG, fd, uintptr(unsafe.Pointer(&r.msgs[0])), uintptr(len(r.msgs)),
 		unix.MSG_DONTWAIT, 0, 0)
@@ -69,6 +72,7 @@ func (r *recvBatch) read() (int, error) {
 	return r.n, r.err
 }
 
+// packet is the ith packet of the last read. It is valid until the next one.
 func (r *recvBatch) packet(i int) (data []byte, from *sockaddr, c control) {
 	m := &r.msgs[i]
 	return r.bufs[i][:m.len], &r.from[i], parseControl(r.oob[i][:int(m.hdr.Controllen)])
@@ -107,6 +111,7 @@ type sendBatch struct {
 	call        func(fd uintptr) bool
 }
 
+// newSendBatch makes a batch that counts what the kernel refuses in c.
 func newSendBatch(c *counters) *sendBatch {
 	s := &sendBatch{arena: make([]byte, 0, sendArena), pending: make([]message, 0, sendMessages), counts: c,
 		msgs: make([]mmsghdr, sendMessages), iovs: make([]unix.Iovec, sendMessages), oob: make([][]byte, sendMessages)}
@@ -135,7 +140,7 @@ func (s *sendBatch) add(out *outbound, start int, tos uint8) {
 func (m *message) joins(out *outbound, n int, tos uint8) bool {
 	return m.out == out && out.segments.Load() && m.tos == tos && n <= m.segment && m.segments < maxSegments &&
 		(m.end-m.start) == m.segment*m.segments && // none before was shorter
-		m.end-m.start+n <= maxSegmentBytes && n+ipv6Header+udpHeader <= out.mtu && m.segment+ipv6Header+udpHeader <= out.mtu
+		m.end-m.start+n <= maxSegmentBytes && m.segment <= out.fits // the kernel segments, it does not fragment
 }
 
 // room reports whether a packet of n octets and its scratch fit.
@@ -156,6 +161,7 @@ func (s *sendBatch) flush() {
 	s.arena, s.pending = s.arena[:0], s.pending[:0]
 }
 
+// send sends messages of one socket. When the kernel refuses one it says so for the first that is left; the others go on.
 func (s *sendBatch) send(first, end int) {
 	for i := first; i < end; i++ {
 		s.prepare(i)
@@ -180,6 +186,7 @@ func (s *sendBatch) send(first, end int) {
 	}
 }
 
+// prepare fills the header of a message: destination, source address, type of service, segment size.
 func (s *sendBatch) prepare(i int) {
 	m, h := &s.pending[i], &s.msgs[i].hdr
 	s.iovs[i].Base = &s.arena[m.start]
@@ -194,6 +201,7 @@ func (s *sendBatch) prepare(i int) {
 	h.SetControllen(len(b))
 }
 
+// putSegment asks the kernel to cut a message into datagrams of n octets; the last may be shorter (UDP_SEGMENT).
 func putSegment(b []byte, n int) []byte {
 	v := [2]byte{}
 	*(*uint16)(unsafe.Pointer(&v[0])) = uint16(n)
@@ -214,6 +222,7 @@ func (s *sendBatch) unpack(i int) {
 	}
 }
 
+// sendmmsg is what the poller calls when the socket is writable; false makes it wait.
 func (s *sendBatch) sendmmsg(fd uintptr) bool {
 	n, _, errno := unix.Syscall6(unix.SYS_SENDMMSG, fd, uintptr(unsafe.Pointer(&s.msgs[s.first])), uintptr(s.last-s.first),
 		unix.MSG_DONTWAIT, 0, 0)

@@ -42,7 +42,7 @@ func child(own, peer string) error {
 	return nil
 }
 
-func needLab(t *testing.T) {
+func needLab(t testing.TB) {
 	t.Helper()
 	if os.Getenv("TACIT_E2E") != "1" {
 		t.Skip("needs root and network namespaces: set TACIT_E2E=1")
@@ -57,6 +57,17 @@ func TestConformance(t *testing.T) {
 		},
 		Cleanup: func() error { return Cleanup(Config{}) },
 		Child:   []string{"/proc/self/exe", childFlag},
+	})
+}
+
+// TestConformanceWithoutOffload moves one packet at a time through the device and the sockets.
+func TestConformanceWithoutOffload(t *testing.T) {
+	needLab(t)
+	ipsectest.TestDataplane(t, ipsectest.Subject{
+		Open: func(o ipsectest.Options) (ipsec.Dataplane, error) {
+			return Open(Config{Linger: o.Linger, NoOffload: true})
+		},
+		Only: []string{"carry", "bulk", "latch race", "rekey"},
 	})
 }
 

@@ -127,6 +127,7 @@ func (c *conn) Write(b []byte, local, remote netip.AddrPort) error {
 	return nil
 }
 
+// sendTo sends one datagram. IKE sends few: it needs no batch.
 func (s *socket) sendTo(b []byte, local netip.Addr, remote netip.AddrPort) error {
 	var to unix.Sockaddr = &unix.SockaddrInet4{Port: int(remote.Port())}
 	if remote.Addr().Is4() {
@@ -143,6 +144,7 @@ func (s *socket) sendTo(b []byte, local netip.Addr, remote netip.AddrPort) error
 	return errors.Join(wait, err)
 }
 
+// Close ends the view; the socket stays the Plane's.
 func (c *conn) Close() error {
 	c.once.Do(func() {
 		close(c.done)

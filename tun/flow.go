@@ -49,6 +49,7 @@ type held struct {
 	since time.Time
 }
 
+// selector names the flow in events.
 func (f *flow) selector() ipsec.Selector { return ipsec.Host(f.key.Own, f.key.Peer) }
 
 // pair is a Child SA as the data plane knows it.
@@ -81,6 +82,7 @@ type outbound struct {
 	to       sockaddr
 	control  []byte
 	mtu      int
+	fits     int // the longest datagram that is not fragmented
 	mss      uint16
 	segments atomic.Bool // UDP_SEGMENT works
 }
@@ -109,6 +111,7 @@ type inbound struct {
 // holdBudget bounds what all flows hold together.
 type holdBudget struct{ packets, bytes atomic.Int64 }
 
+// take asks for one packet of n octets.
 func (b *holdBudget) take(n int) bool {
 	packets, bytes := b.packets.Add(1), b.bytes.Add(int64(n))
 	if packets <= holdPackets && bytes <= holdBytes {
@@ -118,6 +121,7 @@ func (b *holdBudget) take(n int) bool {
 	return false
 }
 
+// give returns what take gave.
 func (b *holdBudget) give(n int) {
 	b.packets.Add(-1)
 	b.bytes.Add(int64(-n))

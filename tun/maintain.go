@@ -44,6 +44,8 @@ func (p *Plane) stopping() bool {
 	}
 }
 
+// maintain does what is due by time, until the Plane is closed. An error is logged and tried again at the next turn: what stands in
+// the kernel lasts for longer than several turns.
 func (p *Plane) maintain() {
 	timer := time.NewTicker(tick)
 	defer timer.Stop()

@@ -52,6 +52,7 @@ func clampMSS(p *packet, limit uint16) {
 	}
 }
 
+// lowerMSS changes the value at an offset of the TCP header, and the checksum with it.
 func lowerMSS(tcp []byte, at int, limit uint16) {
 	if old := binary.BigEndian.Uint16(tcp[at:]); old <= limit {
 		return

@@ -66,6 +66,7 @@ type network struct {
 	made bool // up was called
 }
 
+// openNetwork finds the device, in the network namespace of the calling thread, and sets what is its own.
 func openNetwork(cfg Config) (*network, error) {
 	nl, err := netlink.NewHandle(unix.NETLINK_ROUTE)
 	if err != nil {
@@ -104,6 +105,7 @@ func (n *network) sysctls() error {
 	return nil
 }
 
+// families are those that the kernel has.
 func (n *network) families() []int {
 	if n.v6 {
 		return []int{unix.AF_INET, unix.AF_INET6}
@@ -111,6 +113,7 @@ func (n *network) families() []int {
 	return []int{unix.AF_INET}
 }
 
+// anywhere is 0.0.0.0/0 or ::/0.
 func anywhere(family int) *net.IPNet {
 	size := 128
 	if family == unix.AF_INET {
@@ -119,6 +122,7 @@ func anywhere(family int) *net.IPNet {
 	return &net.IPNet{IP: make(net.IP, size/8), Mask: net.CIDRMask(0, size)}
 }
 
+// ruleOf is our rule: what bears MarkDivert is routed by our table.
 func ruleOf(cfg Config, family int) *netlink.Rule {
 	r := netlink.NewRule()
 	mask := guard.MarkMask
@@ -157,6 +161,7 @@ func (n *network) up() error {
 	return nil
 }
 
+// close removes what up made. With keep the rule stays, and leads what is still marked to the unreachable route.
 func (n *network) close(keep bool) error {
 	var err error
 	if !keep && n.made {

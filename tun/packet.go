@@ -63,6 +63,7 @@ func parsePacket(b []byte) (packet, error) {
 	return packet{}, errVersion
 }
 
+// parse4 reads an IPv4 header (RFC 791, 3.1). The kernel made or checked the checksum.
 func parse4(b []byte) (packet, error) {
 	header, total := int(b[0]&15)*4, int(binary.BigEndian.Uint16(b[2:]))
 	if header < ipv4Header || total < header || total > len(b) {
@@ -77,6 +78,7 @@ func parse4(b []byte) (packet, error) {
 	return p, nil
 }
 
+// parse6 reads an IPv6 header (RFC 8200, 3); extension headers stay part of what follows.
 func parse6(b []byte) (packet, error) {
 	if len(b) < ipv6Header {
 		return packet{}, errShort
@@ -141,6 +143,7 @@ func sum(b []byte) uint32 {
 	return s
 }
 
+// fold adds the carries of a sum.
 func fold(s uint32) uint16 {
 	for s > 0xffff {
 		s = s>>16 + s&0xffff

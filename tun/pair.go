@@ -36,6 +36,7 @@ func hosts(s ipsec.Selector) (guard.Key, error) {
 	return k, nil
 }
 
+// checkOuter checks where the ESP of a Pair shall go.
 func (p *Plane) checkOuter(spec ipsec.Pair) error {
 	local, remote := spec.Local, spec.Remote
 	switch {
@@ -51,6 +52,7 @@ func (p *Plane) checkOuter(spec ipsec.Pair) error {
 	return nil
 }
 
+// socketFor is the socket that the Pair's ESP leaves by; nil where the kernel lacks the family.
 func (p *Plane) socketFor(spec ipsec.Pair) *socket {
 	family := 0
 	if spec.Remote.Addr().Is6() {
@@ -86,6 +88,10 @@ func (p *Plane) address(out *outbound, spec ipsec.Pair) {
 	out.sock, out.to = p.socketFor(spec), makeSockaddr(spec.Remote)
 	out.control = putLocal(make([]byte, 0, controlSize), spec.Local.Addr())
 	out.mtu = p.probe.mtu(spec.Remote.Addr())
+	out.fits = out.mtu - ipv4Header - udpHeader
+	if spec.Remote.Addr().Is6() {
+		out.fits = out.mtu - ipv6Header - udpHeader
+	}
 	out.mss = segmentLimit(spec, out.mtu)
 	out.segments.Store(spec.Encapsulated() && !p.cfg.NoOffload)
 }
@@ -98,6 +104,7 @@ func (p *Plane) InstallInbound(spec ipsec.Pair) error {
 	return wrap("install inbound", spec.ID, err)
 }
 
+// installInbound checks everything first and changes state last. The Plane's lock is held.
 func (p *Plane) installInbound(spec ipsec.Pair) (*inbound, error) {
 	if p.closed {
 		return nil, errClosed
@@ -153,6 +160,8 @@ func (p *Plane) InstallOutbound(spec ipsec.Pair) error {
 	return wrap("install outbound", spec.ID, p.installOutbound(spec))
 }
 
+// installOutbound arms a Pair. The outbound SA of an inbound one that stands is used as it is: a second Sealer would repeat
+// IVs. On an error nothing of a new Pair is left. The Plane's lock is held.
 func (p *Plane) installOutbound(spec ipsec.Pair) error {
 	if p.closed {
 		return errClosed
@@ -195,6 +204,7 @@ func (p *Plane) Retire(id uint32, spi ipsec.SPI) error {
 	return nil
 }
 
+// dropInbound ends an inbound SA. A packet that is being opened with it is still delivered.
 func (p *Plane) dropInbound(in *inbound) {
 	delete(in.pair.ins, in.spi)
 	p.spis.remove(in.spi)
@@ -232,6 +242,7 @@ func (p *Plane) dropPair(pr *pair) {
 	p.forget(f)
 }
 
+// without is the list less one Pair; the old list is left as it is.
 func without(list []*pair, pr *pair) []*pair {
 	var out []*pair
 	for _, other := range list {
@@ -301,6 +312,7 @@ func timeOf(nano int64) time.Time {
 	return time.Unix(0, nano)
 }
 
+// wrap adds the operation to an error.
 func wrap(op string, id uint32, err error) error {
 	if err == nil {
 		return nil

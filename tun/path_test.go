@@ -140,7 +140,7 @@ func TestHosts(t *testing.T) {
 }
 
 func TestJoins(t *testing.T) {
-	out := &outbound{mtu: 1500}
+	out := &outbound{fits: 1472}
 	out.segments.Store(true)
 	m := message{out: out, start: 0, end: 2000, segment: 1000, segments: 2}
 	for name, c := range map[string]struct {
@@ -154,6 +154,7 @@ func TestJoins(t *testing.T) {
 		"after a short one": {func(m *message) { m.end -= 10 }, 1000, false},
 		"another SA":        {func(m *message) { m.out = &outbound{} }, 1000, false},
 		"other service":     {func(m *message) { m.tos = 1 }, 1000, false},
+		"fragmented":        {func(m *message) { m.segment, m.segments, m.end = 1473, 1, 1473 }, 1000, false},
 		"too many":          {func(m *message) { m.segments, m.end = maxSegments, maxSegments*1000 }, 1000, false},
 	} {
 		m := m

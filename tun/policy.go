@@ -45,6 +45,7 @@ func (p *Plane) ClearPolicy(s ipsec.Selector) error {
 	return p.clearPolicy(key)
 }
 
+// clearPolicy ends a policy. The Plane's lock is held.
 func (p *Plane) clearPolicy(key guard.Key) error {
 	f, ok := p.all[key]
 	if !ok {

@@ -26,9 +26,9 @@ import (
 
 // Sizes of a receive batch. Buffers hold what the kernel joined; what is never filled costs no memory.
 const (
-	receiveMessages = 16
+	receiveMessages = 8
 	receiveBuffer   = 1 << 16
-	deviceBatch     = 128
+	deviceBatch     = 64
 )
 
 // receiver is the state of one receiveLoop.
@@ -40,6 +40,7 @@ type receiver struct {
 	now   time.Time
 }
 
+// receiveLoop moves packets from a socket to the device until the Plane is closed.
 func (p *Plane) receiveLoop(s *socket) {
 	r := &receiver{sock: s, in: newRecvBatch(s, receiveMessages, receiveBuffer), ready: make([][]byte, 0, deviceBatch)}
 	for range deviceBatch {
@@ -99,6 +100,7 @@ func (p *Plane) receiveDatagrams(r *receiver, i int) {
 // nonESP is how many zero octets tell IKE from ESP on port 4500 (RFC 3948, 2.2).
 const nonESP = 4
 
+// receiveNATT tells ESP from IKE and keepalives on port 4500.
 func (p *Plane) receiveNATT(r *receiver, data []byte, from *sockaddr, c control) {
 	switch {
 	case len(data) == 1 && data[0] == 0xff: // a keepalive
@@ -109,6 +111,7 @@ func (p *Plane) receiveNATT(r *receiver, data []byte, from *sockaddr, c control)
 	}
 }
 
+// receiveESP opens a packet and puts what was in it into the batch for the device.
 func (p *Plane) receiveESP(r *receiver, data []byte, from *sockaddr, c control) {
 	spi, ok := esp.ParseSPI(data)
 	if !ok {
@@ -149,6 +152,7 @@ func (p *Plane) receiveESP(r *receiver, data []byte, from *sockaddr, c control) 
 	}
 }
 
+// refuse counts a packet that the Opener refused.
 func (pr *pair) refuse(err error) {
 	if errors.Is(err, esp.ErrReplay) {
 		pr.replayed.Add(1)

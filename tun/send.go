@@ -26,6 +26,7 @@ import (
 // deviceOffset is the room that the device needs before each packet for its own header.
 const deviceOffset = 16
 
+// sendLoop moves packets from the device to the sockets until the Plane is closed.
 func (p *Plane) sendLoop() {
 	batch := p.dev.BatchSize()
 	bufs, sizes := make([][]byte, batch), make([]int, batch)

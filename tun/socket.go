@@ -43,6 +43,7 @@ func (s *socket) name() string {
 	return kind + " " + family
 }
 
+// openSocket opens a socket in the network namespace of the calling thread; port 0 is raw ESP.
 func openSocket(port uint16, v6 bool) (*socket, error) {
 	s := &socket{v6: v6, port: port}
 	domain, kind, proto := unix.AF_INET, unix.SOCK_DGRAM, unix.IPPROTO_UDP
@@ -70,6 +71,7 @@ func openSocket(port uint16, v6 bool) (*socket, error) {
 
 type sockopt struct{ level, name, value int }
 
+// configure sets the options and binds.
 func (s *socket) configure(fd int) error {
 	opts := []sockopt{{unix.SOL_SOCKET, unix.SO_MARK, int(guard.MarkOwn)}}
 	if s.v6 {
@@ -136,6 +138,7 @@ var (
 	controlSize = unix.CmsgSpace(unix.SizeofInet6Pktinfo) + 2*unix.CmsgSpace(4)
 )
 
+// putCmsg appends a control message. The buffer has the capacity.
 func putCmsg(b []byte, level, kind int32, data []byte) []byte {
 	at := len(b)
 	b = b[:at+unix.CmsgSpace(len(data))]
@@ -164,6 +167,7 @@ func putLocal(b []byte, local netip.Addr) []byte {
 	return putCmsg(b, unix.SOL_IPV6, unix.IPV6_PKTINFO, info[:])
 }
 
+// putTOS sets the type of service, with its ECN bits, of the outer header (RFC 4301, 5.1.2; RFC 6040, 4.1).
 func putTOS(b []byte, v6 bool, tos uint8) []byte {
 	var v [4]byte
 	binary.NativeEndian.PutUint32(v[:], uint32(tos))
@@ -209,6 +213,7 @@ func parseControl(b []byte) (c control) {
 // mtuProbe asks the kernel for the MTU of the path to an address, with what it learned from ICMP. Its sockets send nothing.
 type mtuProbe struct{ fd4, fd6 int }
 
+// openProbe opens the sockets of a probe in the network namespace of the calling thread.
 func openProbe() (mtuProbe, error) {
 	fd4, err4 := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	fd6, err6 := unix.Socket(unix.AF_INET6, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
@@ -234,6 +239,7 @@ func (m mtuProbe) close() {
 // minMTU is IPv6's least (RFC 8200, 5) and the floor for what ICMP may claim (TRUST.md A-48).
 const minMTU, defaultMTU = 1280, 1500
 
+// mtu is the path's MTU, or what is usual where the kernel knows no way.
 func (m mtuProbe) mtu(to netip.Addr) int {
 	fd, level, opt := m.fd4, unix.SOL_IP, unix.IP_MTU
 	var sa unix.Sockaddr = &unix.SockaddrInet4{Port: portNATT}

@@ -12,6 +12,7 @@ type table[K comparable, V any] struct {
 	shards [tableShards]atomic.Pointer[map[K]V]
 }
 
+// get may be called from anywhere.
 func (t *table[K, V]) get(k K) (v V, ok bool) {
 	if m := t.shards[t.shard(k)].Load(); m != nil {
 		v, ok = (*m)[k]
@@ -27,6 +28,7 @@ func (t *table[K, V]) remove(k K) {
 	t.change(k, func(m map[K]V) { delete(m, k) })
 }
 
+// change puts a changed copy in the place of a shard.
 func (t *table[K, V]) change(k K, do func(map[K]V)) {
 	at := &t.shards[t.shard(k)]
 	next := make(map[K]V)
@@ -39,6 +41,7 @@ func (t *table[K, V]) change(k K, do func(map[K]V)) {
 	at.Store(&next)
 }
 
+// shardOfKey spreads by what differs between hosts of one network.
 func shardOfKey(k addrKey) uint8 {
 	return k.peer[15] ^ k.peer[14] ^ k.peer[7] ^ k.own[15]
 }

@@ -153,6 +153,7 @@ func Open(cfg Config) (*Plane, error) {
 	return p, nil
 }
 
+// open makes one thing after another; undo takes what was made. The rule that leads packets into the device comes last.
 func (p *Plane) open() (err error) {
 	if p.dev, err = openDevice(p.cfg); err != nil {
 		return err

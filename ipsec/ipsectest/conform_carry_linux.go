@@ -8,6 +8,7 @@ import (
 	"tacit/lab"
 )
 
+// shapes are all ways to carry a packet.
 func shapes() (all []shape) {
 	for _, f := range families {
 		for _, m := range []ipsec.Mode{ipsec.Transport, ipsec.Tunnel} {

@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"encoding/binary"
 	"net/netip"
+	"slices"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -26,6 +27,8 @@ type Subject struct {
 	// holds the traffic between the two addresses given as further arguments, prints a line, and then sleeps. Without it the tests
 	// that kill a process are skipped.
 	Child []string
+	// Only names the parts that are run; empty means all.
+	Only []string
 }
 
 // ChildLinger is the Linger of the process that [Subject] Child starts.
@@ -83,6 +86,7 @@ func TestDataplane(t *testing.T, s Subject) {
 		{"neighbours", testNeighbours},
 		{"rp_filter", testReversePath},
 		{"forward", testForward},
+		{"foreign marks", testForeignMarks},
 		{"ike", testIKE},
 		{"moved", testMoved},
 		{"refused", testRefused},
@@ -91,10 +95,13 @@ func TestDataplane(t *testing.T, s Subject) {
 		{"restart", testRestart},
 		{"traces", testTraces},
 	} {
-		t.Run(c.name, func(t *testing.T) { c.run(newWorld(t, s)) })
+		if len(s.Only) == 0 || slices.Contains(s.Only, c.name) {
+			t.Run(c.name, func(t *testing.T) { c.run(newWorld(t, s)) })
+		}
 	}
 }
 
+// newWorld makes the hosts of one part. They go with it.
 func newWorld(t *testing.T, s Subject) *world {
 	t.Helper()
 	l, err := lab.New("dp")
@@ -129,6 +136,7 @@ func (w *world) open(h *lab.Host) ipsec.Dataplane {
 	return w.openWith(h, Options{Linger: time.Minute})
 }
 
+// openWith opens a Dataplane on a host, and closes it with the test.
 func (w *world) openWith(h *lab.Host, o Options) (d ipsec.Dataplane) {
 	w.Helper()
 	err := h.Do(func() (err error) { d, err = w.subject.Open(o); return err })
@@ -155,6 +163,7 @@ type shape struct {
 
 var spis atomic.Uint32
 
+// newSA makes one direction of a Child SA with random keys.
 func newSA() ipsec.SA {
 	key := make([]byte, 36)
 	_, _ = rand.Read(key)
@@ -221,6 +230,7 @@ func (w *world) counts(f family) lab.Counts {
 	return w.tap.Between(f.of(w.alice), f.of(w.bob))
 }
 
+// sync waits until the tap has seen what was sent until now.
 func (w *world) sync() {
 	w.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), wait)

@@ -161,6 +161,28 @@ func testForward(w *world) {
 	w.answered(v4, guest, w.bob, 8)
 }
 
+// testForeignMarks: a firewall of somebody else that overwrites every mark, and so routes what was diverted anew, makes
+// packets fail, not leak.
+func testForeignMarks(w *world) {
+	w.echo(w.bob)
+	if _, err := exec.LookPath("nft"); err != nil {
+		w.Skip("needs the program nft")
+	}
+	da, db := w.open(w.alice), w.open(w.bob)
+	for i, f := range families {
+		alice, bob := w.pairs(uint32(i+1), shape{f, ipsec.Transport, true})
+		w.up(da, db, alice, bob)
+		w.answered(f, w.alice, w.bob, 8)
+	}
+	rules := "table inet other { chain out { type route hook output priority 100; meta mark and 0xff000000 == 0x7b000000 meta mark set 1; }; }"
+	_, err := w.alice.Command(context.Background(), "nft", rules).Output()
+	w.must(err)
+	for _, f := range families {
+		w.unanswered(f, w.alice, w.bob)
+		w.noClear(f)
+	}
+}
+
 // testIKE: IKE's messages pass whatever the policy, on both ports and families, with their local addresses, and without the
 // non-ESP marker.
 func testIKE(w *world) {
@@ -174,6 +196,7 @@ func testIKE(w *world) {
 			w.must(err)
 			cb, err := db.Conn(netip.AddrPortFrom(netip.Addr{}, port))
 			w.must(err)
+			timer := time.AfterFunc(wait, func() { _ = errors.Join(ca.Close(), cb.Close()) }) // a Read that waits in vain ends
 			for _, size := range []int{28, 1400, 6000} {
 				w.must(ca.Write(make([]byte, size), at, to))
 				b := make([]byte, 65535)
@@ -187,6 +210,7 @@ func testIKE(w *world) {
 					w.Errorf("reply: got %d octets, %v; want %d", n, err, size)
 				}
 			}
+			timer.Stop()
 			w.must(errors.Join(ca.Close(), cb.Close()))
 		}
 	}

@@ -66,6 +66,7 @@ func (w *world) dial(proto string, f family, from, to *lab.Host) (net.Conn, erro
 	return from.Dial(ctx, netName(proto, f), netip.AddrPortFrom(f.of(to), echoPort).String())
 }
 
+// dialUDP opens a UDP socket that goes with the test.
 func (w *world) dialUDP(f family, from, to *lab.Host) net.Conn {
 	w.Helper()
 	c, err := w.dial("udp", f, from, to)
