@@ -81,12 +81,19 @@ func (p *Plane) armPair(pr *pair, out *outbound) error {
 	return nil
 }
 
-// current is the outbound SA that the flow's newest armed Pair uses.
+// current is the outbound SA that the flow sends with: of the armed Pairs with a peer that proved a key the newest, else the newest. A
+// Pair with nobody never displaces one with somebody (TRUST.md A-19).
 func (f *flow) current() *outbound {
-	if len(f.armed) == 0 {
-		return nil
+	var out *outbound
+	for i := len(f.armed) - 1; i >= 0; i-- {
+		if f.armed[i].spec.Authenticated {
+			return f.armed[i].out
+		}
+		if out == nil {
+			out = f.armed[i].out
+		}
 	}
-	return f.armed[len(f.armed)-1].out
+	return out
 }
 
 // interval is how often elements are renewed; lasting is the timeout they get, so that after our death they stand at least for linger.

@@ -201,7 +201,22 @@ func (p *Plane) Retire(id uint32, spi ipsec.SPI) error {
 		return wrap("retire", id, fmt.Errorf("no inbound SA %v", spi))
 	}
 	p.dropInbound(in)
+	pr.replace(in.next)
+	p.switchTo(pr.flow, pr.flow.current())
 	return nil
+}
+
+// replace ends the use of an outbound SA whose inbound half is gone: the peer has deleted both. At a rekey the newest of those that
+// are left takes its place, though nothing came on it yet.
+func (pr *pair) replace(gone *outbound) {
+	if pr.out != gone {
+		return
+	}
+	for _, in := range pr.ins {
+		if pr.out == gone || in.next.order > pr.out.order {
+			pr.out = in.next
+		}
+	}
 }
 
 // dropInbound ends an inbound SA. A packet that is being opened with it is still delivered.

@@ -172,3 +172,44 @@ func FuzzParseControl(f *testing.F) {
 		parseControl(b)
 	})
 }
+
+// Of two armed Pairs between the same hosts the one whose peer proved a key is used, else the newest.
+func TestCurrent(t *testing.T) {
+	anonymous := func() *pair { return &pair{out: &outbound{}} }
+	somebody := func() *pair { return &pair{out: &outbound{}, spec: ipsec.Pair{Authenticated: true}} }
+	a, b, c, d := anonymous(), somebody(), somebody(), anonymous()
+	for i, tt := range []struct {
+		armed []*pair
+		want  *pair
+	}{
+		{[]*pair{a}, a}, {[]*pair{a, d}, d}, {[]*pair{a, b}, b}, {[]*pair{b, a}, b}, {[]*pair{b, c, a, d}, c},
+	} {
+		f := flow{armed: tt.armed}
+		if f.current() != tt.want.out {
+			t.Errorf("row %d: not the right Pair", i)
+		}
+	}
+	if (&flow{}).current() != nil {
+		t.Error("an SA without a Pair")
+	}
+}
+
+// When the inbound half of the SA in use is retired, the newest that is left is used; when another's is, nothing changes.
+func TestReplace(t *testing.T) {
+	older, newer := &outbound{order: 1}, &outbound{order: 2}
+	pr := &pair{out: older, ins: map[ipsec.SPI]*inbound{2: {next: newer}}}
+	pr.replace(older) // the old one is gone before anything came on the new one
+	if pr.out != newer {
+		t.Error("the SA that the peer has deleted is still used")
+	}
+	pr = &pair{out: older, ins: map[ipsec.SPI]*inbound{1: {next: older}}}
+	pr.replace(newer) // the peer could not install the new one
+	if pr.out != older {
+		t.Error("the old SA is not used any more")
+	}
+	pr = &pair{out: newer, ins: map[ipsec.SPI]*inbound{1: {next: older}}}
+	pr.replace(newer) // the same, and we used it already
+	if pr.out != older {
+		t.Error("an SA without an inbound half is used")
+	}
+}
