@@ -60,7 +60,7 @@ func TestColdFirstContacts(t *testing.T) {
 				}
 				for _, a := range r.addrs() {
 					wg.Go(func() {
-						if err := burst(t, w.alice, a, 5); err != nil {
+						if err := burst(t, w.alice, a, 5, 3*time.Second); err != nil {
 							t.Errorf("round %d: %v", round, err)
 							return
 						}
@@ -81,8 +81,8 @@ func TestColdFirstContacts(t *testing.T) {
 	w.ackOrder(t, contacts)
 }
 
-// burst sends n datagrams at once and wants each of them back, none sent again.
-func burst(t *testing.T, from *lab.Host, to netip.Addr, n int) error {
+// burst sends n datagrams at once and wants each of them back within the time, none sent again.
+func burst(t *testing.T, from *lab.Host, to netip.Addr, n int, within time.Duration) error {
 	c, err := from.Dial(t.Context(), "udp", netip.AddrPortFrom(to, 7000).String())
 	if err != nil {
 		return err
@@ -93,7 +93,7 @@ func burst(t *testing.T, from *lab.Host, to netip.Addr, n int) error {
 			return fmt.Errorf("to %v: packet %d: %w", to, i, err)
 		}
 	}
-	_ = c.SetReadDeadline(time.Now().Add(3 * time.Second))
+	_ = c.SetReadDeadline(time.Now().Add(within))
 	b := make([]byte, 16)
 	for i := range n {
 		if _, err := c.Read(b); err != nil {

@@ -139,6 +139,54 @@ func TestBogusKey(t *testing.T) {
 	w.onlyProtected(w.alice, w.bob)
 }
 
+// TestBogusAddress is A-04: an address that is not the zone's does not become so by the genuine key beside it.
+func TestBogusAddress(t *testing.T) {
+	w := dnsWorld(t)
+	move := func(a *dns.Msg) *dns.Msg {
+		for _, rr := range a.Answer {
+			switch rr := rr.(type) {
+			case *dns.A:
+				rr.A = w.mallory.Addr4().AsSlice()
+			case *dns.AAAA:
+				rr.AAAA = w.mallory.Addr6().AsSlice()
+			}
+		}
+		return a
+	}
+	unsign := func(a *dns.Msg) *dns.Msg { a.Answer = a.Answer[:1]; return a }
+	for _, l := range []struct {
+		what, name string
+		lie        func(a *dns.Msg) *dns.Msg
+	}{
+		{"moved", "bob.example", move},
+		{"moved and unsigned", "bob.three", func(a *dns.Msg) *dns.Msg { return unsign(move(a)) }},
+		{"unsigned", "bob.ldns", unsign},
+		{"moved, of a name without a key", "keyless.example", move},
+	} {
+		w.liar.tell(func(q dns.Question, a *dns.Msg) *dns.Msg {
+			if !strings.EqualFold(q.Name, l.name+".") || q.Qtype == typeKey || len(a.Answer) == 0 {
+				return a
+			}
+			return l.lie(a)
+		})
+		code, _ := mustWithhold(t, w.alice, l.name).ede()
+		if code != dns.ExtendedErrorCodeDNSBogus && code != dns.ExtendedErrorCodeRRSIGsMissing {
+			t.Errorf("%s: EDE %d, want 6 or 10", l.what, code)
+		}
+		// With CD the stub wants to judge for itself; where the key is proven the address does not leave all the same.
+		r, err := query(t.Context(), w.alice, l.name, dns.TypeA, func(q *dns.Msg) { q.CheckingDisabled = true })
+		if err != nil || l.name != "keyless.example" && len(r.addrs()) > 0 || r.AuthenticatedData {
+			t.Errorf("%s, with CD: got\n%v\n%v", l.what, r.Msg, err)
+		}
+	}
+	w.wantNoPolicy()
+	wantNoElements(t, w.mallory)
+	w.sync()
+	for _, p := range w.tap.Select(func(p lab.Packet) bool { return p.Class == lab.ClassIKE }) {
+		t.Errorf("IKE: %v -> %v", p.Src, p.Dst)
+	}
+}
+
 // TestInjectedKey is A-03: a key that nobody signed never authenticates anybody.
 func TestInjectedKey(t *testing.T) {
 	w := dnsWorld(t)

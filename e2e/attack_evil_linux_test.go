@@ -39,8 +39,9 @@ func (w *world) resets(a, b *lab.Host) int {
 	}))
 }
 
-// disturbed is how long a round of a flow may take on this machine while others work; a retransmission takes 200 ms.
-const disturbed = 150 * time.Millisecond
+// disturbed is longer than a round of a flow takes on a busy machine. A single lost packet takes 200 ms and up, which is too near;
+// that none was dropped follows from the sets, in which there was never an element.
+const disturbed = time.Second
 
 // TestEvilName is A-05, off path: only the evil name fails. Clear flows between the client and the victim go on, and neither
 // side puts anything on the other's address. A-07 is the same with a gateway.
@@ -99,7 +100,7 @@ func TestEvilName(t *testing.T) {
 	if len(atAlice()) == 0 || len(atBob()) == 0 {
 		t.Error("the watch over the sets does not see what a real SA puts there: nothing was proven")
 	}
-	w.noClearSince(answered, 20*time.Millisecond)
+	w.noClearSince(answered)
 
 	// With the true host's SA in place the evil name does not displace it (R3).
 	mustWithhold(t, w.alice, "evil.example")
@@ -110,28 +111,40 @@ func TestEvilName(t *testing.T) {
 			t.Errorf("alice's status of bob: %+v", p)
 		}
 	}
-	w.noClearSince(answered, 20*time.Millisecond)
+	w.noClearSince(answered)
 }
 
-// noClearSince fails the test if Alice sent Bob anything in clear after the moment, or Bob Alice after grace more: what was on
-// its way to her when her first ESP armed him.
-func (w *attackWorld) noClearSince(at time.Time, grace time.Duration) {
+// noClearSince fails the test if Alice sent Bob anything in clear after the moment, or Bob Alice once her first ESP had reached
+// him: that arms him, and what he had sent by then is on its way for a moment more.
+func (w *attackWorld) noClearSince(at time.Time) {
 	w.t.Helper()
+	const onTheWay = 50 * time.Millisecond
 	w.sync()
+	armed := map[bool]time.Time{} // by family: Is6
 	shown := 0
-	for _, way := range []struct {
-		from, to *lab.Host
-		after    time.Time
-	}{{w.alice, w.bob, at}, {w.bob, w.alice, at.Add(grace)}} {
-		for _, p := range w.tap.Packets() {
-			if p.Class != lab.ClassClear && p.Class != lab.ClassDNS || !p.Time.After(way.after) || !has(way.from, p.Src) || !has(way.to, p.Dst) {
-				continue
+	for _, p := range w.tap.Packets() {
+		there, back := has(w.alice, p.Src) && has(w.bob, p.Dst), has(w.bob, p.Src) && has(w.alice, p.Dst)
+		first, known := armed[p.Src.Is6()]
+		switch {
+		case !there && !back || !p.Time.After(at):
+			continue
+		case p.Class == lab.ClassESP || p.Class == lab.ClassESPUDP:
+			if there && !known {
+				armed[p.Src.Is6()] = p.Time
 			}
-			if shown++; shown < 10 {
-				w.t.Errorf("in clear %v after the answer: %v -> %v protocol %d ports %d %d, %d bytes", p.Time.Sub(at), p.Src, p.Dst, p.Proto,
-					p.SrcPort, p.DstPort, p.Length)
-			}
+			continue
+		case p.Class != lab.ClassClear && p.Class != lab.ClassDNS:
+			continue
+		case back && (!known || p.Time.Before(first.Add(onTheWay))):
+			continue
 		}
+		if shown++; shown < 10 {
+			w.t.Errorf("in clear %v after the answer: %v -> %v protocol %d ports %d %d, %d bytes", p.Time.Sub(at), p.Src, p.Dst, p.Proto,
+				p.SrcPort, p.DstPort, p.Length)
+		}
+	}
+	if len(armed) != 2 {
+		w.t.Errorf("ESP from alice to bob in %d families, want 2", len(armed))
 	}
 	if n, err := w.tap.Dropped(); n != 0 || err != nil {
 		w.t.Errorf("the tap missed %d frames (%v): nothing is proven", n, err)

@@ -1,6 +1,9 @@
 package e2e
 
 import (
+	"slices"
+	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -77,6 +80,8 @@ func TestWrongKeyInDNS(t *testing.T) {
 	})
 	w.run("")
 	atAlice, atBob := watchElements(t, w.alice), watchElements(t, w.bob)
+	// Bob does install an SA each time, since the name that Alice asks for is his; she refuses his signature, and he is told.
+	flows := []*stream{startStream(t, w.alice, w.bob, w.bob.Addr4()), startStream(t, w.bob, w.alice, w.alice.Addr6())}
 	for round := range 2 {
 		a := mustWithhold(t, w.alice, "bob.example")
 		if code, _ := a.ede(); code != dns.ExtendedErrorCodeOther {
@@ -85,8 +90,10 @@ func TestWrongKeyInDNS(t *testing.T) {
 		if _, err := getaddrinfo(t, w.alice, "ahosts", "bob.example"); err == nil {
 			t.Errorf("round %d: getaddrinfo has an answer", round)
 		}
-		w.wantNothing(w.alice, w.bob)
 		w.wantNoPolicy()
+		for _, f := range flows {
+			f.goesOn(disturbed)
+		}
 	}
 	// Another name at that address is as if nothing had happened.
 	mustResolve(t, w.alice, "www.example", w.bob.Addr4().String(), w.bob.Addr6().String())
@@ -106,6 +113,52 @@ func TestWrongKeyInDNS(t *testing.T) {
 		}
 	}
 	eventually(t, 10*time.Second, "bob forgets what alice refused", func() bool { return len(w.bobTac.peers(w.alice)) == 0 })
+}
+
+// TestSilentPeer: a name with a key whose address does not speak IKE, or does not exist, is withheld within the hold, and nobody
+// else waits for it.
+func TestSilentPeer(t *testing.T) {
+	w := newAttackWorld(t, func(w *attackWorld) []zoneFile {
+		r := append(hostRecords("noike.example.", w.plain, &w.malKey), hostRecords("www.example.", w.plain, nil)...)
+		r = append(r, "nobody.example. 60 IN A 192.0.2.200", "nobody.example. 60 IN AAAA 2001:db8::200", "nobody.example. 60 IN "+w.malKey.typ45)
+		return []zoneFile{{"example.", bindNSEC, append(r, hostRecords("bob.example.", w.bob, &w.bobKey)...)}}
+	})
+	w.run("")
+	added := watchElements(t, w.alice)
+	var wg sync.WaitGroup
+	for _, name := range []string{"noike.example", "nobody.example"} {
+		wg.Go(func() { mustWithhold(t, w.alice, name) })
+	}
+	time.Sleep(100 * time.Millisecond)
+	flow := startStream(t, w.alice, w.plain, w.plain.Addr4())
+	www := mustAnswer(t, w.alice, "www.example", both(w.plain)...)
+	bob := mustAnswer(t, w.alice, "bob.example", both(w.bob)...)
+	t.Logf("meanwhile: www.example %v, bob.example %v", www.took, bob.took)
+	if www.took > hold/4 || bob.took > hold/4 {
+		t.Error("they waited for others' peers")
+	}
+	wg.Wait()
+	flow.goesOn(disturbed)
+	for _, addr := range both(w.plain) {
+		transfer(t, w.alice, w.plain, addr, 1_000_000)
+	}
+	for _, e := range added() {
+		if f := strings.Fields(e); !slices.Contains(f, w.bob.Addr4().String()) && !slices.Contains(f, w.bob.Addr6().String()) {
+			t.Errorf("there was for a while: %s", e)
+		}
+	}
+	w.sync()
+	for _, a := range both(w.plain) {
+		n := 0
+		for _, p := range w.tap.Packets() {
+			if h, ok := p.IKEHeader(); ok && p.Dst == a && !h.Response {
+				n++
+			}
+		}
+		if n < 1 || n > 5 {
+			t.Errorf("%d IKE requests to %v, want a few", n, a)
+		}
+	}
 }
 
 // index is 0 for IPv4, 1 for IPv6, as both orders them.

@@ -199,7 +199,7 @@ func (r reply) addrs() (as []netip.Addr) {
 // hold is the default of dns.hold, and slack what a busy machine may add to it.
 const (
 	hold  = 2 * time.Second
-	slack = 700 * time.Millisecond
+	slack = time.Second
 )
 
 // mustWithhold fails the test unless the name is answered SERVFAIL with an extended error, within the hold, without any

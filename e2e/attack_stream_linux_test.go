@@ -99,9 +99,11 @@ func (s *stream) state() (rounds int, longest time.Duration, err error) {
 // question.
 func (s *stream) goesOn(limit time.Duration) {
 	s.t.Helper()
-	before, _, _ := func() (int, time.Duration, error) { s.mu.Lock(); defer s.mu.Unlock(); return s.rounds, 0, nil }()
-	end := time.Now().Add(max(limit, 2*time.Second))
-	for {
+	const more = 10
+	s.mu.Lock()
+	want := s.rounds + more
+	s.mu.Unlock()
+	for end := time.Now().Add(max(limit, 2*time.Second)); ; time.Sleep(5 * time.Millisecond) {
 		s.mu.Lock()
 		rounds, err := s.rounds, s.err
 		s.mu.Unlock()
@@ -109,14 +111,13 @@ func (s *stream) goesOn(limit time.Duration) {
 			s.t.Errorf("%s ended: %v", s.name, err)
 			return
 		}
-		if rounds >= before+10 {
+		if rounds >= want {
 			break
 		}
 		if time.Now().After(end) {
 			s.t.Errorf("%s stands still", s.name)
 			return
 		}
-		time.Sleep(5 * time.Millisecond)
 	}
 	rounds, longest, _ := s.state()
 	s.t.Logf("%s: %d rounds, the longest %v", s.name, rounds, longest.Round(10*time.Microsecond))

@@ -217,7 +217,7 @@ func TestRestarted(t *testing.T) {
 				t.Logf("answered %v after the kill", time.Since(killed).Round(time.Millisecond))
 			}
 			for _, addr := range both(w.bob) {
-				eventually(t, 20*time.Second, "packets to "+addr.String()+" and back", func() bool { return burst(t, w.alice, addr, 1) == nil })
+				eventually(t, 20*time.Second, "packets to "+addr.String()+" and back", func() bool { return burst(t, w.alice, addr, 1, 100*time.Millisecond) == nil })
 				t.Logf("%v answers %v after the kill", addr, time.Since(killed).Round(time.Millisecond))
 			}
 			for _, addr := range both(w.bob) {
@@ -242,6 +242,35 @@ func TestRestarted(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestRestartedWithoutLookup: a client that was killed and started again knows no names. What its predecessor protected stays shut
+// for as long as it would have been, and no longer.
+func TestRestartedWithoutLookup(t *testing.T) {
+	t.Parallel()
+	const linger = 5 * time.Second
+	w, _, answered, flows := crashWorld(t, linger.String())
+	w.aliceTac.kill()
+	killed := time.Now()
+	w.aliceTac.start(false)
+	if list := verdicts(t, w.alice); len(list) != 2 {
+		t.Errorf("taken over: %v, want both families of bob", list)
+	}
+	time.Sleep(time.Until(killed.Add(linger)))
+	if n, first, _ := w.clearBetween(w.alice, w.bob, answered, killed.Add(linger)); n > 0 {
+		t.Errorf("%d packets in clear within linger, the first %v after the kill: %v -> %v protocol %d ports %d %d", n, first.Time.Sub(killed),
+			first.Src, first.Dst, first.Proto, first.SrcPort, first.DstPort)
+	}
+	for _, f := range flows {
+		f.stop()
+	}
+	eventually(t, linger/5+2*time.Second, "the hold ends", func() bool { return len(verdicts(t, w.alice)) == 0 })
+	mustAnswer(t, w.alice, "bob.example", both(w.bob)...)
+	answered = time.Now()
+	for _, addr := range both(w.bob) {
+		transfer(t, w.alice, w.bob, addr, 100_000)
+	}
+	w.noClearSince(answered)
 }
 
 // TestStopped stops the daemons in good order, with SAs and traffic: both kernels are as they were before, at once.
