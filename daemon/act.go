@@ -16,6 +16,7 @@ import (
 
 const (
 	ikePort    = 500
+	nattPort   = 4500
 	installing = "installing the SA"
 )
 
@@ -75,12 +76,7 @@ func (l *loop) tellsName(p *peer, name string) bool {
 	case "never":
 		return false
 	}
-	for _, a := range p.sas {
-		if !a.initiator {
-			return true
-		}
-	}
-	return l.d.rules.Named(name)
+	return p.called || l.d.rules.Named(name)
 }
 
 // engineEvent takes one event of the IKE engine.
@@ -137,20 +133,23 @@ func (l *loop) adopt(now time.Time, e ike.Established) *peer {
 	return p
 }
 
-// authorize says who a client may be (TRUST.md R2, R6, A-19). Where the address proved a key and its SA is live, only that key may
-// come in: nobody displaces somebody. Else it comes in anonymous, whatever name it tells: names of clients are not looked up yet.
+// authorize says who a client may be (TRUST.md R2, R6, R7, A-19). Where the address proved a key no longer ago than linger, only that
+// key may come in: nobody displaces somebody, nor takes his place. Else it comes in anonymous, whatever name it tells: names of clients are not looked up yet.
 func (l *loop) authorize(now time.Time, e ike.AuthorizationWanted) ike.Authorization {
-	remote := e.Remote.Addr().Unmap()
+	remote, port := e.Remote.Addr().Unmap(), e.Remote.Port()
 	anonymous, class := l.accepts(remote)
 	ok, why := pad.Claimable(remote, l.d.host.forResponder(), e.ID.Value)
 	a := ike.Authorization{Mode: ipsec.Transport, Anonymous: anonymous}
 	switch p := l.peers[key{e.Local.Addr().Unmap(), remote}]; {
 	case !ok:
 		a = ike.Authorization{Refuse: true}
+	case port != ikePort && port != nattPort: // R7: others are behind the same address
+		a, why = ike.Authorization{Refuse: true}, "it is behind a NAT: not in this version"
 	case class == policy.Clear || class == policy.Block:
 		a, why = ike.Authorization{Refuse: true}, "its class is "+class.String()
-	case p != nil && p.authenticated() != nil:
-		a.Keys, a.Anonymous = append(a.Keys, p.authenticated().key), false
+	case p != nil && (p.pad.Live() || p.pad.Held(now)):
+		k, _, _ := p.pad.Key()
+		a.Keys, a.Anonymous = append(a.Keys, k.Public), false
 		if e.Null { // it will be refused: either somebody else, or the incumbent has forgotten us
 			l.step(now, p, evContest{})
 		}

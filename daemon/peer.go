@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"strings"
 	"time"
 
 	"tacit/ike"
@@ -40,6 +41,7 @@ const (
 	incumbentWait = time.Second     // an incumbent that answers no probe for so long loses (R3)
 	silence       = 4 * time.Second // we send and hear nothing for so long: probe
 	tick          = time.Second
+	maxSAs        = 8           // that a peer may have begun at once; the oldest that proved nothing goes (R8, A-23)
 	clearLogs     = time.Minute // between two lines of the log about a peer's clear packets
 )
 
@@ -77,6 +79,7 @@ type association struct {
 	heard     time.Time // the last authenticated message
 	checked   bool      // probed for being unarmed
 	deleting  bool
+	called    bool // of ours: the peer had begun an SA with us before
 }
 
 // attempt is the negotiation that we began; at most one is in flight to an address.
@@ -86,6 +89,7 @@ type attempt struct {
 	// unnamed: the peer was asked for no name in particular. A host that is known by many names answers to its own alone, and
 	// refuses to be asked for another. The key is what it must prove in any case.
 	unnamed bool
+	called  bool // the peer had begun an SA with us before
 }
 
 // peer is an address that we negotiate with. It does nothing itself: step says what to do.
@@ -105,7 +109,8 @@ type peer struct {
 	// standing is what lookups see of the live key; nil: there is none. The loop's.
 	standing *standing
 	// contested: somebody without the live key wants the address, and the incumbent was asked (R3).
-	contested   bool
+	contested   time.Time // when it was asked; zero: nobody does
+	called      bool      // the address has begun an SA with us: it knows our name, and asks us to prove it
 	clearLogged time.Time // when dropped clear packets were logged last
 }
 
@@ -186,7 +191,7 @@ func (p *peer) step(now time.Time, e any) (do []action, wake time.Time) {
 	case evContest:
 		do = p.contest(now)
 	case evUsage:
-		p.used(now, e)
+		do = p.used(now, e)
 	case evTick:
 		do = p.tick(now)
 	}
@@ -222,7 +227,7 @@ func (p *peer) begin(now time.Time, c pad.Claim) []action {
 	if p.attempt != nil {
 		return nil
 	}
-	p.attempt = &attempt{claim: c}
+	p.attempt = &attempt{claim: c, called: p.called}
 	if len(p.live()) == 0 {
 		p.setState(now, keying, "looked up "+c.Name)
 	}
@@ -242,8 +247,26 @@ func (p *peer) forget(w waiter) {
 // established notes what the peer proved. An address has one live authenticated key (R2): anonymous SAs beside it end, so that
 // nobody can speak as the one who proved himself.
 func (p *peer) established(now time.Time, e ike.Established) (do []action) {
+	p.called = p.called || !e.Initiator
 	p.sas[e.SA] = &association{id: e.SA, initiator: e.Initiator, key: e.Key, remoteID: e.RemoteID, suite: e.Summary, born: now, since: now}
-	return nil
+	if e.Initiator {
+		return nil
+	}
+	var oldest *association
+	n := 0
+	for _, a := range p.sas {
+		if a.initiator || a.deleting {
+			continue
+		}
+		n++
+		if a.id != e.SA && a.key == nil && (oldest == nil || a.born.Before(oldest.born)) {
+			oldest = a
+		}
+	}
+	if n <= maxSAs || oldest == nil {
+		return nil
+	}
+	return p.dismiss(oldest)
 }
 
 // childUp is the data plane's acknowledgement: what waits for this key may leave.
@@ -260,21 +283,33 @@ func (p *peer) childUp(now time.Time, e ike.ChildUp) (do []action) {
 		return nil
 	}
 	a.since = now
-	p.setState(now, protected, p.describe(a))
 	if p.attempt != nil && p.attempt.id == e.SA {
-		p.attempt = nil
+		if a.key != nil {
+			p.last = p.attempt.claim
+		}
+		a.called, p.attempt = p.attempt.called, nil
 	}
+	p.setState(now, protected, p.describe(a))
 	if a.key == nil {
 		return nil
 	}
 	p.prove(now, a)
 	for _, other := range p.sas {
-		if other != a && other.key == nil && !other.deleting {
-			other.deleting = true
-			do = append(do, doCommand{other.id, ike.Delete})
+		if other != a && other.key == nil {
+			do = append(do, p.dismiss(other)...)
 		}
 	}
 	return append(do, p.answer(now, a)...)
+}
+
+// dismiss ends an SA that nobody's key is behind, and its Pair at once: whoever holds it may take his time over our DELETE.
+func (p *peer) dismiss(a *association) []action {
+	do := p.end(a)
+	if a.up {
+		a.up = false
+		do = append(do, doRemove{a.pair.ID})
+	}
+	return do
 }
 
 // prove records that the address showed the association's key just now.
@@ -302,8 +337,8 @@ func (p *peer) answer(now time.Time, a *association) (do []action) {
 
 func (p *peer) describe(a *association) string {
 	switch {
-	case a.key != nil && a.remoteID.Value != "":
-		return "proved the key of " + a.remoteID.Value
+	case a.key != nil && a.initiator: // what the peer calls itself is not proven; the key of the name that we asked for is (I8)
+		return "proved the key of " + strings.TrimSuffix(p.last.Name, ".")
 	case a.key != nil:
 		return "proved its key"
 	case a.remoteID.Kind == ike.IDFQDN:
@@ -319,8 +354,9 @@ func (p *peer) childDown(now time.Time, e ike.ChildDown) (do []action) {
 			a.up = false
 			if p.authenticated() == nil {
 				p.pad.Lost()
+				p.contested = time.Time{}
 			}
-			if len(p.live()) == 0 {
+			if len(p.live()) == 0 || p.pad.Held(now) && !p.covered() {
 				do = p.rest(now, "the SA ended: "+reason(e.Err))
 			}
 		}
@@ -337,6 +373,8 @@ func (p *peer) rest(now time.Time, why string) []action {
 	}
 	if p.attempt == nil {
 		p.setState(now, idle, why)
+	} else {
+		p.setState(now, keying, why)
 	}
 	if !p.held.IsZero() {
 		p.held = time.Time{}
@@ -347,70 +385,30 @@ func (p *peer) rest(now time.Time, why string) []action {
 
 // closed ends an IKE SA; if it was our attempt, the next name's turn comes.
 func (p *peer) closed(now time.Time, e ike.Closed) (do []action) {
+	a := p.sas[e.SA]
 	delete(p.sas, e.SA)
 	if p.attempt == nil || p.attempt.id != e.SA {
-		return p.retry(now)
+		do = p.retry(now)
+		if a != nil && a.initiator && !a.deleting && !a.called && p.called && e.Err == nil && !p.covered() { // crossed, as below
+			do = append(do, p.revive(now)...)
+		}
+		return do
 	}
 	tried := p.attempt.claim
 	if !p.attempt.unnamed && errors.As(e.Err, new(ike.NotifyError)) && errors.Is(e.Err, ike.ErrAuthentication) {
-		p.attempt = &attempt{claim: tried, unnamed: true}
+		p.attempt = &attempt{claim: tried, unnamed: true, called: p.attempt.called}
 		return []action{doInitiate{tried, true}}
 	}
+	crossed := p.called && !p.attempt.called && (e.Err == nil || errors.Is(e.Err, ike.ErrAuthentication))
 	p.attempt = nil
+	if crossed { // both ends began at once, and the peer takes us for nobody beside us: now it is told who we are
+		return p.begin(now, tried)
+	}
 	why := fmt.Sprintf("%v did not prove the key of %s: %s", p.remote, tried.Name, reason(e.Err))
 	p.pad.Fail(now, tried, why)
-	waiting := p.waiting
-	p.waiting = nil
-	for _, w := range waiting {
-		if p.pad.Ask(now, w.claim).State == pad.Failed {
-			do = append(do, doReply{w, outcome{why: why}})
-		} else {
-			p.waiting = append(p.waiting, w)
-		}
-	}
 	if len(p.live()) == 0 {
 		do = append(do, p.rest(now, why)...)
 	}
-	return append(do, p.retry(now)...)
-}
-
-// retry begins the negotiation that the next waiter needs, once no authenticated SA stands in its way.
-func (p *peer) retry(now time.Time) []action {
-	if len(p.waiting) == 0 || p.attempt != nil || p.authenticated() != nil {
-		return nil
-	}
-	return p.begin(now, p.waiting[0].claim)
-}
-
-// alive is an authenticated message. An incumbent that answered keeps the address (R3).
-func (p *peer) alive(now time.Time, id ike.SAID) []action {
-	a := p.sas[id]
-	if a == nil {
-		return nil
-	}
-	wasProbed := !a.probed.IsZero()
-	a.probed, a.heard = time.Time{}, now
-	if a.key == nil || !a.up {
-		return nil
-	}
-	p.pad.Alive(now)
-	if wasProbed && p.contested {
-		p.contested = false
-		return p.answer(now, a)
-	}
-	return nil
-}
-
-// contest asks the incumbent: if it answers, it keeps the address, else it loses it after incumbentWait (R3).
-func (p *peer) contest(now time.Time) []action {
-	p.contested = true
-	return p.probeAll(now)
-}
-
-// lose ends an incumbent that did not answer. Its SA's DELETE may take its time; the next name does not wait for it.
-func (p *peer) lose(now time.Time, a *association) []action {
-	p.contested = false
-	do := p.end(a)
 	return append(do, p.retry(now)...)
 }
 
@@ -422,53 +420,40 @@ func (p *peer) first(now time.Time, pair uint32) []action {
 			if a.key != nil {
 				p.pad.Alive(now)
 			}
+			if p.state == withheld {
+				p.setState(now, protected, p.describe(a))
+			}
 		}
 	}
 	return nil
 }
 
-// acquire is a packet that waits for an address without an SA.
+// acquire is a packet that waits for an address without an SA, or with one that the peer has not used yet: it may not have it.
 func (p *peer) acquire(now time.Time) []action {
-	if len(p.live()) > 0 {
-		return nil
-	}
-	if p.last.Name == "" {
-		return nil
-	}
-	// The address is held because it proved this key: the key stays good for as long as the hold, whatever became of the records.
-	c := p.last
-	c.Until = p.pad.HoldUntil()
-	return p.begin(now, c)
-}
-
-// probeAll asks every SA of the peer whether it still stands.
-func (p *peer) probeAll(now time.Time) (do []action) {
 	for _, a := range p.live() {
-		do = append(do, p.probe(now, a)...)
+		if a.armed {
+			return nil
+		}
 	}
-	return do
-}
-
-func (p *peer) probe(now time.Time, a *association) []action {
-	if !a.probed.IsZero() {
-		return nil
-	}
-	a.probed = now
-	return []action{doCommand{a.id, ike.Probe}}
+	return p.revive(now)
 }
 
 // used takes a Pair's counters. Valid ESP is a proof (TRUST.md 2).
-func (p *peer) used(now time.Time, e evUsage) {
+func (p *peer) used(now time.Time, e evUsage) (do []action) {
 	for _, a := range p.sas {
 		if a.pair.ID != e.pair {
 			continue
 		}
 		if a.key != nil && e.u.LastIn.After(a.usage.LastIn) {
 			p.pad.Alive(e.u.LastIn)
+			if e.u.LastIn.After(p.contested) {
+				do = append(do, p.remains(now, a)...)
+			}
 		}
 		a.usage = e.u
 		a.armed = a.armed || e.u.Armed
 	}
+	return do
 }
 
 // tick is the housekeeping of a second: unarmed SAs, silent peers, incumbents that lost, claims and linger that ended.
@@ -478,7 +463,7 @@ func (p *peer) tick(now time.Time) (do []action) {
 		heard := latest(a.since, a.heard, u.LastIn)
 		switch {
 		case a.deleting:
-		case p.contested && a.key != nil && !a.probed.IsZero() && now.Sub(a.probed) >= incumbentWait:
+		case !p.contested.IsZero() && a.key != nil && now.Sub(p.contested) >= incumbentWait:
 			do = append(do, p.lose(now, a)...)
 		case !a.armed && !a.checked && now.Sub(a.since) >= armedWithin:
 			a.checked = true
@@ -500,7 +485,8 @@ func (p *peer) tick(now time.Time) (do []action) {
 	return do
 }
 
-// renewal sets the IKE SA up anew while the old one still serves: it expires by itself. The end that began it does.
+// renewal sets the IKE SA up anew while the old one still serves: before it expires, or when it does not answer a probe. A peer
+// that was started again has lost it, and would be missed until the probe's last repeat. The end that began it does.
 func (p *peer) renewal(now time.Time) []action {
 	if p.attempt != nil || p.last.Name == "" || p.pad.Lame(now) {
 		return nil
@@ -510,7 +496,7 @@ func (p *peer) renewal(now time.Time) []action {
 		if a.key == nil || a.deleting {
 			continue
 		}
-		if !a.initiator || now.Sub(a.born) < p.renew {
+		if !a.initiator || now.Sub(a.born) < p.renew && !a.unanswered(now) {
 			return nil
 		}
 		due = true
@@ -519,6 +505,11 @@ func (p *peer) renewal(now time.Time) []action {
 		return nil
 	}
 	return p.begin(now, p.last)
+}
+
+// unanswered reports whether a probe of the SA had no answer for some time.
+func (a *association) unanswered(now time.Time) bool {
+	return !a.probed.IsZero() && now.Sub(a.probed) >= incumbentWait
 }
 
 // end deletes an SA, retransmitted (R10).
@@ -533,24 +524,35 @@ func (p *peer) end(a *association) []action {
 	return []action{doCommand{a.id, ike.Delete}}
 }
 
-// settle lets a hold end, and extends one that a later proof lengthened.
+// settle keeps a hold where the address proved its key and no SA of it is in use, for as long as the proof counts.
 func (p *peer) settle(now time.Time) []action {
-	if p.held.IsZero() || len(p.live()) > 0 {
+	if p.covered() {
 		return nil
 	}
 	until := p.pad.HoldUntil()
 	switch {
-	case until.After(p.held):
+	case until.After(now) && until.After(p.held):
 		p.held = until
 		return []action{doHold{until}}
-	case !now.Before(p.held):
+	case !p.held.IsZero() && !now.Before(p.held):
 		p.held = time.Time{}
-		if p.attempt == nil {
+		if p.attempt == nil && len(p.live()) == 0 {
 			p.setState(now, idle, "linger ended after the last proof")
 		}
 		return []action{doUnhold{}}
 	}
 	return nil
+}
+
+// covered reports whether an SA that a key authenticated is in use: the data plane lets no clear packet pass. A responder's SA is
+// not before its first ESP (R10).
+func (p *peer) covered() bool {
+	for _, a := range p.sas {
+		if a.up && a.armed && a.key != nil {
+			return true
+		}
+	}
+	return false
 }
 
 // live are the associations whose Child SA is installed.

@@ -46,7 +46,7 @@ var private = []netip.Prefix{
 }
 
 // Claimable reports whether a name may claim an address at all (TRUST.md R6, A-08), and if not, why. An address that is not
-// claimable is answered as it came: it gets no IKE, no policy, and its name no protection.
+// claimable gets no IKE and no policy; whether its name is answered is the caller's to decide.
 func Claimable(addr netip.Addr, env Environment, name string) (ok bool, why string) {
 	if !addr.IsValid() {
 		return false, "not an address"

@@ -78,6 +78,10 @@ func (s *Server) watchGroup(ctx context.Context, q *query, e *entry, g group, ke
 		if !k.ans.Until.IsZero() && (f.Until.IsZero() || k.ans.Until.Before(f.Until)) {
 			f.Until = k.ans.Until
 		}
+		// The weakest link of the chain: hints of a target in an unsigned zone are no more than its own addresses would be.
+		if g.hint && g.owner != e.ans.Owner && k.ans.Status == dnssec.Insecure && f.AddrStatus == dnssec.Secure {
+			f.AddrStatus = dnssec.Insecure
+		}
 		// What a Watcher may take for a denial has to be one.
 		if f.KeyStatus == dnssec.Secure && len(f.Keys) == 0 && !f.Denied {
 			f.KeyStatus, f.KeyWhy = dnssec.Indeterminate, "neither keys nor a denial"
@@ -112,7 +116,14 @@ func (s *Server) keyOf(ctx context.Context, q *query, e *entry, g group, key pen
 		return k
 	}
 	zone := signer(e)
-	k := s.waitKey(ctx, zone, question{q.name, dns.TypeIPSECKEY}, key)
+	blamed := zone
+	if g.owner != q.name { // the key of an alias, or of a target, is asked of others than signed the addresses
+		blamed = q.name
+		if g.hint {
+			blamed = g.owner
+		}
+	}
+	k := s.waitKey(ctx, blamed, question{q.name, dns.TypeIPSECKEY}, key)
 	if k.ans.Owner == g.owner {
 		return k
 	}
@@ -135,6 +146,9 @@ func (s *Server) keyOf(ctx context.Context, q *query, e *entry, g group, key pen
 func (s *Server) waitKey(ctx context.Context, zone string, q question, p pending) *entry {
 	if e := p.ready(); e != nil {
 		return e
+	}
+	if ctx.Err() != nil { // it has not had any time to answer: that is nobody's fault
+		return s.wait(ctx, q, p)
 	}
 	tripped := s.zones.open(zone, s.now())
 	if tripped {

@@ -1,0 +1,124 @@
+package daemon
+
+import (
+	"strings"
+	"time"
+
+	"tacit/ike"
+	"tacit/pad"
+)
+
+// Who may have the address: the turn of those who wait, and the incumbent that is asked whether it still stands (TRUST.md R3).
+
+// retry answers the waiters that need wait no longer, and begins the negotiation that the next one needs, once no authenticated SA
+// stands in its way.
+func (p *peer) retry(now time.Time) (do []action) {
+	waiting := p.waiting
+	p.waiting = nil
+	for _, w := range waiting {
+		switch s := p.pad.Ask(now, w.claim); s.State {
+		case pad.Satisfied:
+			do = append(do, doReply{w, outcome{ok: true, ttl: s.TTL}})
+		case pad.Failed, pad.Expired:
+			do = append(do, doReply{w, outcome{why: s.Why}})
+		default:
+			p.waiting = append(p.waiting, w)
+		}
+	}
+	if len(p.waiting) == 0 || p.attempt != nil || p.authenticated() != nil {
+		return do
+	}
+	return append(do, p.begin(now, p.next())...)
+}
+
+// next is the claim whose turn it is: of those of the domain with the fewest the first. Whoever has a thousand names point here keeps
+// his own waiting, and hardly another's (A-20, I3).
+func (p *peer) next() pad.Claim {
+	domain := func(name string) string {
+		labels := strings.Split(strings.TrimSuffix(name, "."), ".")
+		return strings.Join(labels[max(0, len(labels)-2):], ".")
+	}
+	many := map[string]int{}
+	for _, w := range p.waiting {
+		many[domain(w.claim.Name)]++
+	}
+	best := p.waiting[0].claim
+	for _, w := range p.waiting[1:] {
+		if many[domain(w.claim.Name)] < many[domain(best.Name)] {
+			best = w.claim
+		}
+	}
+	return best
+}
+
+// alive is an authenticated message. An incumbent that answered keeps the address (R3).
+func (p *peer) alive(now time.Time, id ike.SAID) []action {
+	a := p.sas[id]
+	if a == nil {
+		return nil
+	}
+	a.probed, a.heard = time.Time{}, now
+	if a.key == nil || !a.up {
+		return nil
+	}
+	p.pad.Alive(now)
+	return p.remains(now, a)
+}
+
+// remains is a proof by an incumbent. If it was contested it has answered, and keeps the address.
+func (p *peer) remains(now time.Time, a *association) []action {
+	if p.contested.IsZero() || a.deleting {
+		return nil
+	}
+	p.contested = time.Time{}
+	return p.answer(now, a)
+}
+
+// contest asks the incumbent: if it answers, it keeps the address, else it loses it after incumbentWait (R3). An address that is
+// held without an SA is asked for the key that it proved.
+func (p *peer) contest(now time.Time) []action {
+	if p.authenticated() == nil {
+		return p.revive(now)
+	}
+	if p.contested.IsZero() {
+		p.contested = now
+	}
+	return p.probeAll(now)
+}
+
+// lose ends an incumbent that did not answer. Its SA's DELETE may take its time; the next name does not wait for it. Without one
+// the address may prove its key anew.
+func (p *peer) lose(now time.Time, a *association) []action {
+	p.contested = time.Time{}
+	do := append(p.end(a), p.retry(now)...)
+	if p.authenticated() != nil {
+		return do
+	}
+	return append(do, p.revive(now)...)
+}
+
+// revive asks a held address for the key that it proved: the key stays good for as long as the hold, whatever became of the records.
+func (p *peer) revive(now time.Time) []action {
+	if p.last.Name == "" || !p.pad.Held(now) {
+		return nil
+	}
+	c := p.last
+	c.Until = p.pad.HoldUntil()
+	return p.begin(now, c)
+}
+
+// probeAll asks every SA of the peer whether it still stands.
+func (p *peer) probeAll(now time.Time) (do []action) {
+	for _, a := range p.live() {
+		do = append(do, p.probe(now, a)...)
+	}
+	return do
+}
+
+func (p *peer) probe(now time.Time, a *association) []action {
+	if !a.probed.IsZero() {
+		return nil
+	}
+	a.probed = now
+	return []action{doCommand{a.id, ike.Probe}}
+}
