@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"reflect"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -46,8 +47,12 @@ func (h *host) forResponder() pad.Environment {
 // concluded from the one before, like our address towards a peer, is to be found out again.
 func (h *host) read() error {
 	e, err := Environment(h.file)
-	if old := h.env.Load(); err != nil && old != nil {
-		e = *old
+	old := h.env.Load()
+	switch {
+	case err != nil && old != nil:
+		e = *old // and a new snapshot all the same: nothing that was decided by the old one is sure
+	case old != nil && reflect.DeepEqual(e, *old):
+		return nil
 	}
 	h.env.Store(&e)
 	return err

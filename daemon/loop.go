@@ -250,10 +250,15 @@ func (l *loop) step(now time.Time, p *peer, e any) {
 	before, why := p.state, p.why
 	do, wake := p.step(now, e)
 	l.publish(p)
+	spreading := l.spread(now, p)
 	if p.state != before || p.why != why {
 		l.log.Info("peer", "peer", p.remote, "local", p.local, "state", p.state, "was", before, "why", p.why)
 	}
 	for _, a := range do {
+		if r, ok := a.(doReply); ok && spreading { // it leaves when the data plane has acknowledged the holds that were queued before
+			l.job("answering", func() error { return nil }, func(now time.Time, _ error) { l.do(now, p, r) })
+			continue
+		}
 		l.do(now, p, a)
 	}
 	if wake.IsZero() && l.peers[p.key] == p && p.quiet(now) {

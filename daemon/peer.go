@@ -108,6 +108,8 @@ type peer struct {
 	held    time.Time // until when a Hold policy of ours stands; zero: none
 	// standing is what lookups see of the live key; nil: there is none. The loop's.
 	standing *standing
+	spreadAt time.Time        // the proof that the peers at our other addresses know of
+	spreadTo *pad.Environment // our addresses then
 	// contested: somebody without the live key wants the address, and the incumbent was asked (R3).
 	contested   time.Time // when it was asked; zero: nobody does
 	called      bool      // the address has begun an SA with us: it knows our name, and asks us to prove it
@@ -192,6 +194,8 @@ func (p *peer) step(now time.Time, e any) (do []action, wake time.Time) {
 		do = p.contest(now)
 	case evUsage:
 		do = p.used(now, e)
+	case evElsewhere:
+		do = p.elsewhere(e)
 	case evTick:
 		do = p.tick(now)
 	}

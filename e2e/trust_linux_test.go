@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"net/netip"
 	"slices"
 	"testing"
 	"time"
@@ -148,5 +149,41 @@ func TestSharedHosting(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// TestAllOurAddresses: a lookup protects what is sent to Bob from any of Alice's addresses, also from one that she gets later.
+func TestAllOurAddresses(t *testing.T) {
+	w := trustWorld(t, "")
+	add := func(p string) netip.Addr {
+		prefix := netip.MustParsePrefix(p)
+		if err := w.alice.AddAddr(prefix); err != nil {
+			t.Fatal(err)
+		}
+		return prefix.Addr()
+	}
+	second4, second6 := add("192.0.2.11/24"), add("2001:db8::11/64")
+	time.Sleep(300 * time.Millisecond) // tacit has seen them
+	mustResolve(t, w.alice, "bob.example", w.bob.Addr4().String(), w.bob.Addr6().String())
+	third := add("192.0.2.12/24")
+	time.Sleep(1300 * time.Millisecond)
+	for _, from := range []netip.Addr{second4, second6, third} {
+		to := w.bob.Addr4()
+		if from.Is6() {
+			to = w.bob.Addr6()
+		}
+		if p, err := ping(w.alice, from, to, 5, 50*time.Millisecond); err != nil || p.received != p.sent {
+			t.Errorf("from %v: %v, %v", from, p, err)
+		}
+		w.sync()
+		count := func(clear bool) int {
+			return len(w.tap.Select(func(p lab.Packet) bool {
+				mine := p.Src == from && p.Dst == to || p.Src == to && p.Dst == from
+				return mine && (clear && p.Class == lab.ClassClear || !clear && (p.Class == lab.ClassESP || p.Class == lab.ClassESPUDP))
+			}))
+		}
+		if esp, clear := count(false), count(true); clear != 0 || esp < 10 {
+			t.Errorf("from %v: %d packets of ESP and %d in clear, want 10 and 0", from, esp, clear)
+		}
 	}
 }

@@ -168,6 +168,13 @@ func (a *Address) Alive(now time.Time) bool {
 // Lost records that the SA of the live key is gone. The hold on X stands until linger after the last proof (R9).
 func (a *Address) Lost() { a.live = false }
 
+// Elsewhere records that X proved the key at another of our own addresses: it is held at this one too, though no SA is live here.
+func (a *Address) Elsewhere(at time.Time, k Key) {
+	if !a.live && at.After(a.proven) {
+		a.key, a.proven = k, at
+	}
+}
+
 // Live reports whether an SA that X's key authenticated is up.
 func (a *Address) Live() bool { return a.live }
 
