@@ -31,14 +31,43 @@ func (l *loop) do(now time.Time, p *peer, a action) {
 		l.output(now, l.engine.Do(now, a.sa, a.c))
 	case doHold:
 		s, until := ipsec.Host(p.local, p.remote), a.until
-		l.job("holding", func() error { return l.dp.SetPolicy(s, ipsec.Hold, until) }, l.failed("holding the address", p.remote))
+		l.job("holding", func() error { return l.hold(s, until) }, l.failed("holding the address", p.remote))
 	case doUnhold:
 		s := ipsec.Host(p.local, p.remote)
-		l.job("releasing", func() error { return l.dp.ClearPolicy(s) }, l.failed("releasing the address", p.remote))
+		l.job("releasing", func() error { delete(l.unheld, s); return l.dp.ClearPolicy(s) }, l.failed("releasing the address", p.remote))
 	case doRemove:
 		delete(l.pairs, a.pair)
-		l.job("removing", func() error { return l.dp.Remove(a.pair) }, l.failed("removing an SA", p.remote))
+		l.remove(ipsec.Host(p.local, p.remote), a.pair)
 	}
+}
+
+// hold sets a Hold policy, and remembers if it could not be set. It runs in the data plane's goroutine.
+func (l *loop) hold(s ipsec.Selector, until time.Time) error {
+	err := l.dp.SetPolicy(s, ipsec.Hold, until)
+	if err != nil {
+		l.unheld[s] = until
+		return err
+	}
+	delete(l.unheld, s)
+	return nil
+}
+
+// remove ends a Pair, but not before the hold that is to stand in its place stands: a Pair without a peer lets nothing pass.
+func (l *loop) remove(s ipsec.Selector, pair uint32) {
+	call := func() error {
+		if until, failed := l.unheld[s]; failed && l.now().Before(until) {
+			if err := l.hold(s, until); err != nil {
+				return err
+			}
+		}
+		return l.dp.Remove(pair)
+	}
+	l.job("removing", call, func(_ time.Time, err error) {
+		if err != nil {
+			l.log.Error("removing an SA", "peer", s.Remote.Addr(), "err", err)
+			time.AfterFunc(tick, func() { l.report(func(time.Time) { l.remove(s, pair) }) })
+		}
+	})
 }
 
 // initiate begins IKE for a claim.
@@ -171,7 +200,7 @@ func (l *loop) sign(e ike.SignatureWanted) {
 		r := ike.Signature{Token: e.Token}
 		r.Sig, r.Err = l.d.cfg.Signer.Sign(rand.Reader, e.Data, e.Opts)
 		<-l.signers
-		l.done <- func(now time.Time) { l.output(now, l.engine.Supply(now, e.SA, r)) }
+		l.report(func(now time.Time) { l.output(now, l.engine.Supply(now, e.SA, r)) })
 	}()
 }
 
@@ -201,7 +230,7 @@ func (l *loop) install(now time.Time, e ike.ChildWanted) {
 				"mode", e.Pair.Mode, "rekey", e.Rekey, "took", now.Sub(start), "t", now.Format(time.RFC3339Nano))
 		}
 		if l.bySA[e.SA] == nil && err == nil && !e.Rekey { // the SA ended meanwhile
-			l.job("removing", func() error { return l.dp.Remove(e.Pair.ID) }, l.failed("removing an SA", e.Pair.Remote.Addr()))
+			l.remove(e.Pair.Selector, e.Pair.ID)
 		}
 		l.output(now, l.engine.Supply(now, e.SA, ike.Installed{Token: e.Token, Err: err}))
 	})

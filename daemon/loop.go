@@ -3,6 +3,7 @@ package daemon
 import (
 	"context"
 	"crypto/rand"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/netip"
@@ -30,12 +31,14 @@ type loop struct {
 	grants *grants
 
 	datagrams chan ike.Datagram
-	calls     chan func(now time.Time) // from lookups and status
-	jobs      chan func()              // to the data plane's goroutine, in order
-	queue     []func()                 // jobs that wait for it
-	done      chan func(now time.Time) // what jobs and signers found
-	signers   chan struct{}            // a seat each
-	wake      time.Time                // of the engine
+	calls     chan func(now time.Time)     // from lookups and status
+	jobs      chan func()                  // to the data plane's goroutine, in order
+	queue     []func()                     // jobs that wait for it
+	done      chan func(now time.Time)     // what jobs and signers found
+	signers   chan struct{}                // a seat each
+	wake      time.Time                    // of the engine
+	ended     chan struct{}                // closed when the loop has
+	unheld    map[ipsec.Selector]time.Time // holds that could not be set; the data plane goroutine's
 }
 
 const (
@@ -51,7 +54,7 @@ func newLoop(d *Daemon) (*loop, error) {
 		conns: map[netip.AddrPort]ipsec.Conn{}, peers: map[key]*peer{}, bySA: map[ike.SAID]*peer{}, pairs: map[uint32]*peer{},
 		grants:    newGrants(d.started),
 		datagrams: make(chan ike.Datagram, 1024), calls: make(chan func(time.Time), 64), jobs: make(chan func()),
-		done: make(chan func(time.Time), 64), signers: make(chan struct{}, 4),
+		done: make(chan func(time.Time), 64), signers: make(chan struct{}, 4), ended: make(chan struct{}), unheld: map[ipsec.Selector]time.Time{},
 	}
 	c := ike.Config{
 		Rand: rand.Reader, Encapsulate: d.cfg.Encapsulate, IKELifetime: f.IKELifetime, ChildLifetime: f.ChildLifetime,
@@ -82,6 +85,7 @@ func (l *loop) closeConns() {
 
 // run is the loop.
 func (l *loop) run(ctx context.Context) error {
+	defer close(l.ended)
 	for p, c := range l.conns {
 		go l.read(ctx, p, c)
 	}
@@ -172,7 +176,7 @@ func (l *loop) job(what string, call func() error, then func(now time.Time, err 
 	}
 	l.queue = append(l.queue, func() {
 		err := call()
-		l.done <- func(now time.Time) { then(now, err) }
+		l.report(func(now time.Time) { then(now, err) })
 	})
 }
 
@@ -180,6 +184,14 @@ func (l *loop) job(what string, call func() error, then func(now time.Time, err 
 func (l *loop) withdraw() {
 	for _, p := range l.peers {
 		p.withdraw()
+	}
+}
+
+// report brings what was found beside the loop back into it.
+func (l *loop) report(f func(now time.Time)) {
+	select {
+	case l.done <- f:
+	case <-l.ended:
 	}
 }
 
@@ -199,8 +211,12 @@ func (l *loop) post(ctx context.Context, f func(now time.Time)) error {
 		return nil
 	case <-ctx.Done():
 		return ctx.Err()
+	case <-l.ended:
+		return errEnded
 	}
 }
+
+var errEnded = errors.New("the daemon has ended")
 
 func (l *loop) receive(now time.Time, d ike.Datagram) {
 	l.log.Debug("ike", "dir", "in", "peer", d.Remote, "bytes", len(d.Data))

@@ -492,7 +492,7 @@ func (p *peer) tick(now time.Time) (do []action) {
 // renewal sets the IKE SA up anew while the old one still serves: before it expires, or when it does not answer a probe. A peer
 // that was started again has lost it, and would be missed until the probe's last repeat. The end that began it does.
 func (p *peer) renewal(now time.Time) []action {
-	if p.attempt != nil || p.last.Name == "" || p.pad.Lame(now) {
+	if p.attempt != nil || p.last.Name == "" || p.pad.Lame(now) || p.pad.Failing(now, p.last) {
 		return nil
 	}
 	due := false

@@ -208,6 +208,12 @@ func (a *Address) Fail(now time.Time, c Claim, why string) time.Time {
 	return f.until
 }
 
+// Failing reports whether a negotiation for the claim failed so lately that it must not be tried again yet.
+func (a *Address) Failing(now time.Time, c Claim) bool {
+	f, ok := a.failures[failureKey{c.Name, c.keySet()}]
+	return ok && now.Before(f.until)
+}
+
 // backOff doubles from FirstBackOff to MaxBackOff.
 func backOff(count int) time.Duration {
 	d := FirstBackOff

@@ -169,11 +169,13 @@ func (t *Table) For(name string, addr netip.Addr) Rule {
 	return t.ForAddr(addr)
 }
 
-// ForChain is For where the name that was asked is an alias of another, the owner of the address: an alias is no way around the
-// rule of the name that it leads to, so that the stricter of the two rules counts.
+// ForChain is For where the name that was asked is an alias of another, the owner of the address. A rule that names one of them is
+// more specific than any prefix; if rules name both the stricter counts: an alias is no way around the rule of the name that it leads to.
 func (t *Table) ForChain(asked, owner string, addr netip.Addr) Rule {
 	a, o := t.For(asked, addr), t.For(owner, addr)
-	if o.Class < a.Class {
+	_, named := t.named(canonical(asked))
+	_, ownerNamed := t.named(canonical(owner))
+	if ownerNamed && !named || named == ownerNamed && o.Class < a.Class {
 		return o
 	}
 	return a

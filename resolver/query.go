@@ -55,8 +55,6 @@ func (s *Server) resolve(ctx context.Context, q *query) (r *dns.Msg) {
 		}
 	}()
 	interest := s.interest(q.name)
-	// The rule of the name that was asked decides whether a key is asked for; a rule of the alias's end can only block, and is
-	// the Watcher's to weigh, who is told both names.
 	switch {
 	case interest == Refuse && !s.cfg.Observe:
 		return s.block(q, q.name)
@@ -71,6 +69,9 @@ func (s *Server) resolve(ctx context.Context, q *query) (r *dns.Msg) {
 	}
 	if s.interest(e.ans.Owner) == Refuse {
 		return s.block(q, e.ans.Owner)
+	}
+	if carriesAddresses(q.typ) && e.ans.Owner != q.name && s.interest(e.ans.Owner) == AskKey {
+		return s.guarded(ctx, q) // which name's rule counts is the Watcher's to weigh, who is told both
 	}
 	return s.plain(q, e)
 }
