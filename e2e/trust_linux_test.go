@@ -3,6 +3,7 @@ package e2e
 import (
 	"net/netip"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -185,5 +186,31 @@ func TestAllOurAddresses(t *testing.T) {
 		if esp, clear := count(false), count(true); clear != 0 || esp < 10 {
 			t.Errorf("from %v: %d packets of ESP and %d in clear, want 10 and 0", from, esp, clear)
 		}
+	}
+}
+
+// TestObserve: an administrator who only looks sees what would be done, and nothing is: no rule, no device, no IKE, no answer
+// withheld or held.
+func TestObserve(t *testing.T) {
+	w := trustWorld(t, "")
+	w.aliceTac.stop()
+	before := kernelState(t, w.alice)
+	w.tap.Reset()
+	w.aliceTac.start(true)
+	mustResolve(t, w.alice, "bob.example", w.bob.Addr4().String(), w.bob.Addr6().String())
+	mustResolve(t, w.alice, "evilhost.three", w.bob.Addr4().String(), w.bob.Addr6().String()) // whose key Bob has not
+	if p, err := ping(w.alice, w.alice.Addr4(), w.bob.Addr4(), 3, 10*time.Millisecond); err != nil || p.received != 3 {
+		t.Errorf("%v, %v", p, err)
+	}
+	sameState(t, w.alice, before)
+	if n := w.handshakes(); n != 0 {
+		t.Errorf("%d negotiations by a daemon that only observes", n)
+	}
+	w.sync()
+	if c := w.tap.BetweenHosts(w.alice, w.bob); c.ESP() != 0 || c.Clear() == 0 {
+		t.Errorf("the tap saw %v, want packets in clear and no ESP", c)
+	}
+	for _, want := range []string{"msg=dns-validated name=bob.example.", "msg=dns-validated name=evilhost.three."} {
+		eventually(t, time.Second, want+" in the log", func() bool { return strings.Contains(w.aliceTac.log(), want) })
 	}
 }
