@@ -27,14 +27,12 @@ type grantPlay struct {
 // newGrantPlay has bob's key proven by SA 1 and his answer granted.
 func newGrantPlay(t *testing.T) *grantPlay {
 	t.Helper()
-	p := newPlay(t)
+	p := newProven(t)
 	g := &grantPlay{play: p, l: &loop{grants: newGrants(p.now), peers: map[key]*peer{p.p.key: p.p}}, env: &pad.Environment{}}
 	g.f = resolver.Found{
 		Asked: "www.example.", Owner: "bob.example.", Addrs: []netip.Addr{p.p.remote}, AddrStatus: dnssec.Secure,
 		Keys: []ipseckey.Record{{Key: testKey(1)}}, KeyStatus: dnssec.Secure, Until: p.now.Add(time.Hour),
 	}
-	p.lookup("bob.example.", 1)
-	p.established(1, true, 1)
 	g.l.publish(p.p)
 	if p.p.standing == nil {
 		t.Fatal("the key is proven, and has no standing")

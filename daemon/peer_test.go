@@ -10,7 +10,7 @@ import (
 	"time"
 
 	"tacit/ike"
-	ikewire "tacit/ike/wire"
+	"tacit/ike/wire"
 	"tacit/ipsec"
 	"tacit/pad"
 )
@@ -85,6 +85,14 @@ func (p *play) established(sa ike.SAID, initiator bool, k byte) {
 	p.event(ike.ChildUp{SA: sa, Pair: ipsec.Pair{ID: uint32(sa) + 100}})
 }
 
+// newProven is a play whose peer has proven the key of bob.example. by SA 1.
+func newProven(t *testing.T) *play {
+	p := newPlay(t)
+	p.lookup("bob.example.", 1)
+	p.established(1, true, 1)
+	return p
+}
+
 func (p *play) ended(sa ike.SAID, err error) {
 	if a := p.p.sas[sa]; a != nil && a.up {
 		p.event(ike.ChildDown{SA: sa, Pair: a.pair.ID, Err: err})
@@ -128,6 +136,17 @@ func (p *play) wantState(s state) {
 	p.t.Helper()
 	if p.p.state != s {
 		p.t.Errorf("the peer is %v (%s), want %v", p.p.state, p.p.why, s)
+	}
+}
+
+// wantHoldFirst wants a hold before all else, and then the removal of the Pair: without both nothing keeps clear packets back.
+func (p *play) wantHoldFirst() {
+	p.t.Helper()
+	if len(p.done) < 2 {
+		p.t.Fatalf("did %v, want a hold and then the removal", p.done)
+	}
+	if _, ok := p.done[0].(doHold); !ok {
+		p.t.Fatalf("did %#v before the hold stood", p.done[0])
 	}
 }
 
@@ -182,62 +201,12 @@ func TestFailureWithholdsTheNameOnly(t *testing.T) {
 	p.wantReleased(good)
 }
 
-// A failed attempt for one name does not take the other's waiters with it.
-func TestWaitersOfAnotherKeyGetTheirOwnNegotiation(t *testing.T) {
-	p := newPlay(t)
-	evil, good := p.lookup("evil.example.", 9), p.lookup("bob.example.", 1)
-	p.ended(1, errors.New("authentication failed"))
-	p.wantWithheld(evil)
-	if n := count[doInitiate](p); n != 2 {
-		t.Fatalf("%d negotiations, want 2", n)
-	}
-	p.established(2, true, 1)
-	p.wantReleased(good)
-}
-
-// R3: the incumbent that answers keeps the address.
-func TestConflictIncumbentAnswers(t *testing.T) {
-	p := newPlay(t)
-	p.lookup("bob.example.", 1)
-	p.established(1, true, 1)
-	evil := p.lookup("evil.example.", 9)
-	if n := count[doCommand](p); n != 1 {
-		t.Fatalf("%d commands, want one probe", n)
-	}
-	p.event(ike.Alive{SA: 1})
-	p.wantWithheld(evil)
-	p.wantState(protected)
-	p.wantReleased(p.lookup("bob.example.", 1))
-}
-
-// R3: the incumbent that does not answer within a second loses; A-56.
-func TestConflictIncumbentIsGone(t *testing.T) {
-	p := newPlay(t)
-	p.lookup("bob.example.", 1)
-	p.established(1, true, 1)
-	next := p.lookup("next.example.", 2)
-	p.pass(2 * tick)
-	p.ended(1, nil)
-	if n := count[doInitiate](p); n != 2 {
-		t.Fatalf("%d negotiations, want 2", n)
-	}
-	p.established(2, true, 2)
-	p.wantReleased(next)
-}
-
 // R9: without an SA an address that proved its key is held until linger after the last proof, and a packet keys it again.
 func TestHeldAfterTheSA(t *testing.T) {
-	p := newPlay(t)
-	p.lookup("bob.example.", 1)
-	p.established(1, true, 1)
+	p := newProven(t)
 	p.done = nil
 	p.event(ike.ChildDown{SA: 1, Pair: 101})
-	if len(p.done) < 2 {
-		t.Fatalf("did %v, want a hold and then the removal", p.done)
-	}
-	if _, ok := p.done[0].(doHold); !ok {
-		t.Fatalf("did %#v before the hold stood", p.done[0])
-	}
+	p.wantHoldFirst()
 	p.event(ike.Closed{SA: 1})
 	p.wantState(withheld)
 	p.event(evAcquire{})
@@ -251,6 +220,42 @@ func TestHeldAfterTheSA(t *testing.T) {
 	if count[doUnhold](p) != 1 {
 		t.Error("the hold did not end")
 	}
+}
+
+// The client that asked may be gone when the key is proven. A packet that waits later means its claim all the same.
+func TestAcquireAfterTheClientIsGone(t *testing.T) {
+	p := newPlay(t)
+	w := p.lookup("bob.example.", 1)
+	p.event(evGone{w})
+	p.established(1, true, 1)
+	p.ended(1, errors.New("no answer"))
+	p.wantState(withheld)
+	p.event(evAcquire{})
+	if n := count[doInitiate](p); n != 2 {
+		t.Errorf("%d negotiations, want another for the held packet", n)
+	}
+}
+
+// I1, R10: an SA that the peer began and has not used enforces nothing. When the SA that did goes, the address is held, and a packet
+// that waits has it keyed.
+func TestUnusedSAIsNoProtection(t *testing.T) {
+	p := newProven(t)
+	p.established(8, false, 1) // the peer begins one too, by its name
+	p.done = nil
+	p.ended(1, nil)
+	p.wantHoldFirst()
+	p.event(evAcquire{})
+	if n := count[doInitiate](p); n != 1 {
+		t.Errorf("%d negotiations for the packet that waits, want 1", n)
+	}
+	p.now = p.now.Add(100 * time.Second)
+	p.done = nil
+	p.event(ike.Alive{SA: 8}) // a proof: answers may be kept for linger from now on, and so long the hold must stand
+	if until := p.p.held; until.Before(p.now.Add(testLinger)) {
+		t.Errorf("held until %v, the proof counts until %v", until, p.now.Add(testLinger))
+	}
+	p.event(evFirst{108})
+	p.wantState(protected)
 }
 
 // An anonymous client's SA ends and leaves nothing: it proved no key.
@@ -293,10 +298,50 @@ func TestAuthenticatedEndsAnonymous(t *testing.T) {
 	t.Error("the anonymous SA beside the authenticated one stays")
 }
 
-func TestSilenceIsProbed(t *testing.T) {
+// A-19, I2: the Pair that nobody made goes with the acknowledgement of somebody's. The answer to our DELETE is the other's to give,
+// and he who holds the anonymous SA would take his time: packets of it go on until the Pair is removed.
+func TestAnonymousPairIsRemovedAtOnce(t *testing.T) {
 	p := newPlay(t)
-	p.lookup("bob.example.", 1)
+	p.established(7, false, 0)
+	w := p.lookup("bob.example.", 1)
 	p.established(1, true, 1)
+	p.wantReleased(w)
+	for i, a := range p.done {
+		switch a := a.(type) {
+		case doRemove:
+			if a.pair == 107 {
+				return
+			}
+		case doReply:
+			t.Fatalf("action %d releases the answer while the anonymous Pair still carries packets: %v", i, p.done)
+		}
+	}
+	t.Error("the anonymous Pair stays until the peer answers our DELETE")
+}
+
+// R8, A-23, I4: a client that begins SA after SA keeps no more of them than a few: its oldest goes.
+func TestSAsOfAPeerAreBounded(t *testing.T) {
+	p := newPlay(t)
+	for i := range 100 {
+		p.now = p.now.Add(time.Millisecond)
+		p.established(ike.SAID(i+1), false, 0)
+	}
+	kept := 0
+	for _, a := range p.p.sas {
+		if !a.deleting {
+			kept++
+		}
+	}
+	if kept > maxSAs || count[doRemove](p) != 100-kept {
+		t.Errorf("%d SAs kept and %d Pairs removed of 100", kept, count[doRemove](p))
+	}
+	if p.p.sas[100].deleting {
+		t.Error("the youngest went")
+	}
+}
+
+func TestSilenceIsProbed(t *testing.T) {
+	p := newProven(t)
 	p.pass(10 * tick)
 	p.event(evUsage{101, ipsec.Usage{Armed: true, LastIn: p.now.Add(-5 * time.Second), LastOut: p.now}})
 	p.event(evTick{})
@@ -314,6 +359,17 @@ func TestWhyIsASentence(t *testing.T) {
 	}
 }
 
+// I8: what a peer says its name is, is not proven by the key of another name.
+func TestWhyNamesNobodyUnproven(t *testing.T) {
+	p := newPlay(t)
+	p.lookup("evil.example.", 9)
+	p.event(ike.Established{SA: 1, Initiator: true, Key: testKey(9), RemoteID: ike.ID{Kind: ike.IDFQDN, Value: "bank.example"}})
+	p.event(ike.ChildUp{SA: 1, Pair: ipsec.Pair{ID: 101}})
+	if strings.Contains(p.p.why, "key of bank.example") {
+		t.Errorf("status says %q of a host that proved the key of evil.example", p.p.why)
+	}
+}
+
 func TestForgottenWhenQuiet(t *testing.T) {
 	p := newPlay(t)
 	p.lookup("bob.example.", 1)
@@ -326,9 +382,7 @@ func TestForgottenWhenQuiet(t *testing.T) {
 
 // An IKE SA that will expire is set up anew before, once, and the old one is left to serve until then.
 func TestRenewedBeforeItExpires(t *testing.T) {
-	p := newPlay(t)
-	p.lookup("bob.example.", 1)
-	p.established(1, true, 1)
+	p := newProven(t)
 	busy := func(d time.Duration) {
 		for end := p.now.Add(d); p.now.Before(end); p.pass(tick) {
 			p.event(evUsage{101, ipsec.Usage{Armed: true, LastIn: p.now, LastOut: p.now}})
@@ -352,11 +406,68 @@ func TestRenewedBeforeItExpires(t *testing.T) {
 	}
 }
 
+// silentPeer has an SA that sends and hears nothing, so that it is probed.
+func silentPeer(t *testing.T) *play {
+	p := newProven(t)
+	p.pass(10 * tick)
+	p.event(evUsage{101, ipsec.Usage{Armed: true, LastIn: p.now.Add(-2 * silence), LastOut: p.now}})
+	p.event(evTick{})
+	if n := count[doCommand](p); n != 1 {
+		t.Fatalf("%d commands, want a probe", n)
+	}
+	return p
+}
+
+// A peer that was started again knows nothing of its SA: a new one is set up beside it, without waiting for the end of the old.
+func TestUnansweredIsSetUpAnew(t *testing.T) {
+	p := silentPeer(t)
+	p.pass(incumbentWait)
+	if n := count[doInitiate](p); n != 2 {
+		t.Fatalf("%d negotiations, want a second one a second after the probe", n)
+	}
+	p.wantState(protected)
+	p.established(2, true, 1)
+	p.ended(1, nil) // the old one's probe has run out
+	p.wantState(protected)
+	p.pass(5 * tick)
+	if n := count[doInitiate](p); n != 2 {
+		t.Errorf("%d negotiations, want 2", n)
+	}
+	if count[doHold](p) != 0 {
+		t.Error("held although an SA is up")
+	}
+}
+
+// One that answers is left alone.
+func TestAnsweredIsLeftAlone(t *testing.T) {
+	p := silentPeer(t)
+	p.event(ike.Alive{SA: 1})
+	p.pass(2 * time.Second)
+	if n := count[doInitiate](p); n != 1 {
+		t.Errorf("%d negotiations, want 1", n)
+	}
+}
+
+// If nobody answers at all the address is held until linger after its last proof, as without the attempt.
+func TestUnansweredAndGone(t *testing.T) {
+	p := silentPeer(t)
+	p.pass(incumbentWait)
+	p.event(ike.ChildDown{SA: 1, Pair: 101})
+	p.event(ike.Closed{SA: 1})
+	if count[doHold](p) != 1 {
+		t.Error("not held")
+	}
+	p.ended(2, nil)
+	p.wantState(withheld)
+	p.pass(testLinger + 2*tick)
+	p.wantState(idle)
+}
+
 // A host of many names refuses to be asked for another than its own. What counts is the key: it is asked again for no name.
 func TestHostOfManyNames(t *testing.T) {
 	p := newPlay(t)
 	w := p.lookup("second.example.", 1)
-	refused := ike.NotifyError{Type: ikewire.AuthenticationFailed}
+	refused := ike.NotifyError{Type: wire.AuthenticationFailed}
 	p.ended(1, refused)
 	last, ok := p.done[len(p.done)-1].(doInitiate)
 	if !ok || !last.unnamed {
@@ -372,30 +483,5 @@ func TestHostOfManyNames(t *testing.T) {
 	evil.wantWithheld(w)
 	if n := count[doInitiate](evil); n != 2 {
 		t.Errorf("%d negotiations, want 2", n)
-	}
-}
-
-// What an address proved at one of our addresses holds it at the others; a packet from there keys it, and nobody comes in.
-func TestProofCountsForAllOurAddresses(t *testing.T) {
-	p := newPlay(t)
-	p.established(7, false, 0) // an anonymous client, before
-	p.event(evElsewhere{p.now, pad.KeyOf(testKey(1)), p.claim("bob.example.", 1)})
-	if count[doHold](p) != 1 || count[doRemove](p) != 1 {
-		t.Fatalf("did %#v, want a hold and the anonymous Pair removed", p.done)
-	}
-	p.event(evAcquire{})
-	if n := count[doInitiate](p); n != 1 {
-		t.Fatalf("%d negotiations after a held packet, want 1", n)
-	}
-	p.established(1, true, 1)
-	p.wantState(protected)
-	p.event(evElsewhere{p.now.Add(-time.Minute), pad.KeyOf(testKey(2)), p.claim("evil.example.", 2)})
-	if k, _, _ := p.p.pad.Key(); k.ID != pad.KeyOf(testKey(1)).ID || p.p.last.Name != "bob.example." {
-		t.Error("an older proof elsewhere took the place of the live one")
-	}
-	p.ended(1, nil)
-	p.pass(testLinger + testLinger/10 + 2*tick)
-	if count[doUnhold](p) == 0 {
-		t.Error("the hold does not end")
 	}
 }

@@ -143,15 +143,18 @@ func echo(t *testing.T, h *lab.Host, addrs ...netip.Addr) {
 			t.Fatal(err)
 		}
 		t.Cleanup(func() { c.Close() })
-		go func() {
-			b := make([]byte, 2048)
-			for {
-				n, from, err := c.ReadFrom(b)
-				if err != nil {
-					return
-				}
-				_, _ = c.WriteTo(b[:n], from)
-			}
-		}()
+		go bounce(c)
+	}
+}
+
+// bounce sends every datagram back, until c is closed.
+func bounce(c net.PacketConn) {
+	b := make([]byte, 65536)
+	for {
+		n, from, err := c.ReadFrom(b)
+		if err != nil {
+			return
+		}
+		_, _ = c.WriteTo(b[:n], from)
 	}
 }

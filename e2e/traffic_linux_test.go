@@ -102,16 +102,7 @@ func datagrams(t *testing.T, a, b *lab.Host, addr netip.Addr, count int, sizes .
 		t.Fatal(err)
 	}
 	defer srv.Close()
-	go func() {
-		buf := make([]byte, 65536)
-		for {
-			n, from, err := srv.ReadFrom(buf)
-			if err != nil {
-				return
-			}
-			_, _ = srv.WriteTo(buf[:n], from)
-		}
-	}()
+	go bounce(srv)
 	c, err := a.Dial(t.Context(), "udp", srv.LocalAddr().String())
 	if err != nil {
 		t.Fatal(err)

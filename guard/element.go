@@ -12,6 +12,7 @@ import (
 // sets are the sets of the table: one of each kind for a family.
 type sets struct {
 	divert, block, seen [2]*nftables.Set // index 0 is IPv4, 1 is IPv6
+	client, server      [2]*nftables.Set // flows of DNS by the role of this host
 	clearPorts          *nftables.Set
 	in, out             *nftables.Set
 }
@@ -84,7 +85,8 @@ func (g *Guard) addSets() error {
 		g.sets.block[i] = &nftables.Set{Table: g.table, Name: "block" + suffix, KeyType: pair, HasTimeout: true}
 		g.sets.seen[i] = &nftables.Set{Table: g.table, Name: "seen" + suffix, KeyType: pair, HasTimeout: true, Dynamic: true, Counter: true,
 			Timeout: seenTimeout, Size: maxSeen}
-		for _, s := range []*nftables.Set{g.sets.divert[i], g.sets.block[i], g.sets.seen[i]} {
+		g.sets.client[i], g.sets.server[i] = newFlowSets(g.table, addr, suffix)
+		for _, s := range []*nftables.Set{g.sets.divert[i], g.sets.block[i], g.sets.seen[i], g.sets.client[i], g.sets.server[i]} {
 			if err := g.conn.AddSet(s, nil); err != nil {
 				return err
 			}

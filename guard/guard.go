@@ -10,6 +10,8 @@
 //	                              unless somebody else's rule took our mark away.
 //	in  (filter, hook prerouting) from the data plane's device -> marked, so that strict rp_filter finds the way back
 //	                              own . peer in divert or block -> exempt? else counted and dropped
+//
+// DNS is exempt by flow and not by port alone; see dns.go.
 package guard
 
 import (

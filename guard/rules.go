@@ -22,65 +22,98 @@ var (
 // ICMPv6 types, as ranges: multicast listener discovery, neighbour discovery, MLDv2 reports.
 var icmp6Exempt = [][2]byte{{130, 132}, {133, 137}, {143, 143}}
 
-// Registers: 1 is the first of 16 octets, 2 the second, 9 the second of 4 octets.
+// Registers: 1 is the first of 16 octets, 2 the second; 8 is the first of 4 octets, at the same place as 1, and 9 the second.
 const (
-	regFirst  = 1
-	regSecond = 2
-	reg32Next = 9
+	regFirst   = 1
+	regSecond  = 2
+	reg32First = 8
+	reg32Next  = 9
 )
 
-// addChains writes the rules. The sets are looked up first: a packet of no concern costs four lookups and nothing else.
+// chain is a chain with its rules: of a hook, or one that others jump to.
+type chain struct {
+	name  string
+	kind  nftables.ChainType // empty without a hook
+	hook  *nftables.ChainHook
+	rules [][]expr.Any
+}
+
+func (c *chain) add(rules ...[]expr.Any) { c.rules = append(c.rules, rules...) }
+
+// addChains writes the rules.
 func (g *Guard) addChains() {
-	g.regular("out_exempt", exemptOut(g.sets))
-	g.regular("in_exempt", exemptIn(g.sets))
-	g.regular("out_divert", [][]expr.Any{{jump("out_exempt")}, setMark(MarkDivert)})
-	g.regular("out_leak", [][]expr.Any{{jump("out_exempt")}, {&expr.Counter{}, verdict(expr.VerdictDrop)}})
-	g.regular("out_block", [][]expr.Any{
-		{jump("out_exempt")},
-		concat(l4proto(unix.IPPROTO_TCP), []expr.Any{&expr.Reject{Type: unix.NFT_REJECT_TCP_RST}}),
-		{verdict(expr.VerdictDrop)}, // a drop in OUTPUT is EPERM to the sender
-	})
-	for i := range g.sets.seen {
-		name := [...]string{"in_shut4", "in_shut6"}[i]
-		seen := &expr.Dynset{SrcRegKey: regFirst, SetName: g.sets.seen[i].Name, SetID: g.sets.seen[i].ID,
-			Operation: uint32(unix.NFT_DYNSET_OP_UPDATE), Exprs: []expr.Any{&expr.Counter{}}}
-		g.regular(name, [][]expr.Any{
-			{jump("in_exempt")},
-			concat(loadKey(i, true), []expr.Any{seen}),
-			{verdict(expr.VerdictDrop)},
-		})
-	}
-	mangle := nftables.ChainPriorityMangle
-	out := g.conn.AddChain(&nftables.Chain{Name: "out", Table: g.table, Type: nftables.ChainTypeRoute,
-		Hooknum: nftables.ChainHookOutput, Priority: mangle})
-	in := g.conn.AddChain(&nftables.Chain{Name: "in", Table: g.table, Type: nftables.ChainTypeFilter,
-		Hooknum: nftables.ChainHookPrerouting, Priority: mangle})
-	g.rule(in, concat(fromDevice(g.cfg.Device), setMark(MarkDivert), []expr.Any{verdict(expr.VerdictAccept)}))
-	g.rule(in, concat(fromDevice("lo"), []expr.Any{verdict(expr.VerdictAccept)})) // resets that out_block made
-	leak := g.conn.AddChain(&nftables.Chain{Name: "leak", Table: g.table, Type: nftables.ChainTypeFilter,
-		Hooknum: nftables.ChainHookPostrouting, Priority: mangle})
-	g.rule(leak, concat(toDevice(g.cfg.Device), []expr.Any{verdict(expr.VerdictAccept)}))
-	for i := range g.sets.divert {
-		shut := [...]string{"in_shut4", "in_shut6"}[i]
-		g.rule(out, concat(loadKey(i, false), lookup(g.sets.divert[i]), []expr.Any{jumpTo("out_divert")}))
-		g.rule(leak, concat(loadKey(i, false), lookup(g.sets.divert[i]), []expr.Any{jumpTo("out_leak")}))
-		g.rule(out, concat(loadKey(i, false), lookup(g.sets.block[i]), []expr.Any{jumpTo("out_block")}))
-		g.rule(in, concat(loadKey(i, true), lookup(g.sets.divert[i]), []expr.Any{jumpTo(shut)}))
-		g.rule(in, concat(loadKey(i, true), lookup(g.sets.block[i]), []expr.Any{jumpTo(shut)}))
+	for _, c := range chains(g.sets, g.cfg.Device) {
+		to := &nftables.Chain{Name: c.name, Table: g.table}
+		if c.hook != nil {
+			to.Type, to.Hooknum, to.Priority = c.kind, c.hook, nftables.ChainPriorityMangle
+		}
+		g.conn.AddChain(to)
+		for _, r := range c.rules {
+			g.conn.AddRule(&nftables.Rule{Table: g.table, Chain: to, Exprs: r})
+		}
 	}
 }
 
+// chains are all chains, each before those that jump to it. The sets are looked up first: a packet of no concern costs four
+// lookups and nothing else.
+func chains(s sets, device string) []chain {
+	drop := verdict(expr.VerdictDrop)
+	list := append(dnsChains(s),
+		chain{name: "out_exempt", rules: exemptOut(s, "out_dns_query")},
+		chain{name: "leak_exempt", rules: exemptOut(s, "leak_dns_query")},
+		chain{name: "in_exempt", rules: exemptIn(s)},
+		chain{name: "out_divert", rules: [][]expr.Any{{jump("out_exempt")}, setMark(MarkDivert)}},
+		chain{name: "out_leak", rules: [][]expr.Any{{jump("leak_exempt")}, {&expr.Counter{}, drop}}},
+		chain{name: "out_block", rules: [][]expr.Any{
+			{jump("out_exempt")},
+			concat(l4proto(unix.IPPROTO_TCP), []expr.Any{&expr.Reject{Type: unix.NFT_REJECT_TCP_RST}}),
+			{drop}, // a drop in OUTPUT is EPERM to the sender
+		}})
+	for i := range s.seen {
+		seen := &expr.Dynset{SrcRegKey: regFirst, SetName: s.seen[i].Name, SetID: s.seen[i].ID,
+			Operation: uint32(unix.NFT_DYNSET_OP_UPDATE), Exprs: []expr.Any{&expr.Counter{}}}
+		list = append(list, chain{name: inShut[i], rules: [][]expr.Any{
+			{jump("in_exempt")},
+			concat(loadKey(i, true), []expr.Any{seen}),
+			{drop},
+		}})
+	}
+	return append(list, hooks(s, device)...)
+}
+
+var inShut = [...]string{"in_shut4", "in_shut6"}
+
+// hooks are the chains that the kernel enters.
+func hooks(s sets, device string) []chain {
+	out := chain{name: "out", kind: nftables.ChainTypeRoute, hook: nftables.ChainHookOutput}
+	in := chain{name: "in", kind: nftables.ChainTypeFilter, hook: nftables.ChainHookPrerouting}
+	leak := chain{name: "leak", kind: nftables.ChainTypeFilter, hook: nftables.ChainHookPostrouting}
+	accept := []expr.Any{verdict(expr.VerdictAccept)}
+	in.add(concat(fromDevice(device), setMark(MarkDivert), accept))
+	in.add(concat(fromDevice("lo"), accept)) // resets that out_block made
+	leak.add(concat(toDevice(device), accept))
+	for i := range s.divert {
+		out.add(concat(loadKey(i, false), lookup(s.divert[i]), []expr.Any{jumpTo("out_divert")}))
+		leak.add(concat(loadKey(i, false), lookup(s.divert[i]), []expr.Any{jumpTo("out_leak")}))
+		out.add(concat(loadKey(i, false), lookup(s.block[i]), []expr.Any{jumpTo("out_block")}))
+		in.add(concat(loadKey(i, true), lookup(s.divert[i]), []expr.Any{jumpTo(inShut[i])}))
+		in.add(concat(loadKey(i, true), lookup(s.block[i]), []expr.Any{jumpTo(inShut[i])}))
+	}
+	return []chain{out, in, leak}
+}
+
 // exemptOut accepts what this host sends in clear whatever the policy: our own sockets first. They are known by their ports too, which
-// nobody else can have: if another's rule takes the mark of our ESP away, it must not come back to us to be sealed again.
-func exemptOut(s sets) [][]expr.Any {
+// nobody else can have: if another's rule takes the mark of our ESP away, it must not come back to us to be sealed again. DNS
+// comes before our mark, since our own queries are recorded like all others; a reply comes before a query, which records.
+func exemptOut(s sets, query string) [][]expr.Any {
 	accept := []expr.Any{verdict(expr.VerdictAccept)}
 	rules := [][]expr.Any{
-		concat(markIs(MarkOwn), accept),
 		concat(l4proto(unix.IPPROTO_ESP), accept),
-		concat(loadPort(2), lookup(s.clearPorts), accept),
-		concat(loadPort(0), lookup(s.clearPorts), accept),
-		concat(loadPort(2), lookup(s.out), accept),
 		concat(loadPort(0), lookup(s.in), accept),
+		concat(loadPort(0), lookup(s.clearPorts), []expr.Any{jump("out_dns_reply")}),
+		concat(loadPort(2), lookup(s.clearPorts), []expr.Any{jump(query)}),
+		concat(markIs(MarkOwn), accept),
+		concat(loadPort(2), lookup(s.out), accept),
 	}
 	return append(rules, exemptICMP6()...)
 }
@@ -92,8 +125,8 @@ func exemptIn(s sets) [][]expr.Any {
 	rules := [][]expr.Any{
 		concat(l4proto(unix.IPPROTO_ESP), accept),
 		concat(loadPort(2), lookup(s.in), accept),
-		concat(loadPort(2), lookup(s.clearPorts), accept),
-		concat(loadPort(0), lookup(s.clearPorts), accept),
+		concat(loadPort(0), lookup(s.clearPorts), []expr.Any{jump("in_dns_reply")}),
+		concat(loadPort(2), lookup(s.clearPorts), []expr.Any{jump("in_dns_query")}),
 		concat(nfproto(unix.NFPROTO_IPV4), payload(expr.PayloadBaseNetworkHeader, 6, 2), maskNotZero(0x1f, 0xff), accept),
 		concat(nfproto(unix.NFPROTO_IPV6), fragmentOffset(), maskNotZero(0xff, 0xf8), accept),
 	}
@@ -110,18 +143,6 @@ func exemptICMP6() [][]expr.Any {
 				verdict(expr.VerdictAccept)}))
 	}
 	return rules
-}
-
-// regular adds a chain that others jump to.
-func (g *Guard) regular(name string, rules [][]expr.Any) {
-	chain := g.conn.AddChain(&nftables.Chain{Name: name, Table: g.table})
-	for _, r := range rules {
-		g.rule(chain, r)
-	}
-}
-
-func (g *Guard) rule(c *nftables.Chain, exprs []expr.Any) {
-	g.conn.AddRule(&nftables.Rule{Table: g.table, Chain: c, Exprs: exprs})
 }
 
 func concat(parts ...[]expr.Any) []expr.Any {
@@ -206,18 +227,26 @@ func setMark(mark uint32) []expr.Any {
 	}
 }
 
-// loadKey loads own . peer: source . destination on the way out, the reverse on the way in.
-func loadKey(fam int, inbound bool) []expr.Any {
-	proto, src, dst, size, second := byte(unix.NFPROTO_IPV4), uint32(12), uint32(16), uint32(4), uint32(reg32Next)
+// addresses says where in the header of a family our own address and the peer's stand, and their size: the source is ours on the way
+// out, the destination on the way in.
+func addresses(fam int, inbound bool) (proto byte, own, peer, size uint32) {
+	proto, own, peer, size = unix.NFPROTO_IPV4, 12, 16, 4
 	if fam == 1 {
-		proto, src, dst, size, second = unix.NFPROTO_IPV6, 8, 24, 16, regSecond
+		proto, own, peer, size = unix.NFPROTO_IPV6, 8, 24, 16
 	}
 	if inbound {
-		src, dst = dst, src
+		own, peer = peer, own
 	}
+	return proto, own, peer, size
+}
+
+// loadKey loads own . peer.
+func loadKey(fam int, inbound bool) []expr.Any {
+	proto, own, peer, size := addresses(fam, inbound)
+	second := [...]uint32{reg32Next, regSecond}[fam]
 	return append(nfproto(proto),
-		&expr.Payload{DestRegister: regFirst, Base: expr.PayloadBaseNetworkHeader, Offset: src, Len: size},
-		&expr.Payload{DestRegister: second, Base: expr.PayloadBaseNetworkHeader, Offset: dst, Len: size})
+		&expr.Payload{DestRegister: regFirst, Base: expr.PayloadBaseNetworkHeader, Offset: own, Len: size},
+		&expr.Payload{DestRegister: second, Base: expr.PayloadBaseNetworkHeader, Offset: peer, Len: size})
 }
 
 // loadPort loads protocol . port; offset 0 is the source port, 2 the destination's. Protocols without ports find nothing.

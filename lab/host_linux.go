@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -83,7 +84,45 @@ func (h *Host) build(addrs []netip.Prefix) error {
 			return err
 		}
 	}
+	if err := h.awaitRoutes(); err != nil {
+		return err
+	}
 	return h.privateFiles()
+}
+
+// awaitRoutes waits until the kernel delivers to all IPv6 addresses of the link, its own link-local one among them: it sets their local routes a
+// moment after the addresses.
+func (h *Host) awaitRoutes() error {
+	for end := time.Now().Add(3 * time.Second); ; time.Sleep(time.Millisecond) {
+		missing, err := h.missingRoutes()
+		switch {
+		case err != nil:
+			return fmt.Errorf("local routes: %w", err)
+		case !missing:
+			return nil
+		case time.Now().After(end):
+			return errors.New("local routes: an IPv6 address does not become usable")
+		}
+	}
+}
+
+func (h *Host) missingRoutes() (bool, error) {
+	addrs, err := h.nl.AddrList(h.link, netlink.FAMILY_V6)
+	if err != nil {
+		return false, err
+	}
+	routes, err := h.nl.RouteListFiltered(netlink.FAMILY_V6, &netlink.Route{Table: unix.RT_TABLE_LOCAL}, netlink.RT_FILTER_TABLE)
+	if err != nil {
+		return false, err
+	}
+	linkLocal := false
+	for _, a := range addrs {
+		linkLocal = linkLocal || a.IP.IsLinkLocalUnicast()
+		if !slices.ContainsFunc(routes, func(r netlink.Route) bool { return r.Dst != nil && r.Dst.IP.Equal(a.IP) }) {
+			return true, nil
+		}
+	}
+	return !linkLocal, nil
 }
 
 // quiet sets what every host of a lab has in common. A namespace inherits IPv4 settings from the machine's own.

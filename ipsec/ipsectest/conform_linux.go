@@ -88,6 +88,7 @@ func TestDataplane(t *testing.T, s Subject) {
 		{"forward", testForward},
 		{"foreign marks", testForeignMarks},
 		{"ike", testIKE},
+		{"dns", testDNS},
 		{"moved", testMoved},
 		{"refused", testRefused},
 		{"renew", testRenew},

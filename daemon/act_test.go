@@ -1,0 +1,90 @@
+package daemon
+
+import (
+	"errors"
+	"log/slog"
+	"net/netip"
+	"testing"
+	"time"
+
+	"tacit/ike"
+	"tacit/ipsec"
+	"tacit/ipsec/ipsectest"
+)
+
+// A Pair whose hold could not be set stays until it can: without both, packets would leave in clear.
+func TestPairStaysUntilTheHoldStands(t *testing.T) {
+	fake := ipsectest.NewFake()
+	l := &loop{dp: fake, log: slog.New(slog.DiscardHandler), now: time.Now, unheld: map[ipsec.Selector]time.Time{},
+		done: make(chan func(time.Time), 1), ended: make(chan struct{})}
+	defer close(l.ended)
+	work := func() {
+		for len(l.queue) > 0 {
+			job := l.queue[0]
+			l.queue = l.queue[1:]
+			job()
+			(<-l.done)(l.now())
+		}
+	}
+	p := newPeer(key{netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("192.0.2.2")}, testLinger, testLifetime, l.now())
+	s := ipsec.Host(p.local, p.remote)
+	pair := ipsec.Pair{ID: 1, Selector: s, In: ipsec.SA{SPI: 300}, Out: ipsec.SA{SPI: 301}}
+	if err := errors.Join(fake.InstallInbound(pair), fake.InstallOutbound(pair)); err != nil {
+		t.Fatal(err)
+	}
+
+	fake.FailOn("SetPolicy", errors.New("no memory"))
+	l.do(l.now(), p, doHold{l.now().Add(time.Minute)})
+	l.do(l.now(), p, doRemove{1})
+	work()
+	if len(fake.Pairs()) != 1 {
+		t.Fatal("the Pair is removed although nothing holds the address")
+	}
+	fake.FailOn("SetPolicy", nil)
+	(<-l.done)(l.now()) // a second later
+	work()
+	if _, held := fake.Policy(s); !held || len(fake.Pairs()) != 0 {
+		t.Errorf("held %v, Pairs %v; want the hold, and then the Pair removed", held, fake.Pairs())
+	}
+}
+
+// A-19, R9: an address that proved a key no longer ago than linger is that key's, also while its SA is gone.
+func TestNobodyComesInWhileTheAddressIsHeld(t *testing.T) {
+	p := newProven(t)
+	p.ended(1, errors.New("no answer"))
+	p.wantState(withheld)
+
+	l := idleLoop(t, p)
+	a := l.authorize(p.now, ike.AuthorizationWanted{Null: true, ID: ike.ID{Kind: ike.IDNull},
+		Local: netip.AddrPortFrom(p.p.local, 500), Remote: netip.AddrPortFrom(p.p.remote, 500)})
+	if a.Anonymous && !a.Refuse {
+		t.Errorf("nobody may have the address of somebody within linger: %+v", a)
+	}
+	if !a.Refuse && len(a.Keys) != 1 {
+		t.Errorf("%d keys, want the one that the address proved", len(a.Keys))
+	}
+	if p.p.attempt == nil {
+		t.Error("the peer that has forgotten us is not keyed anew (A-58)")
+	}
+}
+
+// R7: who comes from behind a NAT has not the whole of the NAT's address.
+func TestNobodyHasANATsAddress(t *testing.T) {
+	p := newPlay(t)
+	for port, want := range map[uint16]bool{500: true, 4500: true, 61234: false} {
+		l := idleLoop(t, p)
+		a := l.authorize(p.now, ike.AuthorizationWanted{Null: true, ID: ike.ID{Kind: ike.IDNull},
+			Local: netip.AddrPortFrom(p.p.local, 4500), Remote: netip.AddrPortFrom(netip.MustParseAddr("198.51.100.7"), port)})
+		if a.Refuse == want {
+			t.Errorf("port %d: refused %v", port, a.Refuse)
+		}
+	}
+}
+
+// idleLoop is a loop that does not run, with p as its peer.
+func idleLoop(t *testing.T, p *play) *loop {
+	t.Helper()
+	l := newTestLoop(t, ipsectest.NewFake(), p.p.local, "", nil, func() time.Time { return p.now })
+	l.peers[p.p.key] = p.p
+	return l
+}
