@@ -54,17 +54,7 @@ func (h *Host) StartDNS(ctx context.Context, d *DNS, survive bool, addrs ...stri
 	if err := os.WriteFile(h.File(zonesFile), text, 0o600); err != nil {
 		return nil, err
 	}
-	c := h.command(context.WithoutCancel(ctx), task{Do: "dns", Args: append([]string{"lab-dns", zonesFile}, addrs...)})
-	c.Survive = survive
-	if err := c.Start(); err != nil {
-		return nil, err
-	}
-	for _, a := range addrs {
-		if err := h.AwaitTCP(ctx, c, a); err != nil {
-			return nil, err
-		}
-	}
-	return c, nil
+	return h.serve(ctx, task{Do: "dns", Args: append([]string{"lab-dns", zonesFile}, addrs...)}, survive, addrs)
 }
 
 // serveZoneFiles is the child of StartDNS.

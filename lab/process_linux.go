@@ -93,6 +93,7 @@ type Cmd struct {
 	Survive bool
 
 	once sync.Once
+	said said          // on standard error, where nobody else listens to it
 	done chan struct{} // closed when the process has ended and err is set
 	err  error
 }
@@ -111,6 +112,27 @@ func (h *Host) command(ctx context.Context, t task) *Cmd {
 	return &Cmd{Cmd: c, host: h, task: t, done: make(chan struct{})}
 }
 
+// said keeps the beginning of what a process says, for the error when it ends.
+type said struct {
+	mu   sync.Mutex // the process writes while the test looks
+	text []byte
+}
+
+const maxSaid = 1024
+
+func (s *said) Write(b []byte) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.text = append(s.text, b[:min(len(b), maxSaid-len(s.text))]...)
+	return len(b), nil
+}
+
+func (s *said) String() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return strings.TrimSpace(string(s.text))
+}
+
 // Start starts the process and notes it, so that Lab.Close ends it.
 func (c *Cmd) Start() error {
 	h := c.host
@@ -126,6 +148,9 @@ func (c *Cmd) Start() error {
 		c.Env = os.Environ()
 	}
 	c.Env = append(c.Env, childEnv+"="+string(spec))
+	if c.Stderr == nil && !c.Survive { // a pipe would break when we end before it
+		c.Stderr = &c.said
+	}
 	attr := &syscall.SysProcAttr{Setpgid: true, Cloneflags: unix.CLONE_NEWNS}
 	if !c.Survive {
 		attr.Pdeathsig = unix.SIGKILL

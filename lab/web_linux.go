@@ -21,7 +21,12 @@ func (h *Host) Fetch(ctx context.Context, network, url string) *Cmd {
 // answer ends with a line that says who asked. The process outlives this one if survive is
 // set (Lab.Keep); otherwise it ends with the lab. The context bounds the wait until it serves.
 func (h *Host) StartWeb(ctx context.Context, page string, survive bool, addrs ...string) (*Cmd, error) {
-	c := h.command(context.WithoutCancel(ctx), task{Do: "web", Args: append([]string{"lab-web", page}, addrs...)})
+	return h.serve(ctx, task{Do: "web", Args: append([]string{"lab-web", page}, addrs...)}, survive, addrs)
+}
+
+// serve starts a server, and waits until it accepts connections at its addresses.
+func (h *Host) serve(ctx context.Context, t task, survive bool, addrs []string) (*Cmd, error) {
+	c := h.command(context.WithoutCancel(ctx), t)
 	c.Survive = survive
 	if err := c.Start(); err != nil {
 		return nil, err
@@ -48,7 +53,7 @@ func (h *Host) AwaitTCP(ctx context.Context, c *Cmd, addr string) error {
 		case <-ctx.Done():
 			return fmt.Errorf("host %s: nobody at %s: %w", h.Name, addr, err)
 		case <-c.Done():
-			return fmt.Errorf("host %s: %s has ended: %w", h.Name, c.task.Args[0], c.Wait())
+			return fmt.Errorf("host %s: %s has ended: %w: %s", h.Name, c.task.Args[0], c.Wait(), &c.said)
 		case <-time.After(5 * time.Millisecond):
 		}
 	}
