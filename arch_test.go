@@ -21,7 +21,7 @@ import (
 
 // imports is who may import whom, inside the project. Tests may import more.
 var imports = map[string][]string{
-	"cmd/tacit":       {"config", "control", "daemon", "dnssec", "guard", "ipsec", "ipseckey", "lab", "pad", "policy", "resolver", "tun"},
+	"cmd/tacit":       {"config", "control", "daemon", "dnssec", "guard", "ipsec", "ipseckey", "lab", "pad", "policy", "resolver", "tun", "xfrm"},
 	"config":          {"policy"},
 	"control":         {},
 	"daemon":          {"config", "control", "dnssec", "ike", "ipsec", "ipseckey", "pad", "policy", "resolver"},
@@ -39,6 +39,7 @@ var imports = map[string][]string{
 	"policy":          {"dnssec"},
 	"resolver":        {"dnssec", "ipseckey"},
 	"tun":             {"esp", "guard", "ipsec"},
+	"xfrm":            {"guard", "ipsec"},
 }
 
 // pure are the packages of bytes and time in, bytes and events out; impure is what they may not import.

@@ -24,7 +24,7 @@ type Config struct {
 	Name          string // canonical FQDN without the final dot; empty: anonymous
 	Identity      string
 	Identify      string // never, matched, all
-	Dataplane     string // auto, tun
+	Dataplane     string // auto, xfrm, tun
 	Socket        string
 	Linger        time.Duration
 	IKELifetime   time.Duration

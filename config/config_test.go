@@ -113,7 +113,7 @@ func TestLater(t *testing.T) {
 		`post-quantum = "off"`, "[[peer]]", "[publish]", "publish.x = 1",
 		"[dns]\ntrust-ad = false", "[dns]\nnegative-anchors = []", `dns.on-failure = "open"`,
 		"[[policy]]\nanonymous = false", "[[policy]]\npackets = false", "[[policy]]\nclear-ports = []", "[[policy]]\nprotect-dns = false",
-		`dataplane = "xfrm"`, "[dns]\nmanage = \"auto\"", "[dns]\nupstream = [\"tls://192.0.2.1\"]",
+		"[dns]\nmanage = \"auto\"", "[dns]\nupstream = [\"tls://192.0.2.1\"]",
 		"[[policy]]\nclass = \"private\"", "[[policy]]\nclass = \"clear-or-private\"", "[[policy]]\nclass = \"block\"",
 	} {
 		if _, err := Parse([]byte(text+"\n"), "f"); err == nil || !strings.HasSuffix(err.Error(), ": not in this version") {

@@ -20,7 +20,7 @@ var settings = map[string]func(p *parser, v value){
 	"identify": func(p *parser, v value) { p.word(v, &p.config.Identify, []string{"never", "matched", "all"}, nil) },
 	// How packets are protected, and for how long. The bounds keep a typing error from switching protection off, or on for ever;
 	// tests use the small ones.
-	"dataplane":      func(p *parser, v value) { p.word(v, &p.config.Dataplane, []string{"auto", "tun"}, []string{"xfrm"}) },
+	"dataplane":      func(p *parser, v value) { p.word(v, &p.config.Dataplane, []string{"auto", "xfrm", "tun"}, nil) },
 	"socket":         func(p *parser, v value) { p.path(v, &p.config.Socket) },
 	"linger":         func(p *parser, v value) { p.duration(v, &p.config.Linger, time.Second, 24*time.Hour) },
 	"ike-lifetime":   func(p *parser, v value) { p.duration(v, &p.config.IKELifetime, time.Second, 7*24*time.Hour) },

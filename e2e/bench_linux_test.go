@@ -21,6 +21,8 @@ var benchmarks = []struct {
 }{
 	{"first-contact", benchFirstContact},
 	{"cached-lookup", benchCachedLookup},
+	{"pair-install", benchPairInstall},
+	{"hold-release", benchHoldRelease},
 }
 
 // TestBench measures; it is no test of the project's, because a time depends on the machine. scripts/bench sets TACIT_BENCH

@@ -29,6 +29,7 @@ type swanConf struct {
 	peerKey    identity // of which only the public half is used
 	peer       *lab.Host
 	child      string // more lines of the children
+	kernel     bool   // the kernel's ESP, in transport mode
 }
 
 // The daemon's own packets carry a mark and are routed past its TUN device: the protected address is the IKE peer's
@@ -71,6 +72,10 @@ func startSwan(t *testing.T, h *lab.Host, c swanConf) *swan {
 		t.Fatal(err)
 	}
 	conf := &strings.Builder{}
+	encap, mode, daemon := "yes", "tunnel", strongswanConf
+	if c.kernel {
+		encap, mode, daemon = "no", "transport", kernelConf(strongswanConf)
+	}
 	conf.WriteString("connections {\n")
 	for i, family := range []string{"v4", "v6"} {
 		fmt.Fprintf(conf, `	%s {
@@ -78,7 +83,7 @@ func startSwan(t *testing.T, h *lab.Host, c swanConf) *swan {
 		local_addrs = %s
 		remote_addrs = %s
 		mobike = no
-		encap = yes
+		encap = %s
 		send_certreq = no
 		proposals = aes128gcm16-prfsha256-x25519,aes256-sha256-ecp256
 		local {
@@ -93,13 +98,13 @@ func startSwan(t *testing.T, h *lab.Host, c swanConf) *swan {
 		}
 		children {
 			%s-host {
-				mode = tunnel
+				mode = %s
 				esp_proposals = aes128gcm16,aes128gcm16-x25519
 				%s
 			}
 		}
 	}
-`, family, both(h)[i], both(c.peer)[i], c.id, c.peerID, family, c.child)
+`, family, both(h)[i], both(c.peer)[i], encap, c.id, c.peerID, family, mode, c.child)
 	}
 	conf.WriteString("}\n")
 	for name, text := range map[string]string{
@@ -114,7 +119,7 @@ func startSwan(t *testing.T, h *lab.Host, c swanConf) *swan {
 			t.Fatal(err)
 		}
 	}
-	put(t, h, "/run/strongswan.conf", strongswanConf)
+	put(t, h, "/run/strongswan.conf", daemon)
 	s := &swan{t: t, host: h}
 	s.cmd = start(t, h, "env", "STRONGSWAN_CONF=/run/strongswan.conf", "charon-systemd")
 	eventually(t, 10*time.Second, "charon's control socket", func() bool {
@@ -128,6 +133,13 @@ func startSwan(t *testing.T, h *lab.Host, c swanConf) *swan {
 	})
 	s.ctl("--load-all", "--noprompt")
 	return s
+}
+
+// kernelConf is the configuration without ESP in user space, and the marks that it needs.
+func kernelConf(conf string) string {
+	conf = strings.Replace(conf, " kernel-libipsec", "", 1)
+	from, to := strings.Index(conf, "	plugins {"), strings.Index(conf, "	filelog {")
+	return conf[:from] + conf[to:]
 }
 
 // publicPEM is the public half as SubjectPublicKeyInfo.

@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"fmt"
 	"os"
@@ -31,7 +32,12 @@ type options struct {
 	dns      string // more lines of [dns]
 	policy   string // whole [[policy]] tables
 	observe  bool
+
+	dataplane string // default: dataplane()
 }
+
+// dataplane is the one under test: tun, which works on every kernel, unless TACIT_DATAPLANE says otherwise.
+func dataplane() string { return cmp.Or(os.Getenv("TACIT_DATAPLANE"), "tun") }
 
 // startTacit runs `tacit run` on the host, whose resolv.conf points to it, and waits until it answers.
 func startTacit(t *testing.T, h *lab.Host, anchor string, o options) *tacit {
@@ -47,7 +53,7 @@ func startTacit(t *testing.T, h *lab.Host, anchor string, o options) *tacit {
 		}
 	}
 	fmt.Fprintf(&conf, `identity = "/run/identity.pem"
-dataplane = "tun"
+dataplane = %q
 socket = "/run/tacit.sock"
 %s
 [dns]
@@ -56,7 +62,7 @@ upstream = [%q]
 trust-anchors = "/run/root.key"
 %s
 %s
-`, o.top, o.upstream, o.dns, o.policy)
+`, cmp.Or(o.dataplane, dataplane()), o.top, o.upstream, o.dns, o.policy)
 	put(t, h, "/run/tacit.toml", conf.String())
 	put(t, h, "/run/root.key", anchor)
 	put(t, h, "/etc/resolv.conf", "nameserver 127.0.0.1\n")

@@ -15,6 +15,7 @@ type sets struct {
 	client, server      [2]*nftables.Set // flows of DNS by the role of this host
 	clearPorts          *nftables.Set
 	in, out             *nftables.Set
+	latch               [2]*nftables.Set // only where the kernel does ESP
 }
 
 func family(a netip.Addr) int {
@@ -86,7 +87,12 @@ func (g *Guard) addSets() error {
 		g.sets.seen[i] = &nftables.Set{Table: g.table, Name: "seen" + suffix, KeyType: pair, HasTimeout: true, Dynamic: true, Counter: true,
 			Timeout: seenTimeout, Size: maxSeen}
 		g.sets.client[i], g.sets.server[i] = newFlowSets(g.table, addr, suffix)
-		for _, s := range []*nftables.Set{g.sets.divert[i], g.sets.block[i], g.sets.seen[i], g.sets.client[i], g.sets.server[i]} {
+		all := []*nftables.Set{g.sets.divert[i], g.sets.block[i], g.sets.seen[i], g.sets.client[i], g.sets.server[i]}
+		if g.kernel() {
+			g.sets.latch[i] = &nftables.Set{Table: g.table, Name: "latch" + suffix, KeyType: pair, HasTimeout: true}
+			all = append(all, g.sets.latch[i])
+		}
+		for _, s := range all {
 			if err := g.conn.AddSet(s, nil); err != nil {
 				return err
 			}

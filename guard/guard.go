@@ -78,9 +78,10 @@ type Seen struct {
 	Packets uint64
 }
 
-// Config says where a Guard works.
+// Config says where a Guard works. One of the two is set.
 type Config struct {
 	Device string // the data plane's device: what comes from it is not clear
+	Queue  uint16 // where the kernel does ESP: the queue (nfnetlink_queue) to which packets go that wait; see kernel.go
 }
 
 // Guard owns the table. It keeps no lock: its methods are called by one owner at a time.
@@ -91,6 +92,7 @@ type Guard struct {
 	table *nftables.Table
 	sets  sets
 	have  map[Key]Verdict
+	latch map[Key]bool
 }
 
 // Open makes the table in the network namespace of the calling thread. Elements that a dead process left are kept, with
@@ -100,7 +102,7 @@ func Open(cfg Config) (*Guard, []Element, error) {
 	if err != nil {
 		return nil, nil, fmt.Errorf("guard: open network namespace: %w", err)
 	}
-	g := &Guard{cfg: cfg, netns: ns, have: make(map[Key]Verdict)}
+	g := &Guard{cfg: cfg, netns: ns, have: make(map[Key]Verdict), latch: make(map[Key]bool)}
 	if err := g.dial(); err != nil {
 		_ = ns.Close()
 		return nil, nil, hint("open nftables", err)

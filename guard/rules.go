@@ -42,7 +42,11 @@ func (c *chain) add(rules ...[]expr.Any) { c.rules = append(c.rules, rules...) }
 
 // addChains writes the rules.
 func (g *Guard) addChains() {
-	for _, c := range chains(g.sets, g.cfg.Device) {
+	list := chains(g.sets, g.cfg.Device)
+	if g.kernel() {
+		list = kernelChains(g.sets, g.cfg.Queue)
+	}
+	for _, c := range list {
 		to := &nftables.Chain{Name: c.name, Table: g.table}
 		if c.hook != nil {
 			to.Type, to.Hooknum, to.Priority = c.kind, c.hook, nftables.ChainPriorityMangle
@@ -83,7 +87,7 @@ func chains(s sets, device string) []chain {
 
 var inShut = [...]string{"in_shut4", "in_shut6"}
 
-// hooks are the chains that the kernel enters.
+// hooks are the chains that the kernel enters. The first rules of in and leak know the device.
 func hooks(s sets, device string) []chain {
 	out := chain{name: "out", kind: nftables.ChainTypeRoute, hook: nftables.ChainHookOutput}
 	in := chain{name: "in", kind: nftables.ChainTypeFilter, hook: nftables.ChainHookPrerouting}

@@ -11,8 +11,6 @@ import (
 
 	"tacit/config"
 	"tacit/daemon"
-	"tacit/guard"
-	"tacit/tun"
 )
 
 // runCommand is `tacit run`: the daemon, in the foreground.
@@ -49,7 +47,7 @@ It ends on SIGINT and SIGTERM, tells its peers, and gives everything back.`,
 	return c
 }
 
-// open wires the daemon: the only place that knows which data planes there are.
+// open wires the daemon.
 func open(file *config.Config, observe bool, log *slog.Logger) (*daemon.Daemon, error) {
 	cfg := daemon.Config{File: file, Observe: observe, Version: version(), Log: log, DataplaneName: "none", DataplaneWhy: "observing: nothing is touched"}
 	var err error
@@ -64,18 +62,12 @@ func open(file *config.Config, observe bool, log *slog.Logger) (*daemon.Daemon, 
 	if observe {
 		return daemon.New(cfg)
 	}
-	plane, err := tun.Open(tun.Config{Linger: file.Linger, Log: log})
-	if err != nil {
+	if err := openPlane(&cfg, file); err != nil {
 		return nil, err
-	}
-	cfg.Dataplane, cfg.DataplaneName, cfg.DNSMark, cfg.Encapsulate = plane, "tun", int(guard.MarkOwn), true
-	cfg.DataplaneWhy = "the configuration says so"
-	if file.Dataplane == "auto" {
-		cfg.DataplaneWhy = "auto: ESP in user space works on every kernel, and this version drives no other"
 	}
 	d, err := daemon.New(cfg)
 	if err != nil {
-		return nil, errors.Join(err, plane.Close(false))
+		return nil, errors.Join(err, cfg.Dataplane.Close(false))
 	}
 	return d, nil
 }

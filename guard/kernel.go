@@ -1,0 +1,121 @@
+package guard
+
+import (
+	"errors"
+	"slices"
+	"time"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/expr"
+	"golang.org/x/sys/unix"
+)
+
+/* Where the kernel does ESP, its policies protect what goes out, and the table sees to the rest:
+
+	out   own . peer in divert -> exempt? marked as ours, so that no policy takes it; already on its way into an SA? passes;
+	      else it waits in the queue
+	leak  own . peer in divert -> into an SA, or exempt, or dropped: nothing leaves in clear between the verdict on a packet that
+	      waited and the policy
+	in    came out of an SA -> passes; if own . peer is in latch, by the queue (the first packet of an SA arms it)
+	      else as with a device
+
+Whoever reads the queue lets a packet go with a changed mark: then the kernel routes it anew and finds the policy. Nobody reads:
+the packet is dropped. */
+
+// Keys that the library has no names for (linux/netfilter/nf_tables.h).
+const (
+	rtXFRM      expr.RtKey   = 4  // does the route lead into an SA
+	metaSecpath expr.MetaKey = 25 // did the packet come out of one
+)
+
+func (g *Guard) kernel() bool { return g.cfg.Queue != 0 }
+
+// intoSA ends the rule unless the packet's route leads into an SA.
+func intoSA() []expr.Any {
+	return []expr.Any{&expr.Rt{Register: regFirst, Key: rtXFRM}, compare(1)}
+}
+
+// fromSA ends the rule unless the packet came out of an SA.
+func fromSA() []expr.Any {
+	return []expr.Any{&expr.Meta{Register: regFirst, Key: metaSecpath}, compare(1)}
+}
+
+// outward are the chains whose accept means: in clear, whatever the policies.
+var outward = []string{"out_exempt", "leak_exempt", "out_dns_query", "leak_dns_query", "out_dns_reply"}
+
+// kernelChains are the chains where there is no device.
+func kernelChains(s sets, number uint16) []chain {
+	accept, queue := verdict(expr.VerdictAccept), &expr.Queue{Num: number}
+	first := chain{name: "in_ipsec"}
+	for i, set := range s.latch {
+		first.add(concat(loadKey(i, true), lookup(set), []expr.Any{queue}))
+	}
+	first.add([]expr.Any{accept})
+	// What is exempt is taken out of the hands of the policies: with our own mark the kernel routes it anew.
+	clear := chain{name: "out_clear", rules: [][]expr.Any{concat(intoSA(), setMark(MarkOwn)), {accept}}}
+	list := []chain{first, clear}
+	for _, c := range chains(s, "") {
+		switch {
+		case slices.Contains(outward, c.name):
+			c.rules = replaceVerdict(c.rules, jumpTo(clear.name))
+		case c.name == "out_divert":
+			c.rules = [][]expr.Any{{jump("out_exempt")}, concat(intoSA(), []expr.Any{accept}), {queue}}
+		case c.name == "in":
+			c.rules[0] = concat(fromSA(), []expr.Any{jumpTo(first.name)})
+		case c.name == "leak":
+			c.rules[0] = concat(intoSA(), []expr.Any{accept})
+		}
+		list = append(list, c)
+	}
+	return list
+}
+
+// replaceVerdict puts another expression in the place of accept.
+func replaceVerdict(rules [][]expr.Any, by expr.Any) (out [][]expr.Any) {
+	for _, r := range rules {
+		r = slices.Clone(r)
+		for i, e := range r {
+			if v, ok := e.(*expr.Verdict); ok && v.Kind == expr.VerdictAccept {
+				r[i] = by
+			}
+		}
+		out = append(out, r)
+	}
+	return out
+}
+
+// Latch makes packets that come out of an SA between the two addresses pass by the queue, for the given time.
+func (g *Guard) Latch(k Key, timeout time.Duration) error {
+	if err := k.check(); err != nil || g.latch[k] {
+		return err
+	}
+	el := []nftables.SetElement{{Key: encodeKey(k), Timeout: max(timeout, time.Millisecond)}}
+	err := g.conn.SetAddElements(g.sets.latch[family(k.Own)], el)
+	if err == nil {
+		err = g.conn.Flush()
+	}
+	if err != nil {
+		return hint("latch", errors.Join(err, g.resync()))
+	}
+	g.latch[k] = true
+	return nil
+}
+
+// Unlatch ends it. It is no error if nothing is there, or not any more.
+func (g *Guard) Unlatch(k Key) error {
+	if !g.latch[k] {
+		return nil
+	}
+	delete(g.latch, k)
+	err := g.conn.SetDeleteElements(g.sets.latch[family(k.Own)], []nftables.SetElement{{Key: encodeKey(k)}})
+	if err == nil {
+		err = g.conn.Flush()
+	}
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, unix.ENOENT):
+		return g.resync() // it had timed out; the socket may hold replies of the failed batch
+	}
+	return hint("unlatch", errors.Join(err, g.resync()))
+}

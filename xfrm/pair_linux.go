@@ -1,0 +1,420 @@
+package xfrm
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"tacit/guard"
+	"tacit/ipsec"
+)
+
+var (
+	errPair     = errors.New("no such pair")
+	errSelector = errors.New("selector must name one local and one remote host, and all their traffic")
+	errOuter    = errors.New("outer addresses")
+	errSPI      = errors.New("SPI is in use")
+	errClosed   = errors.New("xfrm: closed")
+)
+
+// UDP ports of IKE (RFC 7296, 2.23).
+const (
+	portIKE  = 500
+	portNATT = 4500
+)
+
+// hosts checks that a selector names two hosts, and returns them. Wider ones come with gateways.
+func hosts(s ipsec.Selector) (guard.Key, error) {
+	k := guard.Key{Own: s.Local.Addr(), Peer: s.Remote.Addr()}
+	if !s.Local.IsValid() || !s.Remote.IsValid() || !s.Local.IsSingleIP() || !s.Remote.IsSingleIP() ||
+		k.Own.Is4() != k.Peer.Is4() || k.Own.Is4In6() || k.Peer.Is4In6() || k.Own == k.Peer ||
+		s.Proto != 0 || s.LocalPort != 0 || s.RemotePort != 0 {
+		return k, fmt.Errorf("selector %v: %w", s, errSelector)
+	}
+	return k, nil
+}
+
+func checkOuter(spec ipsec.Pair) error {
+	local, remote := spec.Local, spec.Remote
+	switch {
+	case !remote.Addr().IsValid() || remote.Addr().Is4In6():
+		return fmt.Errorf("%w: remote %v", errOuter, remote)
+	case local.Addr().IsValid() && local.Addr().Is4() != remote.Addr().Is4():
+		return fmt.Errorf("%w: %v and %v are of two families", errOuter, local, remote)
+	case spec.Encapsulated() && local.Port() != portNATT:
+		return fmt.Errorf("%w: ESP in UDP leaves from port %d, not %d", errOuter, portNATT, local.Port())
+	case spec.Mode == ipsec.Transport && (remote.Addr() != spec.Selector.Remote.Addr() ||
+		local.Addr().IsValid() && local.Addr() != spec.Selector.Local.Addr()):
+		return fmt.Errorf("%w: in transport mode they are the selector's, not %v and %v", errOuter, local, remote)
+	}
+	return nil
+}
+
+func checkSPI(spis ...ipsec.SPI) error {
+	for _, s := range spis {
+		if s <= 255 {
+			return fmt.Errorf("SPI %v is reserved (RFC 4303, 2.1)", s)
+		}
+	}
+	return nil
+}
+
+// InstallInbound accepts p.In; see [ipsec.Dataplane].
+func (p *Plane) InstallInbound(spec ipsec.Pair) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	_, err := p.installInbound(spec)
+	return wrap("install inbound", spec.ID, err)
+}
+
+// installInbound puts both SAs into the kernel; the outbound one waits for its policy. On an error nothing of them is left.
+func (p *Plane) installInbound(spec ipsec.Pair) (*inbound, error) {
+	if p.closed {
+		return nil, errClosed
+	}
+	key, err := hosts(spec.Selector)
+	if err != nil {
+		return nil, err
+	}
+	if err := errors.Join(checkOuter(spec), checkSPI(spec.In.SPI, spec.Out.SPI)); err != nil {
+		return nil, err
+	}
+	pr, rekey := p.pairs[spec.ID]
+	if rekey && (pr.spec.Selector != spec.Selector || pr.spec.Mode != spec.Mode) {
+		return nil, fmt.Errorf("a rekey does not change selector and mode: got %v, want %v", spec.Selector, pr.spec.Selector)
+	}
+	if !rekey {
+		pr = &pair{id: spec.ID, flow: p.flow(key), reqID: p.newReqID(), ins: make(map[ipsec.SPI]*inbound), outs: make(map[ipsec.SPI]*outbound)}
+	}
+	in, out, err := statesOf(spec, pr.reqID, uint64(p.cfg.SALife/time.Second))
+	if err == nil {
+		if _, taken := p.ins[in.SPI]; taken {
+			err = fmt.Errorf("%w: %v", errSPI, in.SPI)
+		}
+	}
+	if err != nil {
+		p.forget(pr.flow)
+		return nil, err
+	}
+	p.order++
+	i := &inbound{pair: pr, spi: in.SPI, dst: in.Dst, next: &outbound{pair: pr, order: p.order, state: out}}
+	i.next.state.Alg = Algorithm{}
+	if err := p.putStates(i, in, out, rekey); err != nil {
+		p.forget(pr.flow)
+		return nil, err
+	}
+	// Nothing can go wrong from here on.
+	pr.spec = spec
+	pr.spec.In.Key, pr.spec.In.Salt, pr.spec.Out.Key, pr.spec.Out.Salt = nil, nil, nil, nil
+	if !rekey {
+		pr.flow.all = append(pr.flow.all, pr)
+		p.pairs[spec.ID], p.reqIDs[pr.reqID] = pr, true
+		if spec.Mode == ipsec.Tunnel {
+			pr.flow.tunnels++
+		}
+	}
+	pr.ins[i.spi], pr.outs[out.SPI], p.ins[i.spi] = i, i.next, i
+	return i, nil
+}
+
+// putStates makes, in this order, the latch, the policy in of a tunnel, and the two SAs: a packet that finds the inbound SA finds
+// the others too. On an error it takes them back.
+func (p *Plane) putStates(i *inbound, in, out State, rekey bool) error {
+	f := i.pair.flow
+	if err := p.expectFirst(i); err != nil {
+		return err
+	}
+	undo := []func() error{func() error { return p.setHeard(i) }}
+	fail := func(err error) error {
+		if errors.Is(err, unix.EEXIST) {
+			err = fmt.Errorf("%w: %w", errSPI, err)
+		}
+		for k := len(undo) - 1; k >= 0; k-- {
+			err = errors.Join(err, undo[k]())
+		}
+		return err
+	}
+	if in.Mode == ipsec.Tunnel && !rekey && f.tunnels == 0 {
+		policy := inPolicy(f.key.Own, f.key.Peer, familyOf(in.Dst), p.seconds())
+		if err := p.kernel.setPolicy(policy); err != nil {
+			return fail(err)
+		}
+		undo = append(undo, func() error { return p.kernel.delPolicy(policy) })
+	}
+	if err := p.kernel.addState(out); err != nil {
+		return fail(err)
+	}
+	undo = append(undo, func() error { return p.kernel.delState(out.Dst, out.SPI) })
+	if err := p.kernel.addState(in); err != nil {
+		return fail(err)
+	}
+	return nil
+}
+
+// newReqID draws a number of our range that no Pair has.
+func (p *Plane) newReqID() uint32 {
+	for {
+		p.reqID = (p.reqID + 1) &^ reqIDMask
+		if id := reqIDs | p.reqID; p.reqID != 0 && !p.reqIDs[id] {
+			return id
+		}
+	}
+}
+
+// InstallOutbound arms the Pair now; see [ipsec.Dataplane]. If its In was not installed, it is first.
+func (p *Plane) InstallOutbound(spec ipsec.Pair) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return wrap("install outbound", spec.ID, p.installOutbound(spec))
+}
+
+func (p *Plane) installOutbound(spec ipsec.Pair) error {
+	if p.closed {
+		return errClosed
+	}
+	if pr, ok := p.pairs[spec.ID]; ok {
+		if in, ok := pr.ins[spec.In.SPI]; ok {
+			if in.next.state.SPI != spec.Out.SPI {
+				return fmt.Errorf("outbound SPI %v was not installed with inbound %v", spec.Out.SPI, spec.In.SPI)
+			}
+			return p.armPair(pr, in.next)
+		}
+	}
+	in, err := p.installInbound(spec)
+	if err != nil {
+		return err
+	}
+	if err := p.armPair(in.pair, in.next); err != nil {
+		return errors.Join(err, p.dropInbound(in), p.dropPairIfEmpty(in.pair))
+	}
+	return nil
+}
+
+// armPair makes out the SA that a Pair sends with, unless it has a later one, and puts protection in force: first the policy, so
+// that nothing waits that could go, then the verdict. On an error nothing has changed. The Plane's lock is held.
+func (p *Plane) armPair(pr *pair, out *outbound) error {
+	f, before, had := pr.flow, pr.flow.out, pr.out
+	if had == nil || out.order > had.order {
+		pr.out = out
+	}
+	armed := f.armed
+	if !pr.armed {
+		armed = append(append([]*pair(nil), f.armed...), pr)
+	}
+	if err := p.route(f, current(armed)); err != nil {
+		pr.out = had
+		return err
+	}
+	if !pr.armed {
+		verdict, timeout := p.want(f, armed, p.now())
+		if err := p.enforce(f, verdict, timeout); err != nil {
+			pr.out = had
+			return errors.Join(err, p.route(f, before))
+		}
+	}
+	f.armed, pr.armed = armed, true
+	if had != nil && had != pr.out && !pr.refers(had) {
+		p.orphans = append(p.orphans, had)
+	}
+	return p.dropAdopted(f, pr)
+}
+
+// refers reports whether an inbound SA of the Pair still goes with an outbound one.
+func (pr *pair) refers(out *outbound) bool {
+	for _, in := range pr.ins {
+		if in.next == out {
+			return true
+		}
+	}
+	return false
+}
+
+// Retire ends an older inbound SA, and the outbound one that came with it; see [ipsec.Dataplane].
+func (p *Plane) Retire(id uint32, spi ipsec.SPI) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	pr, ok := p.pairs[id]
+	if !ok {
+		return wrap("retire", id, errPair)
+	}
+	in, ok := pr.ins[spi]
+	if !ok {
+		return wrap("retire", id, fmt.Errorf("no inbound SA %v", spi))
+	}
+	return wrap("retire", id, p.dropInbound(in))
+}
+
+// dropInbound ends an inbound SA, and its outbound one unless it is in use. Their counters are kept.
+func (p *Plane) dropInbound(in *inbound) error {
+	pr := in.pair
+	p.addUsage(&pr.past, in.dst, in.spi, true)
+	err := p.kernel.delState(in.dst, in.spi)
+	delete(pr.ins, in.spi)
+	delete(p.ins, in.spi)
+	err = errors.Join(err, p.setHeard(in), p.replaceOut(pr, in.next))
+	if in.next != nil && in.next != pr.out && !pr.refers(in.next) { // an adopted one has none
+		err = errors.Join(err, p.dropOutbound(in.next))
+	}
+	return err
+}
+
+// replaceOut ends the use of an outbound SA whose inbound half is gone: the peer has deleted both. At a rekey the newest of those that
+// are left takes its place, though nothing came on its other half yet.
+func (p *Plane) replaceOut(pr *pair, gone *outbound) error {
+	if gone == nil || pr.out != gone || pr.flow.out == nil {
+		return nil
+	}
+	for _, in := range pr.ins {
+		if in.next != nil && (pr.out == gone || in.next.order > pr.out.order) {
+			pr.out = in.next
+		}
+	}
+	return p.route(pr.flow, current(pr.flow.armed))
+}
+
+func (p *Plane) dropOutbound(out *outbound) error {
+	if out.pair.outs[out.state.SPI] != out {
+		return nil
+	}
+	p.addUsage(&out.pair.past, out.state.Dst, out.state.SPI, false)
+	delete(out.pair.outs, out.state.SPI)
+	return p.kernel.delState(out.state.Dst, out.state.SPI)
+}
+
+// Remove ends a Pair; see [ipsec.Dataplane]. It is no error if there is none.
+func (p *Plane) Remove(id uint32) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	pr, ok := p.pairs[id]
+	if !ok || p.closed {
+		return nil
+	}
+	return wrap("remove", id, p.removePair(pr))
+}
+
+// removePair first puts in force what is to be without the Pair, then ends its SAs.
+func (p *Plane) removePair(pr *pair) error {
+	f, armed := pr.flow, without(pr.flow.armed, pr)
+	verdict, timeout := p.want(f, armed, p.now())
+	if err := p.enforce(f, verdict, timeout); err != nil {
+		return err
+	}
+	if err := p.route(f, current(armed)); err != nil {
+		return err
+	}
+	f.armed = armed
+	var errs []error
+	for _, in := range pr.ins {
+		errs = append(errs, p.dropInbound(in))
+	}
+	return errors.Join(append(errs, p.dropPairIfEmpty(pr))...)
+}
+
+// dropPairIfEmpty ends a Pair whose inbound SAs are gone.
+func (p *Plane) dropPairIfEmpty(pr *pair) error {
+	if len(pr.ins) > 0 {
+		return nil
+	}
+	var errs []error
+	for _, out := range pr.outs {
+		errs = append(errs, p.dropOutbound(out))
+	}
+	f := pr.flow
+	f.all = without(f.all, pr)
+	if pr.spec.Mode == ipsec.Tunnel {
+		if f.tunnels--; f.tunnels == 0 {
+			errs = append(errs, p.kernel.delPolicy(inPolicy(f.key.Own, f.key.Peer, 0, 0)))
+		}
+	}
+	if p.pairs[pr.id] == pr {
+		delete(p.pairs, pr.id)
+	}
+	delete(p.reqIDs, pr.reqID)
+	p.forget(f)
+	return errors.Join(errs...)
+}
+
+func without(list []*pair, pr *pair) (out []*pair) {
+	for _, other := range list {
+		if other != pr {
+			out = append(out, other)
+		}
+	}
+	return out
+}
+
+// Usage returns the counters of a Pair.
+func (p *Plane) Usage(id uint32) (ipsec.Usage, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	pr, ok := p.pairs[id]
+	if !ok {
+		return ipsec.Usage{}, wrap("usage", id, errPair)
+	}
+	u := pr.past
+	for _, in := range pr.ins {
+		p.addUsage(&u, in.dst, in.spi, true)
+	}
+	for _, out := range pr.outs {
+		p.addUsage(&u, out.state.Dst, out.state.SPI, false)
+	}
+	u.Armed, u.ClearDropped = pr.armed, pr.flow.clearDropped
+	pr.noteUse(&u, p.now())
+	return u, nil
+}
+
+// noteUse makes up for kernels before 6.2, which tell when an SA was used first, but not last: what carried packets since we asked
+// before was used just now.
+func (pr *pair) noteUse(u *ipsec.Usage, now time.Time) {
+	use := func(last *time.Time, packets, before uint64, known time.Time) {
+		if packets > before {
+			known = now
+		}
+		if known.After(*last) {
+			*last = known
+		}
+	}
+	use(&u.LastIn, u.InPackets, pr.last.InPackets, pr.last.LastIn)
+	use(&u.LastOut, u.OutPackets, pr.last.OutPackets, pr.last.LastOut)
+	pr.last = *u
+}
+
+// addUsage adds the counters of one SA. One that the kernel ended by itself has none.
+func (p *Plane) addUsage(u *ipsec.Usage, dst netip.Addr, spi ipsec.SPI, in bool) {
+	s, err := p.kernel.state(dst, spi)
+	if err != nil {
+		return
+	}
+	packets, bytes, last := &u.OutPackets, &u.OutBytes, &u.LastOut
+	if in {
+		packets, bytes, last = &u.InPackets, &u.InBytes, &u.LastIn
+		u.Replayed += uint64(s.ReplayDrops) + uint64(s.WindowDrops)
+		u.Invalid += uint64(s.Invalid)
+	}
+	*packets += s.Current.Packets
+	*bytes += s.Current.Bytes
+	used := s.LastUsed
+	if used == 0 && s.Current.Packets > 0 {
+		used = s.Current.Used // see noteUse
+	}
+	if t := time.Unix(int64(used), 0); used != 0 && t.After(*last) {
+		*last = t
+	}
+}
+
+func wrap(op string, id uint32, err error) error {
+	if err == nil {
+		return nil
+	}
+	return fmt.Errorf("%s pair %d: %w", op, id, err)
+}
+
+func wrapPolicy(op string, s ipsec.Selector, err error) error {
+	if err == nil {
+		return nil
+	}
+	return fmt.Errorf("%s policy %v: %w", op, s, err)
+}

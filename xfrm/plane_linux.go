@@ -1,0 +1,260 @@
+package xfrm
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/mdlayher/netlink"
+	"golang.org/x/sys/unix"
+
+	"tacit/guard"
+	"tacit/ipsec"
+)
+
+// Defaults of a Config.
+const (
+	DefaultLinger = 5 * time.Minute
+	DefaultSALife = 3 * time.Hour
+	DefaultQueue  = 0x7ac1 // the number of our nfnetlink_queue
+)
+
+// Config is how a Plane is opened. The zero value is good.
+type Config struct {
+	Linger time.Duration // how long policies stay after this process died
+	SALife time.Duration // when the kernel ends an SA of itself: longer than the daemon's own lifetimes
+	Queue  uint16        // where packets wait
+	Log    *slog.Logger
+	Now    func() time.Time
+}
+
+func (c Config) withDefaults() Config {
+	if c.Linger <= 0 {
+		c.Linger = DefaultLinger
+	}
+	if c.SALife <= 0 {
+		c.SALife = DefaultSALife
+	}
+	if c.Queue == 0 {
+		c.Queue = DefaultQueue
+	}
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
+	}
+	if c.Now == nil {
+		c.Now = time.Now
+	}
+	return c
+}
+
+// eventQueue is how many events may wait for the reader.
+const eventQueue = 4096
+
+// Plane is an ipsec.Dataplane.
+type Plane struct {
+	cfg    Config
+	log    *slog.Logger
+	now    func() time.Time
+	kernel *kernel
+	news   *netlink.Conn // what the kernel tells by itself
+	queue  *netlink.Conn // packets that wait
+	socks  sockets
+	conns  conns
+	events chan ipsec.Event
+	work   sync.WaitGroup
+	stop   context.CancelFunc
+	done   <-chan struct{}
+
+	// mu excludes methods, queued packets, the kernel's news and maintenance from each other: each changes the kernel's SAs and
+	// policies and nftables as one step, and the caller waits for it. Packets take it only if they must wait, or are the first of an SA.
+	mu      sync.Mutex
+	guard   *guard.Guard
+	flows   map[guard.Key]*flow
+	pairs   map[uint32]*pair
+	ins     map[ipsec.SPI]*inbound
+	reqID   uint32
+	reqIDs  map[uint32]bool
+	order   uint64
+	held    int
+	waiting map[*flow]struct{}
+	orphans []*outbound
+	left    []ipsec.Pair
+	counts  counters
+	owner   bool // of what is ours in the kernel: Open got so far
+	closed  bool
+	over    bool
+}
+
+// counters count what was not delivered, and why.
+type counters struct {
+	stray, heldInVain, events, resyncs uint64
+}
+
+// Open opens the Plane in the network namespace of the calling thread. What a dead process or Close(true) left is taken over: see
+// Existing. On an error nothing of it is left. Where the kernel lacks what it needs, the error is ErrUnavailable.
+func Open(cfg Config) (*Plane, error) {
+	cfg = cfg.withDefaults()
+	ctx, stop := context.WithCancel(context.Background())
+	p := &Plane{cfg: cfg, log: cfg.Log, now: cfg.Now, events: make(chan ipsec.Event, eventQueue), stop: stop, done: ctx.Done(),
+		flows: make(map[guard.Key]*flow), pairs: make(map[uint32]*pair), ins: make(map[ipsec.SPI]*inbound),
+		reqIDs: make(map[uint32]bool), waiting: make(map[*flow]struct{})}
+	if err := p.open(); err != nil {
+		stop()
+		return nil, errors.Join(err, p.undo(len(p.flows) > 0)) // what a dead process held stays held
+	}
+	p.start()
+	return p, nil
+}
+
+func (p *Plane) open() (err error) {
+	if err := Available(); err != nil {
+		return err
+	}
+	if p.kernel, err = dialKernel(); err != nil {
+		return err
+	}
+	if p.queue, err = openQueue(p.cfg.Queue); err != nil {
+		return err
+	}
+	if err := p.openSockets(); err != nil {
+		return err
+	}
+	if p.news, err = openNews(); err != nil {
+		return err
+	}
+	var left []guard.Element
+	if p.guard, left, err = guard.Open(guard.Config{Queue: p.cfg.Queue}); err != nil {
+		if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EOPNOTSUPP) {
+			return fmt.Errorf("%w: nftables cannot queue packets: %w", ErrUnavailable, err)
+		}
+		return err
+	}
+	p.owner = true
+	if err := p.adopt(left); err != nil {
+		return err
+	}
+	return p.exempt()
+}
+
+// exempt renews the policies that stand before ours.
+func (p *Plane) exempt() error {
+	for _, policy := range exemptions(p.seconds()) {
+		if err := p.kernel.setPolicy(policy); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func openNews() (*netlink.Conn, error) {
+	conn, err := netlink.Dial(unix.NETLINK_XFRM, nil)
+	if err != nil {
+		return nil, hint("open netlink", err)
+	}
+	_ = conn.SetReadBuffer(4 << 20) // more is better, less is no error
+	for _, group := range []uint32{groupAcquire, groupExpire, groupMapping} {
+		if err := conn.JoinGroup(group); err != nil {
+			_ = conn.Close()
+			return nil, hint("listen to the kernel", err)
+		}
+	}
+	return conn, nil
+}
+
+// start starts the loops.
+func (p *Plane) start() {
+	run := func(f func()) {
+		p.work.Add(1)
+		go func() {
+			defer p.work.Done()
+			f()
+		}()
+	}
+	run(p.queueLoop)
+	run(p.newsLoop)
+	run(p.maintain)
+	for _, s := range p.socks {
+		run(func() { p.readLoop(s) })
+	}
+}
+
+// errorPause keeps a loop whose socket has failed for good from turning fast.
+const errorPause = 5 * time.Millisecond
+
+// stopping is asked after an error: it reports whether the Plane was closed, and otherwise waits a little.
+func (p *Plane) stopping() bool {
+	select {
+	case <-p.done:
+		return true
+	case <-time.After(errorPause):
+		return false
+	}
+}
+
+// Events is closed by Close.
+func (p *Plane) Events() <-chan ipsec.Event { return p.events }
+
+// raise hands an event to the reader, or counts it. The Plane's lock is held.
+func (p *Plane) raise(e ipsec.Event) {
+	if p.over {
+		return
+	}
+	e.Time = p.now()
+	select {
+	case p.events <- e:
+	default:
+		p.counts.events++
+	}
+}
+
+// Close ends everything that is ours; with keep, SAs, policies and what is held stay until their time is over, so that packets
+// flow on, protected, while the next process starts.
+func (p *Plane) Close(keep bool) error {
+	p.mu.Lock()
+	if p.closed {
+		p.mu.Unlock()
+		return nil
+	}
+	p.closed = true
+	p.mu.Unlock()
+	p.stop()
+	err := p.undo(keep)
+	p.work.Wait()
+	p.mu.Lock()
+	p.over = true
+	close(p.events)
+	p.mu.Unlock()
+	return err
+}
+
+// undo closes what is open. With keep it first gives everything its whole linger; else policies go last, so that nothing passes in
+// clear that was on its way.
+func (p *Plane) undo(keep bool) error {
+	var errs []error
+	p.mu.Lock()
+	if p.guard != nil {
+		if keep {
+			errs = append(errs, p.renew(p.now()))
+		}
+		errs = append(errs, p.guard.Close(keep))
+	}
+	p.mu.Unlock()
+	for _, conn := range []*netlink.Conn{p.queue, p.news} {
+		if conn != nil {
+			errs = append(errs, conn.Close())
+		}
+	}
+	if p.kernel != nil {
+		if !keep && p.owner { // else it may be another tacit's that runs here
+			errs = append(errs, p.kernel.sweep())
+		}
+		errs = append(errs, p.kernel.close())
+	}
+	for _, s := range p.socks {
+		errs = append(errs, s.close())
+	}
+	return errors.Join(errs...)
+}
