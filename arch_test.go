@@ -36,10 +36,11 @@ var imports = map[string][]string{
 	"ipseckey":        {},
 	"lab":             {},
 	"pad":             {"ipseckey"},
+	"plane":           {"guard", "ipsec"},
 	"policy":          {"dnssec"},
 	"resolver":        {"dnssec", "ipseckey"},
-	"tun":             {"esp", "guard", "ipsec"},
-	"xfrm":            {"guard", "ipsec"},
+	"tun":             {"esp", "guard", "ipsec", "plane"},
+	"xfrm":            {"guard", "ipsec", "plane"},
 }
 
 // pure are the packages of bytes and time in, bytes and events out; impure is what they may not import.

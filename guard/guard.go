@@ -78,10 +78,12 @@ type Seen struct {
 	Packets uint64
 }
 
-// Config says where a Guard works. One of the two is set.
+// Config says where a Guard works. One of Device and Queue is set.
 type Config struct {
 	Device string // the data plane's device: what comes from it is not clear
 	Queue  uint16 // where the kernel does ESP: the queue (nfnetlink_queue) to which packets go that wait; see kernel.go
+
+	Fault func(op string) error // tests make a change fail before it reaches the kernel; nil otherwise
 }
 
 // Guard owns the table. It keeps no lock: its methods are called by one owner at a time.
@@ -173,6 +175,9 @@ func (g *Guard) Apply(changes []Change) error {
 			return fmt.Errorf("guard: %w", err)
 		}
 	}
+	if err := g.fault("change elements"); err != nil {
+		return err
+	}
 	err := g.transact(changes)
 	if err != nil {
 		if e := g.resync(); e != nil {
@@ -188,6 +193,16 @@ func (g *Guard) Apply(changes []Change) error {
 		} else {
 			g.have[c.Key] = c.Verdict
 		}
+	}
+	return nil
+}
+
+func (g *Guard) fault(op string) error {
+	if g.cfg.Fault == nil {
+		return nil
+	}
+	if err := g.cfg.Fault(op); err != nil {
+		return hint(op, err)
 	}
 	return nil
 }

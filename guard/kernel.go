@@ -89,6 +89,9 @@ func (g *Guard) Latch(k Key, timeout time.Duration) error {
 	if err := k.check(); err != nil || g.latch[k] {
 		return err
 	}
+	if err := g.fault("latch"); err != nil {
+		return err
+	}
 	el := []nftables.SetElement{{Key: encodeKey(k), Timeout: max(timeout, time.Millisecond)}}
 	err := g.conn.SetAddElements(g.sets.latch[family(k.Own)], el)
 	if err == nil {
@@ -105,6 +108,9 @@ func (g *Guard) Latch(k Key, timeout time.Duration) error {
 func (g *Guard) Unlatch(k Key) error {
 	if !g.latch[k] {
 		return nil
+	}
+	if err := g.fault("unlatch"); err != nil {
+		return err
 	}
 	delete(g.latch, k)
 	err := g.conn.SetDeleteElements(g.sets.latch[family(k.Own)], []nftables.SetElement{{Key: encodeKey(k)}})

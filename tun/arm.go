@@ -1,10 +1,8 @@
 package tun
 
 import (
-	"time"
-
-	"tacit/guard"
 	"tacit/ipsec"
+	"tacit/plane"
 )
 
 // maxLatched bounds the packets of an SA that wait while its first one arms the Pair.
@@ -23,8 +21,7 @@ func (p *Plane) latch(in *inbound, buf []byte) bool {
 	}
 	if !in.arming {
 		in.arming = true
-		p.work.Add(1)
-		go p.arm(in) // beside the path: nftables takes a millisecond, which other peers' packets need not wait
+		p.run.Go(func() { p.arm(in) }) // beside the path: nftables takes a millisecond, which other peers' packets need not wait
 	}
 	return true
 }
@@ -32,7 +29,6 @@ func (p *Plane) latch(in *inbound, buf []byte) bool {
 // arm makes an inbound SA live: the first valid packet on it came. The Pair is armed before that packet reaches any
 // socket, so that the very reply to it is protected (TRUST.md R10).
 func (p *Plane) arm(in *inbound) {
-	defer p.work.Done()
 	p.mu.Lock()
 	pr := in.pair
 	gone := p.closed || pr.ins[in.spi] != in
@@ -59,7 +55,7 @@ func (p *Plane) arm(in *inbound) {
 	case err != nil:
 		p.log.Error("peer's first packet dropped", "peer", in.peer, "why", "cannot protect the reply", "err", err)
 	default:
-		p.raise(ipsec.Event{Kind: ipsec.FirstPacket, ID: pr.id, SPI: in.spi, Selector: pr.flow.selector()})
+		p.run.Raise(ipsec.Event{Kind: ipsec.FirstPacket, ID: pr.id, SPI: in.spi, Selector: pr.flow.Selector()})
 	}
 }
 
@@ -68,7 +64,7 @@ func (p *Plane) arm(in *inbound) {
 func (p *Plane) armPair(pr *pair, out *outbound) error {
 	f := pr.flow
 	if !pr.armed {
-		if err := p.enforce(f, guard.Divert, p.lasting()); err != nil {
+		if err := p.policies.Enforce(f, true); err != nil {
 			return err
 		}
 		pr.armed = true
@@ -81,49 +77,11 @@ func (p *Plane) armPair(pr *pair, out *outbound) error {
 	return nil
 }
 
-// current is the outbound SA that the flow sends with: of the armed Pairs with a peer that proved a key the newest, else the newest. A
-// Pair with nobody never displaces one with somebody (TRUST.md A-19).
+// current is the outbound SA that the flow sends with.
 func (f *flow) current() *outbound {
-	var out *outbound
-	for i := len(f.armed) - 1; i >= 0; i-- {
-		if f.armed[i].spec.Authenticated {
-			return f.armed[i].out
-		}
-		if out == nil {
-			out = f.armed[i].out
-		}
-	}
-	return out
-}
-
-// interval is how often elements are renewed; lasting is the timeout they get, so that after our death they stand at least for linger.
-func (p *Plane) interval() time.Duration { return min(10*time.Second, p.cfg.Linger/5) }
-
-func (p *Plane) lasting() time.Duration { return p.cfg.Linger + p.interval() }
-
-// want is the verdict that a flow's Pairs and policy ask for, and for how long. Pairs go before policies.
-func (p *Plane) want(f *flow, now time.Time) (guard.Verdict, time.Duration) {
-	if len(f.armed) > 0 {
-		return guard.Divert, p.lasting()
-	}
-	left := min(f.until.Sub(now), p.lasting())
-	switch {
-	case left <= 0 || f.policy == ipsec.Bypass:
-		return guard.Pass, 0
-	case f.policy == ipsec.Block:
-		return guard.Block, left
-	}
-	return guard.Divert, left
-}
-
-// enforce puts a verdict on a flow. On an error the old one stands.
-func (p *Plane) enforce(f *flow, v guard.Verdict, timeout time.Duration) error {
-	if v == guard.Pass && f.verdict == guard.Pass {
+	best, ok := plane.Prefer(f.armed, func(pr *pair) bool { return pr.spec.Authenticated })
+	if !ok {
 		return nil
 	}
-	if err := p.guard.Apply([]guard.Change{{Key: f.key, Verdict: v, Timeout: timeout}}); err != nil {
-		return err
-	}
-	f.verdict, f.renewed = v, p.now()
-	return nil
+	return best.out
 }

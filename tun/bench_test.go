@@ -12,6 +12,7 @@ import (
 	"tacit/esp"
 	"tacit/guard"
 	"tacit/ipsec"
+	"tacit/plane"
 )
 
 // sink is a device that counts what is written to it.
@@ -34,9 +35,8 @@ func testSA(spi ipsec.SPI) ipsec.SA {
 func testPlane(t testing.TB, mode ipsec.Mode) (*Plane, *sink) {
 	t.Helper()
 	dev := &sink{}
-	p := &Plane{cfg: Config{}.withDefaults(), now: time.Now, dev: dev, pairs: make(map[uint32]*pair), all: make(map[guard.Key]*flow),
-		events: make(chan ipsec.Event, 8)}
-	p.flows.shard, p.spis.shard = shardOfKey, func(s ipsec.SPI) uint8 { return uint8(s) }
+	p := newPlane(Config{}.withDefaults())
+	p.dev = dev
 	sealer, err := esp.NewSealer(testSA(1000))
 	if err != nil {
 		t.Fatal(err)
@@ -45,14 +45,14 @@ func testPlane(t testing.TB, mode ipsec.Mode) (*Plane, *sink) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	f := p.flow(guard.Key{Own: alice4, Peer: bob4})
+	f := p.policies.Flow(guard.Key{Own: alice4, Peer: bob4})
 	pr := &pair{spec: ipsec.Pair{Mode: mode}, flow: f}
-	out := &outbound{pair: pr, sealer: sealer, expire: expireAfterESN, tunnel: mode == ipsec.Tunnel, mtu: 1500, fits: 1472, mss: 1400}
+	out := &outbound{pair: pr, sealer: sealer, expire: plane.Expiring(testSA(1000)), tunnel: mode == ipsec.Tunnel, mtu: 1500, fits: 1472, mss: 1400}
 	out.segments.Store(true)
 	f.out.Store(out)
 	// The inbound SA is the peer's end of the same one.
 	in := &inbound{pair: pr, spi: 1000, local: bob4, peer: alice4, mode: mode, encap: true, mss: 1400, opener: opener}
-	outer := netip.AddrPortFrom(alice4, portNATT)
+	outer := netip.AddrPortFrom(alice4, plane.PortNATT)
 	in.outer.Store(&outer)
 	in.live.Store(true)
 	p.spis.put(1000, in)
@@ -60,7 +60,7 @@ func testPlane(t testing.TB, mode ipsec.Mode) (*Plane, *sink) {
 }
 
 func testReceiver() *receiver {
-	r := &receiver{sock: &socket{port: portNATT}, ready: make([][]byte, 0, deviceBatch), now: time.Now()}
+	r := &receiver{sock: &socket{port: plane.PortNATT}, ready: make([][]byte, 0, deviceBatch), now: time.Now()}
 	for range deviceBatch {
 		r.bufs = append(r.bufs, make([]byte, deviceOffset+maxPacket+ipv6Header))
 	}
@@ -72,7 +72,7 @@ func TestPath(t *testing.T) {
 	for _, mode := range []ipsec.Mode{ipsec.Transport, ipsec.Tunnel} {
 		p, dev := testPlane(t, mode)
 		batch, r := newSendBatch(&p.counts), testReceiver()
-		from := makeSockaddr(netip.AddrPortFrom(alice4, portNATT))
+		from := makeSockaddr(netip.AddrPortFrom(alice4, plane.PortNATT))
 		for size := 0; size < 3000; size += 7 {
 			want := udp(alice4, bob4, size)
 			p.sendPacket(batch, want, time.Now())
@@ -108,7 +108,7 @@ func TestPathRefuses(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	from := makeSockaddr(netip.AddrPortFrom(alice4, portNATT))
+	from := makeSockaddr(netip.AddrPortFrom(alice4, plane.PortNATT))
 	other := netip.MustParseAddr("192.0.2.77")
 	for name, c := range map[string]struct {
 		next    uint8
@@ -132,7 +132,7 @@ func TestPathRefuses(t *testing.T) {
 	}
 	p.receiveNATT(r, []byte{0xff}, &from, control{})
 	p.receiveNATT(r, make([]byte, 100), &from, control{}) // IKE, and nobody reads
-	if p.counts.ikeDropped.Load() != 1 || p.counts.mismatched.Load() != 3 || p.counts.unfit.Load() != 1 {
+	if p.conns.Dropped.Load() != 1 || p.counts.mismatched.Load() != 3 || p.counts.unfit.Load() != 1 {
 		t.Errorf("counters: got %+v", &p.counts)
 	}
 }
@@ -153,7 +153,7 @@ func BenchmarkSend(b *testing.B) {
 func BenchmarkReceive(b *testing.B) {
 	p, _ := testPlane(b, ipsec.Transport)
 	batch, packet, now := newSendBatch(&p.counts), udp(alice4, bob4, 1400), time.Now()
-	r, from := testReceiver(), makeSockaddr(netip.AddrPortFrom(alice4, portNATT))
+	r, from := testReceiver(), makeSockaddr(netip.AddrPortFrom(alice4, plane.PortNATT))
 	b.ReportAllocs()
 	b.SetBytes(int64(len(packet)))
 	for b.Loop() {
@@ -169,7 +169,7 @@ func BenchmarkReceive(b *testing.B) {
 func TestPathAllocatesNothing(t *testing.T) {
 	p, _ := testPlane(t, ipsec.Transport)
 	batch, packet, now := newSendBatch(&p.counts), udp(alice4, bob4, 1400), time.Now()
-	r, from := testReceiver(), makeSockaddr(netip.AddrPortFrom(alice4, portNATT))
+	r, from := testReceiver(), makeSockaddr(netip.AddrPortFrom(alice4, plane.PortNATT))
 	n := testing.AllocsPerRun(500, func() {
 		batch.arena, batch.pending = batch.arena[:0], batch.pending[:0]
 		p.sendPacket(batch, packet, now)

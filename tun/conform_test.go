@@ -1,45 +1,16 @@
 package tun
 
 import (
-	"fmt"
 	"log/slog"
-	"net/netip"
 	"os"
 	"testing"
-	"time"
 
 	"tacit/ipsec"
 	"tacit/ipsec/ipsectest"
-	"tacit/lab"
 )
 
-// childFlag makes the test binary a process that holds two addresses until it is killed.
-const childFlag = "-tacit-tun-child"
-
 func TestMain(m *testing.M) {
-	lab.MaybeChild()
-	if len(os.Args) == 4 && os.Args[1] == childFlag {
-		if err := child(os.Args[2], os.Args[3]); err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			os.Exit(1)
-		}
-		return
-	}
-	os.Exit(m.Run())
-}
-
-func child(own, peer string) error {
-	p, err := Open(Config{Linger: ipsectest.ChildLinger})
-	if err != nil {
-		return err
-	}
-	s := ipsec.Host(netip.MustParseAddr(own), netip.MustParseAddr(peer))
-	if err := p.SetPolicy(s, ipsec.Hold, time.Now().Add(time.Hour)); err != nil {
-		return err
-	}
-	fmt.Println("ready")
-	time.Sleep(time.Hour)
-	return nil
+	ipsectest.Main(m, func(o ipsectest.Options) (ipsec.Dataplane, error) { return Open(Config{Linger: o.Linger}) })
 }
 
 func needLab(t testing.TB) {
@@ -53,10 +24,9 @@ func TestConformance(t *testing.T) {
 	needLab(t)
 	ipsectest.TestDataplane(t, ipsectest.Subject{
 		Open: func(o ipsectest.Options) (ipsec.Dataplane, error) {
-			return Open(Config{Linger: o.Linger, Log: slog.New(slog.NewTextHandler(testWriter{t}, nil))})
+			return Open(Config{Linger: o.Linger, Log: slog.New(slog.NewTextHandler(ipsectest.Log{T: t}, nil))})
 		},
 		Cleanup: func() error { return Cleanup(Config{}) },
-		Child:   []string{"/proc/self/exe", childFlag},
 	})
 }
 
@@ -69,11 +39,4 @@ func TestConformanceWithoutOffload(t *testing.T) {
 		},
 		Only: []string{"carry", "bulk", "latch race", "rekey"},
 	})
-}
-
-type testWriter struct{ t *testing.T }
-
-func (w testWriter) Write(b []byte) (int, error) {
-	w.t.Log(string(b))
-	return len(b), nil
 }

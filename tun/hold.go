@@ -1,6 +1,7 @@
 package tun
 
 import (
+	"bytes"
 	"sync"
 	"time"
 
@@ -40,16 +41,19 @@ func (p *Plane) hold(f *flow, data []byte, now time.Time) *outbound {
 		f.mu.Unlock()
 		return out
 	}
-	first := len(f.queue) == 0
-	acquire, ok := f.enqueue(data, now, &p.budget)
-	f.mu.Unlock()
-	if !ok {
+	h, acquire := f.queue.Put(len(data), now)
+	if h == nil {
 		p.counts.stray.Add(1)
-	} else if first {
+	} else {
+		h.Packet = bytes.Clone(data)
+	}
+	first := h != nil && f.queue.Len() == 1
+	f.mu.Unlock()
+	if first {
 		p.waiting.add(f)
 	}
 	if acquire {
-		p.raise(ipsec.Event{Kind: ipsec.Acquire, Selector: f.selector()})
+		p.run.Raise(ipsec.Event{Kind: ipsec.Acquire, Selector: f.Selector()})
 	}
 	return nil
 }
@@ -61,17 +65,13 @@ func (p *Plane) switchTo(f *flow, out *outbound) {
 	defer f.mu.Unlock()
 	now := p.now()
 	if out != nil {
-		for _, h := range f.queue {
-			p.budget.give(len(h.data))
-			if now.Sub(h.since) >= holdTime {
-				p.counts.held.Add(1)
-				continue
-			}
-			if pkt, err := parsePacket(h.data); err == nil {
+		ready, late := f.queue.Take(now)
+		p.counts.held.Add(uint64(len(late)))
+		for _, h := range ready {
+			if pkt, err := parsePacket(h.Packet); err == nil {
 				p.seal(p.flusher, out, &pkt, now)
 			}
 		}
-		f.queue, f.acquired = nil, time.Time{}
 		p.flusher.flush()
 	}
 	f.out.Store(out)
@@ -81,18 +81,15 @@ func (p *Plane) switchTo(f *flow, out *outbound) {
 func (p *Plane) expireHeld(now time.Time) {
 	for _, f := range p.waiting.take() {
 		f.mu.Lock()
-		p.counts.held.Add(uint64(f.expire(now, &p.budget)))
-		still := len(f.queue) > 0
-		again := still && now.Sub(f.acquired) >= acquireInterval
-		if again {
-			f.acquired = now
-		}
+		p.counts.held.Add(uint64(len(f.queue.Expire(now))))
+		still := f.queue.Len() > 0
+		again := still && f.queue.Due(now)
 		f.mu.Unlock()
 		if still {
 			p.waiting.add(f)
 		}
 		if again {
-			p.raise(ipsec.Event{Kind: ipsec.Acquire, Selector: f.selector()})
+			p.run.Raise(ipsec.Event{Kind: ipsec.Acquire, Selector: f.Selector()})
 		}
 	}
 }

@@ -4,107 +4,50 @@ import (
 	"errors"
 	"time"
 
-	"tacit/guard"
 	"tacit/ipsec"
+	"tacit/plane"
 )
-
-// tick is how often maintenance looks: at packets that wait, at policies that ended, at clear packets that were dropped.
-const tick = 250 * time.Millisecond
 
 // start starts the goroutines of the path, and maintenance.
 func (p *Plane) start() {
-	run := func(f func()) {
-		p.work.Add(1)
-		go func() {
-			defer p.work.Done()
-			f()
-		}()
-	}
-	run(p.sendLoop)
+	p.run.Go(p.sendLoop)
 	p.socks.each(func(s *socket) {
-		if s.port == portIKE {
-			run(func() { p.ikeLoop(s) })
+		if s.port == plane.PortIKE {
+			p.run.Go(func() { p.ikeLoop(s) })
 		} else {
-			run(func() { p.receiveLoop(s) })
+			p.run.Go(func() { p.receiveLoop(s) })
 		}
 	})
-	run(p.maintain)
-}
-
-// errorPause keeps a loop whose socket or device has failed for good from turning fast.
-const errorPause = 5 * time.Millisecond
-
-// stopping is asked after an error: it reports whether the Plane was closed, and otherwise waits a little.
-func (p *Plane) stopping() bool {
-	select {
-	case <-p.done:
-		return true
-	case <-time.After(errorPause):
-		return false
-	}
-}
-
-// maintain does what is due by time, until the Plane is closed. An error is logged and tried again at the next turn: what stands in
-// the kernel lasts for longer than several turns.
-func (p *Plane) maintain() {
-	timer := time.NewTicker(tick)
-	defer timer.Stop()
 	renewed := p.now()
-	for {
-		select {
-		case <-p.done:
-			return
-		case <-timer.C:
-		}
-		now := p.now()
-		p.expireHeld(now)
-		due := now.Sub(renewed) >= p.interval()
-		if due {
-			renewed = now
-		}
-		p.mu.Lock()
-		if !p.closed {
-			if err := p.turn(now, due); err != nil {
-				p.log.Error("maintenance", "err", err)
-			}
-		}
-		p.mu.Unlock()
-	}
+	p.run.Go(func() { p.run.Maintain(func(now time.Time) { renewed = p.turn(now, renewed) }) })
 }
 
-// turn is one turn of maintenance under the lock.
-func (p *Plane) turn(now time.Time, renew bool) error {
-	errs := []error{p.endPolicies(now)}
-	if renew {
-		errs = append(errs, p.renew(now, p.interval()))
+// turn does what is due by time. An error is logged and tried again at the next turn: what stands in the kernel lasts for longer
+// than several turns.
+func (p *Plane) turn(now, renewed time.Time) time.Time {
+	p.expireHeld(now)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.closed {
+		return renewed
+	}
+	var errs []error
+	for _, f := range p.policies.Due(now) {
+		errs = append(errs, p.policies.Clear(f.Selector()))
+	}
+	if now.Sub(renewed) >= p.policies.Interval() {
+		renewed = now
+		errs = append(errs, p.policies.Renew(now))
 		p.refreshMTU()
 	}
-	return errors.Join(append(errs, p.watchClear())...)
-}
-
-// endPolicies ends those whose time is over. The kernel's elements end by themselves at the same time.
-func (p *Plane) endPolicies(now time.Time) error {
-	var errs []error
-	for key, f := range p.all {
-		if !f.until.IsZero() && !now.Before(f.until) {
-			errs = append(errs, p.clearPolicy(key))
-		}
+	fresh, err := p.policies.WatchClear()
+	for _, f := range fresh {
+		p.run.Raise(ipsec.Event{Kind: ipsec.ClearSeen, Selector: f.Selector()})
 	}
-	return errors.Join(errs...)
-}
-
-// renew gives every element its time anew, in one transaction. extra is added to linger.
-func (p *Plane) renew(now time.Time, extra time.Duration) error {
-	var changes []guard.Change
-	for key, f := range p.all {
-		verdict, timeout := p.want(f, now)
-		if verdict == guard.Pass {
-			continue
-		}
-		changes = append(changes, guard.Change{Key: key, Verdict: verdict, Timeout: min(timeout, p.cfg.Linger+extra)})
-		f.verdict, f.renewed = verdict, now
+	if err := errors.Join(append(errs, err)...); err != nil {
+		p.log.Error("maintenance", "err", err)
 	}
-	return p.guard.Apply(changes)
+	return renewed
 }
 
 // refreshMTU follows the path's MTU, which ICMP may have lowered.
@@ -125,27 +68,4 @@ func (p *Plane) refreshMTU() {
 			p.switchTo(pr.flow, pr.flow.current())
 		}
 	}
-}
-
-// watchClear raises ClearSeen for peers whose clear packets were dropped since the last turn.
-func (p *Plane) watchClear() error {
-	seen, err := p.guard.Seen()
-	if err != nil {
-		return err
-	}
-	for _, s := range seen {
-		f, ok := p.all[s.Key]
-		if !ok {
-			continue
-		}
-		last := f.lastClear.Swap(s.Packets)
-		if s.Packets < last {
-			last = 0 // the kernel's counter began anew
-		}
-		if s.Packets > last {
-			f.clearDropped.Add(s.Packets - last)
-			p.raise(ipsec.Event{Kind: ipsec.ClearSeen, Selector: f.selector()})
-		}
-	}
-	return nil
 }

@@ -7,50 +7,9 @@ import (
 	"time"
 
 	"tacit/esp"
-	"tacit/guard"
 	"tacit/ipsec"
+	"tacit/plane"
 )
-
-var (
-	errPair     = errors.New("no such pair")
-	errSelector = errors.New("selector must name one local and one remote host, and all their traffic")
-	errOuter    = errors.New("outer addresses")
-	errSPI      = errors.New("SPI is in use")
-	errClosed   = errors.New("tun: closed")
-)
-
-// expireAfter is when Expiring is raised, in sequence numbers: with 32 bits there is a quarter left.
-const (
-	expireAfter    = 3 << 30
-	expireAfterESN = 1 << 62
-)
-
-// hosts checks that a selector names two hosts, and returns them. Wider ones come with gateways.
-func hosts(s ipsec.Selector) (guard.Key, error) {
-	k := guard.Key{Own: s.Local.Addr(), Peer: s.Remote.Addr()}
-	if !s.Local.IsValid() || !s.Remote.IsValid() || !s.Local.IsSingleIP() || !s.Remote.IsSingleIP() ||
-		k.Own.Is4() != k.Peer.Is4() || k.Own.Is4In6() || k.Peer.Is4In6() || k.Own == k.Peer ||
-		s.Proto != 0 || s.LocalPort != 0 || s.RemotePort != 0 {
-		return k, fmt.Errorf("selector %v: %w", s, errSelector)
-	}
-	return k, nil
-}
-
-// checkOuter checks where the ESP of a Pair shall go.
-func (p *Plane) checkOuter(spec ipsec.Pair) error {
-	local, remote := spec.Local, spec.Remote
-	switch {
-	case !remote.Addr().IsValid() || remote.Addr().Is4In6():
-		return fmt.Errorf("%w: remote %v", errOuter, remote)
-	case local.Addr().IsValid() && local.Addr().Is4() != remote.Addr().Is4():
-		return fmt.Errorf("%w: %v and %v are of two families", errOuter, local, remote)
-	case spec.Encapsulated() && local.Port() != portNATT:
-		return fmt.Errorf("%w: ESP in UDP leaves from port %d, not %d", errOuter, portNATT, local.Port())
-	case p.socketFor(spec) == nil:
-		return fmt.Errorf("%w: no socket for %v (a kernel without IPv6?)", errOuter, remote)
-	}
-	return nil
-}
 
 // socketFor is the socket that the Pair's ESP leaves by; nil where the kernel lacks the family.
 func (p *Plane) socketFor(spec ipsec.Pair) *socket {
@@ -64,23 +23,11 @@ func (p *Plane) socketFor(spec ipsec.Pair) *socket {
 	return p.socks.esp[family]
 }
 
-// flow finds or makes the flow of a key. The Plane's lock is held.
-func (p *Plane) flow(k guard.Key) *flow {
-	f, ok := p.all[k]
-	if !ok {
-		f = &flow{key: k}
-		p.all[k] = f
-		p.flows.put(keyOf(k.Own, k.Peer), f)
+func (p *Plane) checkSocket(spec ipsec.Pair) error {
+	if p.socketFor(spec) == nil {
+		return fmt.Errorf("%w: no socket for %v (a kernel without IPv6?)", plane.ErrOuter, spec.Remote)
 	}
-	return f
-}
-
-// forget removes a flow that nothing asks for.
-func (p *Plane) forget(f *flow) {
-	if f.pairs == 0 && f.until.IsZero() && f.verdict == guard.Pass {
-		delete(p.all, f.key)
-		p.flows.remove(keyOf(f.key.Own, f.key.Peer))
-	}
+	return nil
 }
 
 // address gives an outbound SA its way: socket, destination, source, and what fits.
@@ -101,23 +48,23 @@ func (p *Plane) InstallInbound(spec ipsec.Pair) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	_, err := p.installInbound(spec)
-	return wrap("install inbound", spec.ID, err)
+	return plane.Wrap("install inbound", spec.ID, err)
 }
 
 // installInbound checks everything first and changes state last. The Plane's lock is held.
 func (p *Plane) installInbound(spec ipsec.Pair) (*inbound, error) {
 	if p.closed {
-		return nil, errClosed
+		return nil, plane.ErrClosed
 	}
-	key, err := hosts(spec.Selector)
+	key, err := plane.CheckSpec(spec)
+	if err == nil {
+		err = p.checkSocket(spec)
+	}
 	if err != nil {
 		return nil, err
 	}
-	if err := p.checkOuter(spec); err != nil {
-		return nil, err
-	}
 	if _, taken := p.spis.get(spec.In.SPI); taken {
-		return nil, fmt.Errorf("%w: %v", errSPI, spec.In.SPI)
+		return nil, fmt.Errorf("%w: %v", plane.ErrSPI, spec.In.SPI)
 	}
 	opener, err := esp.NewOpener(spec.In)
 	if err != nil {
@@ -128,22 +75,21 @@ func (p *Plane) installInbound(spec ipsec.Pair) (*inbound, error) {
 		return nil, fmt.Errorf("outbound SA: %w", err)
 	}
 	pr, ok := p.pairs[spec.ID]
-	if ok && pr.spec.Selector != spec.Selector {
-		return nil, fmt.Errorf("a rekey does not change the selector: got %v, want %v", spec.Selector, pr.spec.Selector)
+	if ok {
+		if err := plane.CheckRekey(pr.spec, spec); err != nil {
+			return nil, err
+		}
 	}
 	// Nothing can go wrong from here on.
 	if !ok {
-		pr = &pair{id: spec.ID, spec: spec, flow: p.flow(key), ins: make(map[ipsec.SPI]*inbound)}
+		pr = &pair{id: spec.ID, spec: spec, flow: p.policies.Flow(key), ins: make(map[ipsec.SPI]*inbound)}
 		pr.spec.In.Key, pr.spec.In.Salt, pr.spec.Out.Key, pr.spec.Out.Salt = nil, nil, nil, nil
 		pr.flow.pairs++
 		p.pairs[spec.ID] = pr
 	}
 	pr.spec.Local, pr.spec.Remote = spec.Local, spec.Remote
 	p.order++
-	out := &outbound{pair: pr, order: p.order, spi: spec.Out.SPI, sealer: sealer, expire: expireAfter, tunnel: spec.Mode == ipsec.Tunnel}
-	if spec.Out.ESN {
-		out.expire = expireAfterESN
-	}
+	out := &outbound{pair: pr, order: p.order, spi: spec.Out.SPI, sealer: sealer, expire: plane.Expiring(spec.Out), tunnel: spec.Mode == ipsec.Tunnel}
 	p.address(out, spec)
 	in := &inbound{pair: pr, spi: spec.In.SPI, next: out, local: key.Own, peer: key.Peer, mode: spec.Mode,
 		encap: spec.Encapsulated(), mss: out.mss, opener: opener}
@@ -157,14 +103,14 @@ func (p *Plane) installInbound(spec ipsec.Pair) (*inbound, error) {
 func (p *Plane) InstallOutbound(spec ipsec.Pair) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return wrap("install outbound", spec.ID, p.installOutbound(spec))
+	return plane.Wrap("install outbound", spec.ID, p.installOutbound(spec))
 }
 
 // installOutbound arms a Pair. The outbound SA of an inbound one that stands is used as it is: a second Sealer would repeat
 // IVs. On an error nothing of a new Pair is left. The Plane's lock is held.
 func (p *Plane) installOutbound(spec ipsec.Pair) error {
 	if p.closed {
-		return errClosed
+		return plane.ErrClosed
 	}
 	if pr, ok := p.pairs[spec.ID]; ok {
 		if in, ok := pr.ins[spec.In.SPI]; ok {
@@ -194,11 +140,11 @@ func (p *Plane) Retire(id uint32, spi ipsec.SPI) error {
 	defer p.mu.Unlock()
 	pr, ok := p.pairs[id]
 	if !ok {
-		return wrap("retire", id, errPair)
+		return plane.Wrap("retire", id, plane.ErrPair)
 	}
 	in, ok := pr.ins[spi]
 	if !ok {
-		return wrap("retire", id, fmt.Errorf("no inbound SA %v", spi))
+		return plane.Wrap("retire", id, fmt.Errorf("no inbound SA %v", spi))
 	}
 	p.dropInbound(in)
 	pr.replace(in.next)
@@ -233,12 +179,9 @@ func (p *Plane) Remove(id uint32) error {
 	if !ok || p.closed {
 		return nil
 	}
-	f, armed := pr.flow, pr.flow.armed
-	f.armed = without(armed, pr)
-	verdict, timeout := p.want(f, p.now())
-	if err := p.enforce(f, verdict, timeout); err != nil {
-		f.armed = armed
-		return wrap("remove", id, err)
+	f := pr.flow
+	if err := p.policies.Enforce(f, len(plane.Without(f.armed, pr)) > 0); err != nil {
+		return plane.Wrap("remove", id, err)
 	}
 	for _, in := range pr.ins {
 		p.dropInbound(in)
@@ -251,21 +194,10 @@ func (p *Plane) Remove(id uint32) error {
 func (p *Plane) dropPair(pr *pair) {
 	f := pr.flow
 	delete(p.pairs, pr.id)
-	f.armed = without(f.armed, pr)
+	f.armed = plane.Without(f.armed, pr)
 	f.pairs--
 	p.switchTo(f, f.current())
-	p.forget(f)
-}
-
-// without is the list less one Pair; the old list is left as it is.
-func without(list []*pair, pr *pair) []*pair {
-	var out []*pair
-	for _, other := range list {
-		if other != pr {
-			out = append(out, other)
-		}
-	}
-	return out
+	p.policies.Forget(f)
 }
 
 // Redirect moves the outer addresses of a Pair; see [ipsec.Dataplane].
@@ -274,15 +206,12 @@ func (p *Plane) Redirect(id uint32, local, remote netip.AddrPort) error {
 	defer p.mu.Unlock()
 	pr, ok := p.pairs[id]
 	if !ok {
-		return wrap("redirect", id, errPair)
+		return plane.Wrap("redirect", id, plane.ErrPair)
 	}
 	spec := pr.spec
 	spec.Local, spec.Remote = local, remote
-	if err := p.checkOuter(spec); err != nil {
-		return wrap("redirect", id, err)
-	}
-	if spec.Encapsulated() != pr.spec.Encapsulated() {
-		return wrap("redirect", id, fmt.Errorf("%w: encapsulation cannot change", errOuter))
+	if err := errors.Join(plane.CheckRedirect(pr.spec, spec), p.checkSocket(spec)); err != nil {
+		return plane.Wrap("redirect", id, err)
 	}
 	pr.spec = spec
 	moved := make(map[*outbound]*outbound)
@@ -309,14 +238,14 @@ func (p *Plane) Usage(id uint32) (ipsec.Usage, error) {
 	defer p.mu.Unlock()
 	pr, ok := p.pairs[id]
 	if !ok {
-		return ipsec.Usage{}, wrap("usage", id, errPair)
+		return ipsec.Usage{}, plane.Wrap("usage", id, plane.ErrPair)
 	}
 	return ipsec.Usage{
 		InPackets: pr.inPackets.Load(), OutPackets: pr.outPackets.Load(),
 		InBytes: pr.inBytes.Load(), OutBytes: pr.outBytes.Load(),
 		LastIn: timeOf(pr.lastIn.Load()), LastOut: timeOf(pr.lastOut.Load()),
 		Replayed: pr.replayed.Load(), Invalid: pr.invalid.Load(),
-		Armed: pr.armed, ClearDropped: pr.flow.clearDropped.Load(),
+		Armed: pr.armed, ClearDropped: pr.flow.ClearDropped,
 	}, nil
 }
 
@@ -325,12 +254,4 @@ func timeOf(nano int64) time.Time {
 		return time.Time{}
 	}
 	return time.Unix(0, nano)
-}
-
-// wrap adds the operation to an error.
-func wrap(op string, id uint32, err error) error {
-	if err == nil {
-		return nil
-	}
-	return fmt.Errorf("%s pair %d: %w", op, id, err)
 }

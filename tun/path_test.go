@@ -3,11 +3,8 @@ package tun
 import (
 	"net/netip"
 	"testing"
-	"time"
 
 	"golang.org/x/sys/unix"
-
-	"tacit/guard"
 )
 
 func TestControl(t *testing.T) {
@@ -68,54 +65,6 @@ func TestTable(t *testing.T) {
 	}
 	if _, ok := tab.get(keys[7]); ok {
 		t.Error("a key that was removed is there")
-	}
-}
-
-func TestHoldQueue(t *testing.T) {
-	var budget holdBudget
-	now := time.Unix(1000, 0)
-	f := &flow{key: guard.Key{Own: alice4, Peer: bob4}}
-	if acquire, ok := f.enqueue([]byte("x"), now, &budget); acquire || ok {
-		t.Error("a packet waits though nothing holds it")
-	}
-	f.holdUntil(now.Add(10*time.Second), &budget)
-	for i := range holdPerPeer + 5 {
-		acquire, ok := f.enqueue([]byte{byte(i)}, now, &budget)
-		if acquire != (i == 0) || ok != (i < holdPerPeer) {
-			t.Errorf("packet %d: acquire %v, ok %v", i, acquire, ok)
-		}
-	}
-	if acquire, _ := f.enqueue(nil, now.Add(acquireInterval), &budget); !acquire {
-		t.Error("no acquire again after a second")
-	}
-	if n := f.expire(now.Add(holdTime-time.Millisecond), &budget); n != 0 {
-		t.Errorf("%d packets expired early", n)
-	}
-	if n := f.expire(now.Add(holdTime), &budget); n != holdPerPeer {
-		t.Errorf("%d packets expired, want %d", n, holdPerPeer)
-	}
-	f.enqueue([]byte("y"), now, &budget)
-	if n := f.holdUntil(time.Time{}, &budget); n != 1 {
-		t.Errorf("%d packets dropped at the end of the hold, want 1", n)
-	}
-	if p, b := budget.packets.Load(), budget.bytes.Load(); p != 0 || b != 0 {
-		t.Errorf("budget: %d packets, %d octets are still taken", p, b)
-	}
-}
-
-func TestHoldBudget(t *testing.T) {
-	var b holdBudget
-	for range holdPackets {
-		if !b.take(1) {
-			t.Fatal("refused early")
-		}
-	}
-	if b.take(1) {
-		t.Error("more packets than may wait")
-	}
-	b.give(1)
-	if b.take(holdBytes) || !b.take(1) {
-		t.Error("the octets are not counted right")
 	}
 }
 

@@ -9,6 +9,7 @@ import (
 
 	"tacit/esp"
 	"tacit/ipsec"
+	"tacit/plane"
 )
 
 /* The way in, in packet order.
@@ -49,7 +50,7 @@ func (p *Plane) receiveLoop(s *socket) {
 	for {
 		n, err := r.in.read()
 		if err != nil {
-			if p.stopping() {
+			if p.run.Stopping() {
 				return
 			}
 			continue // an error of one packet
@@ -97,18 +98,16 @@ func (p *Plane) receiveDatagrams(r *receiver, i int) {
 	}
 }
 
-// nonESP is how many zero octets tell IKE from ESP on port 4500 (RFC 3948, 2.2).
-const nonESP = 4
-
 // receiveNATT tells ESP from IKE and keepalives on port 4500.
 func (p *Plane) receiveNATT(r *receiver, data []byte, from *sockaddr, c control) {
-	switch {
-	case len(data) == 1 && data[0] == 0xff: // a keepalive
-	case len(data) > nonESP && [nonESP]byte(data) == [nonESP]byte{}:
-		p.conns.deliver(&p.counts, netip.AddrPortFrom(c.local, portNATT), from.addrPort(), data[nonESP:])
-	default:
-		p.receiveESP(r, data, from, c)
+	if len(data) == 1 && data[0] == 0xff {
+		return // a keepalive
 	}
+	if message, ok := plane.IsIKE(data); ok {
+		p.conns.Deliver(netip.AddrPortFrom(c.local, plane.PortNATT), from.addrPort(), message)
+		return
+	}
+	p.receiveESP(r, data, from, c)
 }
 
 // receiveESP opens a packet and puts what was in it into the batch for the device.
@@ -188,7 +187,7 @@ func (p *Plane) expected(in *inbound, from *sockaddr, udp bool) bool {
 	if udp && got != want {
 		now, last := p.now().UnixNano(), in.pair.moved.Load()
 		if now-last >= int64(time.Second) && in.pair.moved.CompareAndSwap(last, now) {
-			p.raise(ipsec.Event{Kind: ipsec.Moved, ID: in.pair.id, SPI: in.spi, Remote: got, Selector: in.pair.flow.selector()})
+			p.run.Raise(ipsec.Event{Kind: ipsec.Moved, ID: in.pair.id, SPI: in.spi, Remote: got, Selector: in.pair.flow.Selector()})
 		}
 	}
 	return true

@@ -40,7 +40,7 @@ func (p *Plane) sendLoop() {
 			return
 		}
 		if err != nil && !errors.Is(err, wgtun.ErrTooManySegments) {
-			if p.stopping() {
+			if p.run.Stopping() {
 				return
 			}
 			p.counts.deviceErrors.Add(1)
@@ -102,7 +102,7 @@ func (p *Plane) seal(batch *sendBatch, out *outbound, pkt *packet, now time.Time
 	batch.add(out, start, pkt.tos)
 	out.count(len(payload), now)
 	if out.sealer.Sent() == out.expire {
-		p.raise(ipsec.Event{Kind: ipsec.Expiring, ID: out.pair.id, SPI: out.spi, Selector: out.pair.flow.selector()})
+		p.run.Raise(ipsec.Event{Kind: ipsec.Expiring, ID: out.pair.id, SPI: out.spi, Selector: out.pair.flow.Selector()})
 	}
 }
 

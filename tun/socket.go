@@ -12,12 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"tacit/guard"
-)
-
-// UDP ports of IKE (RFC 7296, 2.23).
-const (
-	portIKE  = 500
-	portNATT = 4500
+	"tacit/plane"
 )
 
 // socketBuffer is what a socket may hold in the kernel while the path is busy.
@@ -93,7 +88,7 @@ func (s *socket) configure(fd int) error {
 	for _, name := range []int{unix.SO_RCVBUFFORCE, unix.SO_SNDBUFFORCE} {
 		_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, name, socketBuffer) // more is better, less is no error
 	}
-	if s.port == portNATT {
+	if s.port == plane.PortNATT {
 		_ = unix.SetsockoptInt(fd, unix.IPPROTO_UDP, unix.UDP_GRO, 1) // kernels before 5.0 hand out one datagram at a time
 	}
 	if s.v6 {
@@ -242,12 +237,12 @@ const minMTU, defaultMTU = 1280, 1500
 // mtu is the path's MTU, or what is usual where the kernel knows no way.
 func (m mtuProbe) mtu(to netip.Addr) int {
 	fd, level, opt := m.fd4, unix.SOL_IP, unix.IP_MTU
-	var sa unix.Sockaddr = &unix.SockaddrInet4{Port: portNATT}
+	var sa unix.Sockaddr = &unix.SockaddrInet4{Port: plane.PortNATT}
 	if to.Is4() {
 		sa.(*unix.SockaddrInet4).Addr = to.As4()
 	} else {
 		fd, level, opt = m.fd6, unix.SOL_IPV6, unix.IPV6_MTU
-		sa = &unix.SockaddrInet6{Port: portNATT, Addr: to.As16()}
+		sa = &unix.SockaddrInet6{Port: plane.PortNATT, Addr: to.As16()}
 	}
 	if unix.Connect(fd, sa) != nil {
 		return defaultMTU

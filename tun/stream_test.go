@@ -10,6 +10,7 @@ import (
 
 	"tacit/ipsec"
 	"tacit/lab"
+	"tacit/plane"
 )
 
 // BenchmarkStream is one TCP stream between two hosts: in clear, and through two Planes, ESP in UDP and plain. It needs root.
@@ -22,9 +23,9 @@ func BenchmarkStream(b *testing.B) {
 		config    Config
 	}{
 		{"veth", false, 0, Config{}},
-		{"udp", true, portNATT, Config{}},
+		{"udp", true, plane.PortNATT, Config{}},
 		{"esp", true, 0, Config{}},
-		{"udp-no-offload", true, portNATT, Config{NoOffload: true}},
+		{"udp-no-offload", true, plane.PortNATT, Config{NoOffload: true}},
 	} {
 		b.Run(c.name, func(b *testing.B) {
 			alice, bob := benchHosts(b)
@@ -129,7 +130,7 @@ func BenchmarkInstall(b *testing.B) {
 			b.Cleanup(func() { _ = p.Close(false) })
 			pair := func(i int) ipsec.Pair {
 				peer := netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)})
-				return ipsec.Pair{ID: uint32(i), Local: netip.AddrPortFrom(alice4, portNATT), Remote: netip.AddrPortFrom(peer, portNATT),
+				return ipsec.Pair{ID: uint32(i), Local: netip.AddrPortFrom(alice4, plane.PortNATT), Remote: netip.AddrPortFrom(peer, plane.PortNATT),
 					Selector: ipsec.Host(alice4, peer), In: testSA(ipsec.SPI(1000 + i)), Out: testSA(ipsec.SPI(1000 + i))}
 			}
 			for i := range c.n {

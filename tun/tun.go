@@ -8,7 +8,6 @@
 package tun
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -21,6 +20,7 @@ import (
 
 	"tacit/guard"
 	"tacit/ipsec"
+	"tacit/plane"
 )
 
 // Defaults of a Config.
@@ -33,9 +33,6 @@ const (
 
 // deviceMTU lets whole datagrams through, since transport mode carries no IP fragments.
 const deviceMTU = maxPacket
-
-// eventQueue is how many events may wait for the reader.
-const eventQueue = 4096
 
 // Config is how a Plane is opened. The zero value is good.
 type Config struct {
@@ -80,8 +77,6 @@ type counters struct {
 	exhausted    atomic.Uint64
 	sendErrors   atomic.Uint64
 	deviceErrors atomic.Uint64
-	events       atomic.Uint64 // events that found the channel full
-	ikeDropped   atomic.Uint64 // IKE messages that nobody read
 }
 
 // Plane is an ipsec.Dataplane.
@@ -89,16 +84,14 @@ type Plane struct {
 	cfg    Config
 	log    *slog.Logger
 	now    func() time.Time
+	run    *plane.Runner
 	dev    wgtun.Device
 	net    *network
 	probe  mtuProbe
 	socks  sockets
+	conns  plane.Conns
 	counts counters
-	events chan ipsec.Event
-	budget holdBudget
-	work   sync.WaitGroup // the goroutines of the path
-	stop   context.CancelFunc
-	done   <-chan struct{}
+	budget plane.Budget
 
 	flows table[addrKey, *flow]      // read by the path
 	spis  table[ipsec.SPI, *inbound] // read by the path
@@ -106,17 +99,13 @@ type Plane struct {
 	// mu excludes the methods, the arming of Pairs and maintenance from each other: each changes several tables, nftables
 	// and queues as one step, and the caller waits for it. The packet path never takes it.
 	mu       sync.Mutex
-	guard    *guard.Guard
+	policies plane.Policies[*flow]
 	pairs    map[uint32]*pair
-	all      map[guard.Key]*flow
 	left     []ipsec.Pair
 	flusher  *sendBatch
 	order    uint64 // of the SA installed last
 	closed   bool
-	eventsMu sync.RWMutex // events is closed while the path may still raise one
-	over     bool
 	waiting  waitList
-	conns    conns
 }
 
 // sockets are ours for as long as the Plane lives; IPv6's are nil where the kernel has no IPv6.
@@ -138,19 +127,32 @@ func (s *sockets) each(do func(*socket)) {
 // thread, and starts the packet path. What a dead process left is taken over: its held addresses stay held.
 // On an error nothing of it is left.
 func Open(cfg Config) (*Plane, error) {
-	cfg = cfg.withDefaults()
-	ctx, stop := context.WithCancel(context.Background())
-	p := &Plane{cfg: cfg, log: cfg.Log, now: cfg.Now, events: make(chan ipsec.Event, eventQueue), stop: stop, done: ctx.Done(),
-		pairs: make(map[uint32]*pair), all: make(map[guard.Key]*flow), probe: mtuProbe{-1, -1}}
-	p.flows.shard = shardOfKey
-	p.spis.shard = func(s ipsec.SPI) uint8 { return uint8(s) }
-	p.flusher = newSendBatch(&p.counts)
+	p := newPlane(cfg.withDefaults())
 	if err := p.open(); err != nil {
-		stop()
-		return nil, errors.Join(err, p.undo(len(p.all) > 0)) // what a dead process held stays held
+		p.run.Stop()
+		return nil, errors.Join(err, p.undo(p.policies.Len() > 0)) // what a dead process held stays held
 	}
 	p.start()
 	return p, nil
+}
+
+// newPlane makes a Plane with nothing open.
+func newPlane(cfg Config) *Plane {
+	p := &Plane{cfg: cfg, log: cfg.Log, now: cfg.Now, run: plane.NewRunner(cfg.Now), pairs: make(map[uint32]*pair), probe: mtuProbe{-1, -1}}
+	p.flows.shard = shardOfKey
+	p.spis.shard = func(s ipsec.SPI) uint8 { return uint8(s) }
+	p.flusher = newSendBatch(&p.counts)
+	p.conns.Send, p.conns.Done = p.sendIKE, p.run.Done()
+	p.policies = plane.Policies[*flow]{Linger: cfg.Linger, Now: cfg.Now, Made: p.newFlow,
+		Gone: func(f *flow) { p.flows.remove(keyOf(f.Key.Own, f.Key.Peer)) }}
+	return p
+}
+
+// newFlow makes a flow, which the path sees from now on.
+func (p *Plane) newFlow(k guard.Key) *flow {
+	f := &flow{Flow: plane.Flow{Key: k}, plane: p, queue: plane.Queue[[]byte]{Budget: &p.budget}}
+	p.flows.put(keyOf(k.Own, k.Peer), f)
+	return f
 }
 
 // open makes one thing after another; undo takes what was made. The rule that leads packets into the device comes last.
@@ -165,7 +167,7 @@ func (p *Plane) open() (err error) {
 		return err
 	}
 	for i, v6 := range []bool{false, true} {
-		for port, at := range map[uint16]**socket{portIKE: &p.socks.ike[i], portNATT: &p.socks.natt[i], 0: &p.socks.esp[i]} {
+		for port, at := range map[uint16]**socket{plane.PortIKE: &p.socks.ike[i], plane.PortNATT: &p.socks.natt[i], 0: &p.socks.esp[i]} {
 			*at, err = openSocket(port, v6)
 			if err != nil && (!v6 || !errors.Is(err, unix.EAFNOSUPPORT)) {
 				return err
@@ -173,26 +175,12 @@ func (p *Plane) open() (err error) {
 		}
 	}
 	var left []guard.Element
-	if p.guard, left, err = guard.Open(guard.Config{Device: p.cfg.Device}); err != nil {
+	if p.policies.Guard, left, err = guard.Open(guard.Config{Device: p.cfg.Device}); err != nil {
 		return err
 	}
-	p.adopt(left)
+	p.policies.Adopt(left)
+	p.left = p.policies.Left(left)
 	return p.net.up()
-}
-
-// adopt holds what a dead process protected, for as long as it would have been.
-func (p *Plane) adopt(left []guard.Element) {
-	now := p.now()
-	for _, e := range left {
-		f := p.flow(e.Key)
-		f.policy, f.until, f.verdict, f.renewed = ipsec.Hold, now.Add(e.Left), e.Verdict, now
-		if e.Verdict == guard.Block {
-			f.policy = ipsec.Block
-		} else {
-			f.holding = f.until
-			p.left = append(p.left, ipsec.Pair{Selector: f.selector()})
-		}
-	}
 }
 
 // Existing returns, as Pairs with nothing but a Selector, what a dead process protected when this Plane was opened. Their keys
@@ -204,22 +192,7 @@ func (p *Plane) Existing() ([]ipsec.Pair, error) {
 }
 
 // Events is closed by Close.
-func (p *Plane) Events() <-chan ipsec.Event { return p.events }
-
-// raise hands an event to the reader, or counts it.
-func (p *Plane) raise(e ipsec.Event) {
-	e.Time = p.now()
-	p.eventsMu.RLock()
-	defer p.eventsMu.RUnlock()
-	if p.over {
-		return
-	}
-	select {
-	case p.events <- e:
-	default:
-		p.counts.events.Add(1)
-	}
-}
+func (p *Plane) Events() <-chan ipsec.Event { return p.run.Events() }
 
 // Close ends the packet path and everything that is ours; with keep, addresses that are protected or held stay shut until their
 // time is over, so that the next process takes them over.
@@ -231,25 +204,21 @@ func (p *Plane) Close(keep bool) error {
 	}
 	p.closed = true
 	p.mu.Unlock()
-	p.stop()
+	p.run.Stop()
 	err := p.undo(keep)
-	p.work.Wait()
-	p.eventsMu.Lock()
-	p.over = true
-	close(p.events)
-	p.eventsMu.Unlock()
+	p.run.End()
 	return err
 }
 
 // undo closes what is open, the latest first. With keep it first gives the elements their whole linger.
 func (p *Plane) undo(keep bool) error {
 	var errs []error
-	if p.guard != nil {
+	if g := p.policies.Guard; g != nil {
 		p.mu.Lock()
 		if keep {
-			errs = append(errs, p.renew(p.now(), 0))
+			errs = append(errs, p.policies.Renew(p.now()))
 		}
-		errs = append(errs, p.guard.Close(keep))
+		errs = append(errs, g.Close(keep))
 		p.mu.Unlock()
 	}
 	if p.net != nil {

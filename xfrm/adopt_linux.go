@@ -7,22 +7,14 @@ import (
 
 	"tacit/guard"
 	"tacit/ipsec"
+	"tacit/plane"
 )
 
 // adopt takes over what a dead process, or Close(true), left: what it held is held on, for as long as it would have been; what it
 // protected flows on through its SAs, until it is keyed anew or their policy ends. Acquire is raised for the latter: nobody has an
 // IKE SA for them any more. SAs that no policy uses go.
 func (p *Plane) adopt(left []guard.Element) error {
-	now := p.now()
-	for _, e := range left {
-		f := p.flow(e.Key)
-		f.policy, f.until, f.verdict = ipsec.Hold, now.Add(e.Left), e.Verdict
-		if e.Verdict == guard.Block {
-			f.policy = ipsec.Block
-		} else {
-			f.holding = f.until
-		}
-	}
+	p.policies.Adopt(left)
 	policies, foreign, err := p.kernel.policies()
 	if err != nil {
 		return err
@@ -45,11 +37,7 @@ func (p *Plane) adopt(left []guard.Element) error {
 			errs = append(errs, p.kernel.delState(s.Dst, s.SPI))
 		}
 	}
-	for _, e := range left {
-		if f := p.flows[e.Key]; len(f.armed) == 0 && e.Verdict == guard.Divert {
-			p.left = append(p.left, ipsec.Pair{Selector: f.selector()})
-		}
-	}
+	p.left = append(p.left, p.policies.Left(left)...)
 	return errors.Join(errs...)
 }
 
@@ -59,15 +47,15 @@ func (p *Plane) adoptPair(q Policy, states []State) {
 		return
 	}
 	t := q.Templates[0]
-	f := p.flow(guard.Key{Own: q.Selector.Src.Addr(), Peer: q.Selector.Dst.Addr()})
+	f := p.policies.Flow(guard.Key{Own: q.Selector.Src.Addr(), Peer: q.Selector.Dst.Addr()})
 	pr := &pair{flow: f, reqID: t.ReqID, armed: true, adopted: true, ins: make(map[ipsec.SPI]*inbound), outs: make(map[ipsec.SPI]*outbound)}
-	pr.spec = ipsec.Pair{Selector: f.selector(), Mode: t.Mode, Local: netip.AddrPortFrom(t.Src, 0), Remote: netip.AddrPortFrom(t.Dst, 0)}
+	pr.spec = ipsec.Pair{Selector: f.Selector(), Mode: t.Mode, Local: netip.AddrPortFrom(t.Src, 0), Remote: netip.AddrPortFrom(t.Dst, 0)}
 	for _, s := range states {
 		if s.ReqID != t.ReqID {
 			continue
 		}
 		s.Alg = Algorithm{} // the keys stay in the kernel
-		if s.Selector.Dst.Addr() == f.key.Peer {
+		if s.Selector.Dst.Addr() == f.Key.Peer {
 			out := &outbound{pair: pr, state: s}
 			pr.outs[s.SPI] = out
 			if s.SPI == t.SPI {
@@ -78,7 +66,7 @@ func (p *Plane) adoptPair(q Policy, states []State) {
 			pr.ins[s.SPI], p.ins[s.SPI], pr.spec.In.SPI = in, in, s.SPI
 		}
 		if s.Encap != (Encap{}) {
-			pr.spec.Local, pr.spec.Remote = netip.AddrPortFrom(t.Src, portNATT), netip.AddrPortFrom(t.Dst, s.Encap.SrcPort^s.Encap.DstPort^portNATT)
+			pr.spec.Local, pr.spec.Remote = netip.AddrPortFrom(t.Src, plane.PortNATT), netip.AddrPortFrom(t.Dst, s.Encap.SrcPort^s.Encap.DstPort^plane.PortNATT)
 		}
 	}
 	if pr.out == nil {
@@ -88,12 +76,10 @@ func (p *Plane) adoptPair(q Policy, states []State) {
 		f.tunnels++
 	}
 	f.all, f.armed, f.out = append(f.all, pr), append(f.armed, pr), pr.out
-	if f.until.IsZero() {
-		f.until = p.now().Add(time.Duration(q.Lifetime.HardSeconds) * time.Second)
-	}
+	f.adopted = f.KeepUntil(p.now().Add(time.Duration(q.Lifetime.HardSeconds) * time.Second))
 	p.reqIDs[pr.reqID] = true
 	p.left = append(p.left, pr.spec)
-	p.raise(ipsec.Event{Kind: ipsec.Acquire, Selector: f.selector()})
+	p.acquire(f)
 }
 
 // Existing returns what stood in the kernel when this Plane was opened: Pairs with their selector, SPIs and outer addresses, and those

@@ -1,14 +1,11 @@
 package xfrm
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"net"
 	"net/netip"
-	"os"
-	"sync"
 	"syscall"
 
 	"golang.org/x/net/ipv4"
@@ -17,12 +14,7 @@ import (
 
 	"tacit/guard"
 	"tacit/ipsec"
-)
-
-const (
-	ikeQueue  = 512   // IKE messages that may wait for their reader
-	ikeBuffer = 65535 // the longest
-	nonESP    = 4     // octets of the marker before IKE on port 4500 (RFC 3948, 2.2)
+	"tacit/plane"
 )
 
 // socket is one of our sockets: a port, a family. IPv4 and IPv6 are apart (IPV6_V6ONLY), since the kernel decides by the socket's family
@@ -37,7 +29,7 @@ type socket struct {
 type sockets []*socket
 
 func (p *Plane) openSockets() error {
-	for _, port := range []uint16{portIKE, portNATT} {
+	for _, port := range []uint16{plane.PortIKE, plane.PortNATT} {
 		for _, v6 := range []bool{false, true} {
 			s, err := openSocket(port, v6)
 			if v6 && errors.Is(err, unix.EAFNOSUPPORT) {
@@ -89,7 +81,7 @@ func configure(fd int, port uint16, v6 bool) error {
 	if v6 {
 		opts[1] = option{unix.SOL_IPV6, unix.IPV6_MTU_DISCOVER, unix.IPV6_PMTUDISC_DONT}
 	}
-	if port == portNATT {
+	if port == plane.PortNATT {
 		opts = append(opts, option{unix.IPPROTO_UDP, unix.UDP_ENCAP, unix.UDP_ENCAP_ESPINUDP})
 	}
 	for _, o := range opts {
@@ -144,122 +136,36 @@ func (s *socket) write(b []byte, local netip.Addr, remote netip.AddrPort) (err e
 	return err
 }
 
-// datagram is an IKE message that waits for Read.
-type datagram struct {
-	data          []byte
-	local, remote netip.AddrPort
-}
+// Conn opens IKE's view of UDP port 500 or 4500; see [plane.Conns].
+func (p *Plane) Conn(local netip.AddrPort) (ipsec.Conn, error) { return p.conns.Open(local) }
 
-// conn is one of IKE's views of our sockets.
-type conn struct {
-	plane *Plane
-	local netip.AddrPort
-	queue chan datagram
-	done  chan struct{}
-	once  sync.Once
-}
-
-// conns are the open ones.
-type conns struct {
-	mu   sync.RWMutex // read by the socket loops for each IKE message, written by Conn and Close
-	list []*conn
-}
-
-// Conn opens IKE's view of UDP port 500 or 4500. An unspecified local address takes what comes to any address of that family, no
-// address at all takes both families.
-func (p *Plane) Conn(local netip.AddrPort) (ipsec.Conn, error) {
-	if local.Port() != portIKE && local.Port() != portNATT {
-		return nil, fmt.Errorf("conn %v: IKE's ports are %d and %d", local, portIKE, portNATT)
-	}
-	c := &conn{plane: p, local: local, queue: make(chan datagram, ikeQueue), done: make(chan struct{})}
-	p.conns.mu.Lock()
-	defer p.conns.mu.Unlock()
-	p.conns.list = append(p.conns.list, c)
-	return c, nil
-}
-
-// wants reports whether a datagram that came to the address is for the conn.
-func (c *conn) wants(to netip.AddrPort) bool {
-	a := c.local.Addr()
-	return c.local.Port() == to.Port() &&
-		(!a.IsValid() || a == to.Addr() || a.IsUnspecified() && a.Is4() == to.Addr().Is4())
-}
-
-// readLoop hands IKE messages to their readers. What finds none is dropped: IKE repeats what is lost.
+// readLoop hands IKE messages to their readers. On port 4500 the kernel has taken what it holds for ESP.
 func (p *Plane) readLoop(s *socket) {
-	b := make([]byte, ikeBuffer)
+	b := make([]byte, plane.MaxIKE)
 	for {
 		n, local, remote, err := s.read(b)
 		if err != nil {
-			if p.stopping() {
+			if p.run.Stopping() {
 				return
 			}
 			continue // an error of one packet
 		}
-		data := b[:n]
-		if s.port == portNATT {
-			if n < nonESP || !bytes.Equal(data[:nonESP], make([]byte, nonESP)) {
-				continue // what the kernel did not take for ESP, and is no IKE
-			}
-			data = data[nonESP:]
+		message, ok := b[:n], true
+		if s.port == plane.PortNATT {
+			message, ok = plane.IsIKE(message)
 		}
-		p.conns.deliver(local, remote, data)
-	}
-}
-
-func (l *conns) deliver(local, remote netip.AddrPort, data []byte) {
-	l.mu.RLock()
-	defer l.mu.RUnlock()
-	for _, c := range l.list {
-		if c.wants(local) {
-			select {
-			case c.queue <- datagram{bytes.Clone(data), local, remote}:
-			default:
-			}
-			return
+		if ok {
+			p.conns.Deliver(local, remote, message)
 		}
 	}
 }
 
-// Read waits for an IKE message. After Close, of the Conn or of the Plane, its error is os.ErrClosed.
-func (c *conn) Read(b []byte) (n int, local, remote netip.AddrPort, err error) {
-	select {
-	case d := <-c.queue:
-		return copy(b, d.data), d.local, d.remote, nil
-	case <-c.done:
-	case <-c.plane.done:
-	}
-	return 0, netip.AddrPort{}, netip.AddrPort{}, fmt.Errorf("read %v: %w", c.local, os.ErrClosed)
-}
-
-// Write sends an IKE message from the local address, or from one that the kernel chooses if it is unspecified.
-func (c *conn) Write(b []byte, local, remote netip.AddrPort) error {
-	if c.local.Port() == portNATT {
-		b = append(make([]byte, nonESP, nonESP+len(b)), b...)
-	}
-	for _, s := range c.plane.socks {
-		if s.port == c.local.Port() && (s.v4 != nil) == remote.Addr().Is4() {
-			if err := s.write(b, local.Addr(), remote); err != nil {
-				return fmt.Errorf("write to %v: %w", remote, err)
-			}
-			return nil
+// sendIKE sends one datagram from one of our ports.
+func (p *Plane) sendIKE(port uint16, b []byte, local netip.Addr, remote netip.AddrPort) error {
+	for _, s := range p.socks {
+		if s.port == port && (s.v4 != nil) == remote.Addr().Is4() {
+			return s.write(b, local, remote)
 		}
 	}
-	return fmt.Errorf("write to %v: no socket of that family", remote)
-}
-
-func (c *conn) Close() error {
-	c.once.Do(func() {
-		close(c.done)
-		l := &c.plane.conns
-		l.mu.Lock()
-		defer l.mu.Unlock()
-		for i := range l.list {
-			if l.list[i] == c {
-				l.list = append(l.list[:i:i], l.list[i+1:]...)
-				break
-			}
-		}
-	})
-	return nil
+	return errors.New("no socket of that family")
 }

@@ -6,28 +6,38 @@ import (
 
 	"tacit/guard"
 	"tacit/ipsec"
+	"tacit/plane"
 )
 
 // flow is all traffic between one of our own addresses and a peer's. All of it is under the Plane's lock.
 type flow struct {
-	key     guard.Key
-	armed   []*pair // the newest last
-	all     []*pair // armed or not
-	tunnels int     // those in tunnel mode: while there are any, a policy in stands
-	unheard int     // inbound SAs whose first packet has not come: while there are any, the flow is latched
-	policy  ipsec.Action
-	until   time.Time // of the policy; zero: there is none
-	verdict guard.Verdict
+	plane.Flow
+	plane   *Plane
+	armed   []*pair   // the newest last
+	all     []*pair   // armed or not
+	tunnels int       // those in tunnel mode: while there are any, policies in stand
+	unheard int       // inbound SAs whose first packet has not come: while there are any, the flow is latched
 	out     *outbound // what the policy out names; nil: there is no policy
-
-	holding  time.Time // packets wait until then
-	queue    []held
-	acquired time.Time // the last Acquire
-
-	clearDropped, lastClear uint64 // packets; the last counter of the kernel's
+	queue   plane.Queue[waiting]
+	adopted time.Time // until when what a dead process left protects the flow
 }
 
-func (f *flow) selector() ipsec.Selector { return ipsec.Host(f.key.Own, f.key.Peer) }
+// waiting is a packet in the kernel's queue.
+type waiting struct{ id, mark uint32 }
+
+// Used reports whether a Pair carries the flow.
+func (f *flow) Used() bool { return len(f.all) > 0 }
+
+// Armed reports whether an armed Pair does: one that a dead process left until that would have ended.
+func (f *flow) Armed() (bool, time.Time) {
+	if len(f.armed) > 0 && f.armed[0].adopted {
+		return true, f.adopted
+	}
+	return len(f.armed) > 0, time.Time{}
+}
+
+// Wait says until when packets may wait.
+func (f *flow) Wait(until time.Time) { f.plane.dropHeld(f, f.queue.Until(until)) }
 
 // pair is a Child SA as the data plane knows it.
 type pair struct {
@@ -61,76 +71,26 @@ type outbound struct {
 	state State  // without keys
 }
 
-// flow finds or makes the flow of a key.
-func (p *Plane) flow(k guard.Key) *flow {
-	f, ok := p.flows[k]
-	if !ok {
-		f = &flow{key: k}
-		p.flows[k] = f
-	}
-	return f
+// newFlow makes a flow.
+func (p *Plane) newFlow(k guard.Key) *flow {
+	return &flow{Flow: plane.Flow{Key: k}, plane: p, queue: plane.Queue[waiting]{Budget: &p.budget}}
 }
 
-// forget removes a flow that nothing asks for.
-func (p *Plane) forget(f *flow) {
-	if len(f.all) == 0 && f.until.IsZero() && f.verdict == guard.Pass {
-		delete(p.flows, f.key)
-	}
-}
-
-// current is the outbound SA that a flow with these armed Pairs uses: an authenticated one goes first (TRUST.md A-19), then the newest.
+// current is the outbound SA that a flow with these armed Pairs uses.
 func current(armed []*pair) *outbound {
-	var best *pair
-	for _, pr := range armed {
-		if best == nil || pr.spec.Authenticated || !best.spec.Authenticated {
-			best = pr
-		}
-	}
-	if best == nil {
+	best, ok := plane.Prefer(armed, func(pr *pair) bool { return pr.spec.Authenticated })
+	if !ok {
 		return nil
 	}
 	return best.out
 }
-
-// interval is how often elements are renewed, which with 10,000 of them takes a while; lasting is the timeout they get, so that after our
-// death they stand at least for linger, even if the last renewal was late by another interval.
-func (p *Plane) interval() time.Duration { return p.cfg.Linger / 5 }
-
-func (p *Plane) lasting() time.Duration { return p.cfg.Linger + 2*p.interval() }
 
 // policyInterval is how often policies are renewed: replacing one makes the kernel look all routes up again, so seldom.
 func (p *Plane) policyInterval() time.Duration { return p.cfg.Linger / 4 }
 
 // seconds is the life of a policy: a little longer than that of guard's elements, so that the last packets are still encrypted.
 func (p *Plane) seconds() uint64 {
-	return uint64((p.cfg.Linger+p.policyInterval()+time.Second-1)/time.Second) + 1
-}
-
-// want is the verdict that a flow's Pairs and policy ask for, and for how long. Pairs go before policies.
-func (p *Plane) want(f *flow, armed []*pair, now time.Time) (guard.Verdict, time.Duration) {
-	if len(armed) > 0 {
-		return guard.Divert, p.lasting()
-	}
-	left := min(f.until.Sub(now), p.lasting())
-	switch {
-	case left <= 0 || f.policy == ipsec.Bypass:
-		return guard.Pass, 0
-	case f.policy == ipsec.Block:
-		return guard.Block, left
-	}
-	return guard.Divert, left
-}
-
-// enforce puts a verdict on a flow. On an error the old one stands.
-func (p *Plane) enforce(f *flow, v guard.Verdict, timeout time.Duration) error {
-	if v == guard.Pass && f.verdict == guard.Pass {
-		return nil
-	}
-	if err := p.guard.Apply([]guard.Change{{Key: f.key, Verdict: v, Timeout: timeout}}); err != nil {
-		return err
-	}
-	f.verdict = v
-	return nil
+	return uint64((p.cfg.Linger+2*p.policyInterval()+time.Second-1)/time.Second) + 1
 }
 
 // route makes out the SA of the flow's policy, or ends the policy if it is nil. On an error the old one stands.
@@ -140,9 +100,9 @@ func (p *Plane) route(f *flow, out *outbound) error {
 	}
 	var err error
 	if out != nil {
-		err = p.kernel.setPolicy(outPolicy(out.state, f.key.Own, f.key.Peer, p.seconds()))
+		err = p.kernel.setPolicy(outPolicy(out.state, f.Key.Own, f.Key.Peer, p.seconds()))
 	} else {
-		err = p.kernel.delPolicy(outPolicy(f.out.state, f.key.Own, f.key.Peer, 0))
+		err = p.kernel.delPolicy(outPolicy(f.out.state, f.Key.Own, f.Key.Peer, 0))
 	}
 	if err != nil {
 		return err
@@ -154,71 +114,22 @@ func (p *Plane) route(f *flow, out *outbound) error {
 	return nil
 }
 
-// SetPolicy sets what becomes of clear traffic between two hosts; see [ipsec.Dataplane]. A policy on more than one local and one
-// remote host is refused.
+// SetPolicy sets what becomes of clear traffic between two hosts; see [ipsec.Dataplane] and [plane.Policies].
 func (p *Plane) SetPolicy(s ipsec.Selector, a ipsec.Action, until time.Time) error {
-	key, err := hosts(s)
-	if err != nil {
-		return wrapPolicy("set", s, err)
-	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.closed {
-		return errClosed
+		return plane.ErrClosed
 	}
-	if !until.After(p.now()) {
-		return wrapPolicy("end", s, p.clearPolicy(key))
-	}
-	f := p.flow(key)
-	if err := p.change(f, a, until); err != nil {
-		p.forget(f)
-		return wrapPolicy("set", s, err)
-	}
-	return nil
+	return p.policies.Set(s, a, until)
 }
 
 // ClearPolicy ends the policy between two hosts. It is no error if there is none.
 func (p *Plane) ClearPolicy(s ipsec.Selector) error {
-	key, err := hosts(s)
-	if err != nil {
-		return wrapPolicy("clear", s, err)
-	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.closed {
-		return errClosed
+		return plane.ErrClosed
 	}
-	return wrapPolicy("clear", s, p.clearPolicy(key))
-}
-
-func (p *Plane) clearPolicy(key guard.Key) error {
-	f, ok := p.flows[key]
-	if !ok {
-		return nil
-	}
-	if err := p.change(f, ipsec.Bypass, time.Time{}); err != nil {
-		return err
-	}
-	p.forget(f)
-	return nil
-}
-
-// change replaces the policy of a flow. Packets may wait before they are diverted, and are diverted no more before they may no
-// longer wait: so none is lost on the way in, and none passes in clear.
-func (p *Plane) change(f *flow, a ipsec.Action, until time.Time) error {
-	oldAction, oldUntil, oldHolding := f.policy, f.until, f.holding
-	f.policy, f.until = a, until
-	if a == ipsec.Hold {
-		f.holding = until
-	}
-	verdict, timeout := p.want(f, f.armed, p.now())
-	if err := p.enforce(f, verdict, timeout); err != nil {
-		f.policy, f.until, f.holding = oldAction, oldUntil, oldHolding
-		return err
-	}
-	if a != ipsec.Hold {
-		f.holding = time.Time{}
-		p.dropHeld(f)
-	}
-	return nil
+	return p.policies.Clear(s)
 }

@@ -7,28 +7,15 @@ import (
 
 	"tacit/guard"
 	"tacit/ipsec"
+	"tacit/plane"
 )
-
-// Bounds of held packets (TRUST.md I4).
-const (
-	holdTime        = 3 * time.Second
-	holdPerPeer     = 64   // packets
-	holdPackets     = 4096 // packets, of all peers
-	acquireInterval = time.Second
-)
-
-// held is a packet that waits in the kernel's queue for a Pair.
-type held struct {
-	id, mark uint32
-	since    time.Time
-}
 
 // queueLoop reads the packets that guard sends to the queue: ours that are about to leave in clear, and the first ones out of an SA.
 func (p *Plane) queueLoop() {
 	for {
 		messages, err := p.queue.Receive()
 		if err != nil {
-			if p.stopping() {
+			if p.run.Stopping() {
 				return
 			}
 			continue
@@ -57,11 +44,11 @@ func (p *Plane) judge(q Queued) {
 		p.firstPackets(q)
 		return
 	}
-	f, ok := p.flows[guard.Key{Own: q.Src, Peer: q.Dst}]
+	f, ok := p.policies.Find(guard.Key{Own: q.Src, Peer: q.Dst})
 	switch {
 	case ok && f.out != nil: // the policy came after the packet had been routed
-		p.letGo(q.ID, q.Mark)
-	case ok && p.hold(f, q):
+		p.letGo(waiting{q.ID, q.Mark})
+	case ok && p.hold(f, waiting{q.ID, q.Mark}):
 	default:
 		p.counts.stray++
 		p.verdict(q.ID, verdictDrop, 0)
@@ -69,27 +56,26 @@ func (p *Plane) judge(q Queued) {
 }
 
 // hold makes a packet wait for a Pair and raises Acquire. It reports false if the packet may not wait.
-func (p *Plane) hold(f *flow, q Queued) bool {
-	now := p.now()
-	if !now.Before(f.holding) {
+func (p *Plane) hold(f *flow, w waiting) bool {
+	h, acquire := f.queue.Put(0, p.now()) // its octets stay in the kernel
+	if acquire {
+		p.acquire(f)
+	}
+	if h == nil {
 		return false
 	}
-	if now.Sub(f.acquired) >= acquireInterval {
-		f.acquired = now
-		p.raise(ipsec.Event{Kind: ipsec.Acquire, Selector: f.selector()})
-	}
-	if len(f.queue) >= holdPerPeer || p.held >= holdPackets {
-		return false
-	}
-	p.held++
-	f.queue = append(f.queue, held{q.ID, q.Mark, now})
+	h.Packet = w
 	p.waiting[f] = struct{}{}
 	return true
 }
 
+func (p *Plane) acquire(f *flow) {
+	p.run.Raise(ipsec.Event{Kind: ipsec.Acquire, Selector: f.Selector()})
+}
+
 // letGo lets a packet leave through the policy: with a changed mark the kernel routes it anew.
-func (p *Plane) letGo(id, mark uint32) {
-	p.verdict(id, verdictAccept, mark&^guard.MarkMask|guard.MarkDivert)
+func (p *Plane) letGo(w waiting) {
+	p.verdict(w.id, verdictAccept, w.mark&^guard.MarkMask|guard.MarkDivert)
 }
 
 func (p *Plane) verdict(id, verdict, mark uint32) {
@@ -102,33 +88,20 @@ func (p *Plane) verdict(id, verdict, mark uint32) {
 
 // release lets the packets of a flow go, in their order.
 func (p *Plane) release(f *flow) {
-	now := p.now()
-	for _, h := range f.queue {
-		if now.Sub(h.since) >= holdTime {
-			p.counts.heldInVain++
-			p.verdict(h.id, verdictDrop, 0)
-		} else {
-			p.letGo(h.id, h.mark)
-		}
+	ready, late := f.queue.Take(p.now())
+	p.dropHeld(f, late)
+	for _, h := range ready {
+		p.letGo(h.Packet)
 	}
-	p.empty(f, len(f.queue))
 }
 
-// dropHeld drops all packets of a flow that wait.
-func (p *Plane) dropHeld(f *flow) {
-	for _, h := range f.queue {
-		p.verdict(h.id, verdictDrop, 0)
+// dropHeld drops packets that were taken out of a flow's queue.
+func (p *Plane) dropHeld(f *flow, late []plane.Held[waiting]) {
+	for _, h := range late {
+		p.verdict(h.Packet.id, verdictDrop, 0)
 	}
-	p.counts.heldInVain += uint64(len(f.queue))
-	p.empty(f, len(f.queue))
-}
-
-// empty takes the first n packets out of a flow's queue.
-func (p *Plane) empty(f *flow, n int) {
-	p.held -= n
-	f.queue = f.queue[n:]
-	if len(f.queue) == 0 {
-		f.queue, f.acquired = nil, time.Time{}
+	p.counts.heldInVain += uint64(len(late))
+	if f.queue.Len() == 0 {
 		delete(p.waiting, f)
 	}
 }
@@ -136,16 +109,9 @@ func (p *Plane) empty(f *flow, n int) {
 // expireHeld drops what waited too long, and asks again for what still waits.
 func (p *Plane) expireHeld(now time.Time) {
 	for f := range p.waiting {
-		n := 0
-		for n < len(f.queue) && (now.Sub(f.queue[n].since) >= holdTime || !now.Before(f.holding)) {
-			p.verdict(f.queue[n].id, verdictDrop, 0)
-			n++
-		}
-		p.counts.heldInVain += uint64(n)
-		p.empty(f, n)
-		if len(f.queue) > 0 && now.Sub(f.acquired) >= acquireInterval {
-			f.acquired = now
-			p.raise(ipsec.Event{Kind: ipsec.Acquire, Selector: f.selector()})
+		p.dropHeld(f, f.queue.Expire(now))
+		if f.queue.Len() > 0 && f.queue.Due(now) {
+			p.acquire(f)
 		}
 	}
 }

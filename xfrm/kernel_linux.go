@@ -32,14 +32,20 @@ func dialKernel() (*kernel, error) {
 
 func (k *kernel) close() error { return k.conn.Close() }
 
+// failing is what a test makes of a request.
+func (k *kernel) failing(op string) error {
+	if k.fault == nil {
+		return nil
+	}
+	return hint(op, k.fault(op))
+}
+
 // do sends a request and waits for the acknowledgement.
 func (k *kernel) do(op string, kind uint16, flags netlink.HeaderFlags, body []byte) error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	if k.fault != nil {
-		if err := k.fault(op); err != nil {
-			return hint(op, err)
-		}
+	if err := k.failing(op); err != nil {
+		return err
 	}
 	m := netlink.Message{Header: netlink.Header{Type: netlink.HeaderType(kind), Flags: netlink.Request | netlink.Acknowledge | flags}, Data: body}
 	if _, err := k.conn.Execute(m); err != nil {
@@ -81,6 +87,9 @@ func (k *kernel) batch(op string, kind uint16, bodies [][]byte) (failed map[int]
 func (k *kernel) get(op string, kind uint16, flags netlink.HeaderFlags, body []byte) ([][]byte, error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
+	if err := k.failing(op); err != nil {
+		return nil, err
+	}
 	m := netlink.Message{Header: netlink.Header{Type: netlink.HeaderType(kind), Flags: netlink.Request | flags}, Data: body}
 	answers, err := k.conn.Execute(m)
 	if err != nil {
@@ -97,6 +106,11 @@ func (k *kernel) get(op string, kind uint16, flags netlink.HeaderFlags, body []b
 
 func (k *kernel) addState(s State) error {
 	return k.do(fmt.Sprintf("add SA %v to %v", s.SPI, s.Dst), msgNewSA, netlink.Create|netlink.Excl, MarshalState(s))
+}
+
+// updateState changes an SA's lifetime and the ports of its encapsulation; the kernel keeps the rest as it is.
+func (k *kernel) updateState(s State) error {
+	return k.do(fmt.Sprintf("change SA %v to %v", s.SPI, s.Dst), msgUpdSA, 0, MarshalState(s))
 }
 
 // delState ends an SA. It is no error if there is none: its lifetime may have ended it.

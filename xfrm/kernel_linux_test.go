@@ -1,6 +1,7 @@
 package xfrm
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -13,8 +14,10 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"tacit/guard"
 	"tacit/ipsec"
 	"tacit/lab"
+	"tacit/plane"
 )
 
 // labHost makes a host with the two documentation addresses, and a neighbour to send to.
@@ -64,7 +67,8 @@ func TestPoliciesLive(t *testing.T) {
 		defer k.close()
 		own, peer := netip.MustParseAddr("2001:db8::1"), netip.MustParseAddr("2001:db8::2")
 		out := State{Src: own, Dst: peer, SPI: 0x10000001, ReqID: 0x7a000001}
-		set := append(exemptions(60), outPolicy(out, own, peer, 60), inPolicy(own, peer, familyIPv6, 60))
+		set := append(exemptions(60), inPolicies(guard.Key{Own: own, Peer: peer}, familyIPv6, 60)...)
+		set = append(set, outPolicy(out, own, peer, 60))
 		for _, p := range set {
 			if err := k.setPolicy(p); err != nil {
 				return err
@@ -73,7 +77,7 @@ func TestPoliciesLive(t *testing.T) {
 		const theirs = "ip xfrm policy update src 2001:db8::1/128 dst 2001:db8::2/128 dir out priority %d mark %d mask 0x80000000 limit time-hard 60 " +
 			"tmpl src 2001:db8::1 dst 2001:db8::2 proto esp spi 0x10000001 reqid 2046820353 mode transport"
 		ours := text(t, h, "ip -s xfrm policy list dir out src 2001:db8::1/128")
-		if err := k.delPolicy(set[len(set)-2]); err != nil {
+		if err := k.delPolicy(set[len(set)-1]); err != nil {
 			return err
 		}
 		text(t, h, fmt.Sprintf(theirs, peerRank, peerMark.Value))
@@ -198,12 +202,12 @@ func TestErrorsLive(t *testing.T) {
 				t.Error("the first one's policies are gone")
 			}
 		}
-		taken, err := openSocket(portIKE, false)
+		taken, err := openSocket(plane.PortIKE, false)
 		if err != nil {
 			return err
 		}
 		defer taken.close()
-		if _, err := openSocket(portIKE, false); err == nil || !strings.Contains(err.Error(), "by xfrm.test (pid ") {
+		if _, err := openSocket(plane.PortIKE, false); err == nil || !strings.Contains(err.Error(), "by xfrm.test (pid ") {
 			t.Errorf("a port that is taken: got %v, want who has it", err)
 		}
 		return nil
@@ -213,10 +217,10 @@ func TestErrorsLive(t *testing.T) {
 	}
 }
 
-func needPlane(t *testing.T, h *lab.Host) (p *Plane) {
+func needPlane(t *testing.T, h *lab.Host, cfg Config) (p *Plane) {
 	t.Helper()
 	needLab(t)
-	if err := h.Do(func() (err error) { p, err = Open(Config{}); return err }); err != nil {
+	if err := h.Do(func() (err error) { p, err = Open(cfg); return err }); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
@@ -230,7 +234,7 @@ func needPlane(t *testing.T, h *lab.Host) (p *Plane) {
 func examplePair(id uint32, mode ipsec.Mode) ipsec.Pair {
 	own, peer := netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("192.0.2.2")
 	sa := func(spi ipsec.SPI) ipsec.SA {
-		return ipsec.SA{SPI: spi, Cipher: ipsec.AESGCM16, Key: make([]byte, 32), Salt: make([]byte, 4), ESN: true}
+		return ipsec.SA{SPI: spi, Cipher: ipsec.AESGCM16, Key: bytes.Repeat([]byte{7}, 32), Salt: make([]byte, 4), ESN: true}
 	}
 	return ipsec.Pair{ID: id, Mode: mode, Local: netip.AddrPortFrom(own, 4500), Remote: netip.AddrPortFrom(peer, 4500),
 		Selector: ipsec.Host(own, peer), In: sa(ipsec.SPI(0x1000 * id)), Out: sa(ipsec.SPI(0x1000*id + 1))}
@@ -243,59 +247,4 @@ func all(t *testing.T, h *lab.Host) (s string) {
 		s += text(t, h, line)
 	}
 	return s
-}
-
-// TestFaults: whichever request to the kernel fails while a Pair is set up, nothing half-installed stays, and afterwards the same works.
-func TestFaults(t *testing.T) {
-	h := labHost(t)
-	p := needPlane(t, h)
-	for _, mode := range []ipsec.Mode{ipsec.Transport, ipsec.Tunnel} {
-		clean := all(t, h)
-		for n := 1; ; n++ {
-			count := 0
-			boom := errors.New("boom")
-			p.kernel.fault = func(string) error {
-				if count++; count == n {
-					return boom
-				}
-				return nil
-			}
-			err := p.InstallOutbound(examplePair(7, mode)) // both SAs, the policies, the verdict
-			p.kernel.fault = nil
-			if err == nil {
-				if n < 4 {
-					t.Errorf("%v: only %d requests", mode, n)
-				}
-				if err := p.Remove(7); err != nil {
-					t.Error(err)
-				}
-				break
-			}
-			if !errors.Is(err, boom) {
-				t.Errorf("%v, request %d: got %v", mode, n, err)
-			}
-			if after := all(t, h); after != clean {
-				t.Errorf("%v, request %d: left\n%s\nwant\n%s", mode, n, after, clean)
-			}
-		}
-		if after := all(t, h); after != clean {
-			t.Errorf("%v: after Remove: got\n%s\nwant\n%s", mode, after, clean)
-		}
-	}
-}
-
-// TestLostNews: when the kernel told more than the socket holds, what waits is asked for again and policies are set again.
-func TestLostNews(t *testing.T) {
-	h := labHost(t)
-	p := needPlane(t, h)
-	if err := p.InstallOutbound(examplePair(7, ipsec.Transport)); err != nil {
-		t.Fatal(err)
-	}
-	text(t, h, "ip xfrm policy flush")
-	p.mu.Lock()
-	p.resync()
-	p.mu.Unlock()
-	if got := text(t, h, "ip xfrm policy"); !strings.Contains(got, "spi 0x00007001") {
-		t.Errorf("the policy is not back:\n%s", got)
-	}
 }

@@ -9,10 +9,10 @@ import (
 // are armed before the packet reaches any socket, so that the very reply to it is protected (TRUST.md R10).
 // The Plane's lock is held.
 func (p *Plane) firstPackets(q Queued) {
-	f, ok := p.flows[guard.Key{Own: q.Dst, Peer: q.Src}]
+	f, ok := p.policies.Find(guard.Key{Own: q.Dst, Peer: q.Src})
 	if ok && f.unheard > 0 {
 		if err := p.listen(f); err != nil {
-			p.log.Error("peer's first packet dropped", "peer", f.key.Peer, "why", "cannot protect the reply", "err", err)
+			p.log.Error("peer's first packet dropped", "peer", f.Key.Peer, "why", "cannot protect the reply", "err", err)
 			p.verdict(q.ID, verdictDrop, 0)
 			return
 		}
@@ -40,7 +40,7 @@ func (p *Plane) listen(f *flow) error {
 			if err := p.setHeard(in); err != nil {
 				return err
 			}
-			p.raise(ipsec.Event{Kind: ipsec.FirstPacket, ID: pr.id, SPI: in.spi, Selector: f.selector()})
+			p.run.Raise(ipsec.Event{Kind: ipsec.FirstPacket, ID: pr.id, SPI: in.spi, Selector: f.Selector()})
 		}
 	}
 	return nil
@@ -50,7 +50,7 @@ func (p *Plane) listen(f *flow) error {
 func (p *Plane) expectFirst(in *inbound) error {
 	f := in.pair.flow
 	if f.unheard == 0 {
-		if err := p.guard.Latch(f.key, p.cfg.SALife); err != nil {
+		if err := p.policies.Guard.Latch(f.Key, p.cfg.SALife); err != nil {
 			return err
 		}
 	}
@@ -69,5 +69,10 @@ func (p *Plane) setHeard(in *inbound) error {
 	if f.unheard > 0 {
 		return nil
 	}
-	return p.guard.Unlatch(f.key)
+	return p.end(func() error {
+		if f, ok := p.policies.Find(f.Key); ok && f.unheard > 0 {
+			return nil // another came meanwhile
+		}
+		return p.policies.Guard.Unlatch(f.Key)
+	})
 }

@@ -2,104 +2,87 @@ package xfrm
 
 import (
 	"errors"
+	"slices"
 	"time"
 
-	"tacit/guard"
 	"tacit/ipsec"
 )
 
-// tick is how often maintenance looks: at packets that wait, at policies that ended, at clear packets that were dropped.
-const tick = 250 * time.Millisecond
-
-func (p *Plane) maintain() {
-	timer := time.NewTicker(tick)
-	defer timer.Stop()
+// maintenance does what is due by time. An error is logged and tried again: what stands in the kernel lasts for longer than several turns.
+func (p *Plane) maintenance() {
 	elements, policies := p.now(), p.now()
-	for {
-		select {
-		case <-p.done:
-			return
-		case <-timer.C:
-		}
-		now := p.now()
+	p.run.Maintain(func(now time.Time) {
 		p.mu.Lock()
+		defer p.mu.Unlock()
 		if p.closed {
-			p.mu.Unlock()
 			return
 		}
 		errs := p.turn(now)
-		if now.Sub(elements) >= p.interval() {
+		if now.Sub(elements) >= p.policies.Interval() {
 			elements = now
-			errs = append(errs, p.renewElements(now))
+			errs = append(errs, p.policies.Renew(now))
 		}
 		if now.Sub(policies) >= p.policyInterval() {
 			policies = now
 			errs = append(errs, p.renewPolicies())
 		}
-		p.mu.Unlock()
 		if err := errors.Join(errs...); err != nil {
 			p.log.Error("maintenance", "err", err)
 		}
-	}
+	})
 }
 
 // turn is one turn under the lock.
-func (p *Plane) turn(now time.Time) []error {
+func (p *Plane) turn(now time.Time) (errs []error) {
 	p.expireHeld(now)
-	errs := []error{p.watchClear()}
-	for _, out := range p.orphans { // rekeyed away a while ago: nothing is under way with them
-		if out.pair.out != out && !out.pair.refers(out) {
-			errs = append(errs, p.dropOutbound(out))
-		}
+	fresh, err := p.policies.WatchClear()
+	for _, f := range fresh {
+		p.run.Raise(ipsec.Event{Kind: ipsec.ClearSeen, Selector: f.Selector()})
 	}
-	p.orphans = nil
-	for key, f := range p.flows {
-		if f.until.IsZero() || now.Before(f.until) {
-			continue
-		}
-		for _, pr := range append([]*pair(nil), f.all...) {
+	errs = append(errs, err)
+	errs = append(errs, p.endLeft()...)
+	for f := range p.policies.All() {
+		errs = append(errs, p.route(f, current(f.armed))) // if it could not be set before
+	}
+	for _, f := range p.policies.Due(now) {
+		for _, pr := range slices.Clone(f.all) { // removePair takes it out
 			if pr.adopted {
 				errs = append(errs, p.removePair(pr))
 			}
 		}
-		errs = append(errs, p.clearPolicy(key))
+		errs = append(errs, p.policies.Clear(f.Selector()))
 	}
 	return errs
 }
 
-// renew gives everything its whole time anew.
-func (p *Plane) renew(now time.Time) error {
-	return errors.Join(p.renewElements(now), p.renewPolicies())
-}
-
-// renewElements renews what guard has, in one transaction.
-func (p *Plane) renewElements(now time.Time) error {
-	var changes []guard.Change
-	for key, f := range p.flows {
-		verdict, timeout := p.want(f, f.armed, now)
-		if len(f.armed) > 0 && f.armed[0].adopted { // a dead process's: it ends when it would have
-			timeout = min(timeout, f.until.Sub(now))
+// endLeft ends what was rekeyed away a while ago, so that nothing is under way with it, and what could not be ended before.
+func (p *Plane) endLeft() (errs []error) {
+	orphans, unended := p.orphans, p.unended
+	p.orphans, p.unended = nil, nil
+	for _, out := range orphans {
+		if out.pair.out != out && !out.pair.refers(out) {
+			errs = append(errs, p.dropOutbound(out))
 		}
-		if verdict == guard.Pass || timeout <= 0 {
-			continue
-		}
-		changes = append(changes, guard.Change{Key: key, Verdict: verdict, Timeout: timeout})
-		f.verdict = verdict
 	}
-	return p.guard.Apply(changes)
+	for _, do := range unended {
+		errs = append(errs, p.end(do))
+	}
+	return errs
 }
 
 // renewPolicies sets all policies again, for another whole life.
 func (p *Plane) renewPolicies() error {
 	var bodies [][]byte
 	seconds := p.seconds()
-	for key, f := range p.flows {
+	for f := range p.policies.All() {
 		if f.out == nil || f.out.pair.adopted {
 			continue
 		}
-		bodies = append(bodies, MarshalPolicy(outPolicy(f.out.state, key.Own, key.Peer, seconds)))
+		bodies = append(bodies, MarshalPolicy(outPolicy(f.out.state, f.Key.Own, f.Key.Peer, seconds)))
 		if f.tunnels > 0 {
-			bodies = append(bodies, MarshalPolicy(inPolicy(key.Own, key.Peer, familyOf(f.out.state.Dst), seconds)))
+			for _, in := range inPolicies(f.Key, familyOf(f.out.state.Dst), seconds) {
+				bodies = append(bodies, MarshalPolicy(in))
+			}
 		}
 	}
 	errs := []error{p.exempt()}
@@ -107,28 +90,4 @@ func (p *Plane) renewPolicies() error {
 		errs = append(errs, err)
 	}
 	return errors.Join(errs...)
-}
-
-// watchClear raises ClearSeen for peers whose clear packets were dropped since the last turn.
-func (p *Plane) watchClear() error {
-	seen, err := p.guard.Seen()
-	if err != nil {
-		return err
-	}
-	for _, s := range seen {
-		f, ok := p.flows[s.Key]
-		if !ok {
-			continue
-		}
-		last := f.lastClear
-		f.lastClear = s.Packets
-		if s.Packets < last {
-			last = 0 // the kernel's counter began anew
-		}
-		if s.Packets > last {
-			f.clearDropped += s.Packets - last
-			p.raise(ipsec.Event{Kind: ipsec.ClearSeen, Selector: f.selector()})
-		}
-	}
-	return nil
 }

@@ -24,7 +24,7 @@ func (p *Plane) newsLoop() {
 			continue
 		}
 		if err != nil {
-			if p.stopping() {
+			if p.run.Stopping() {
 				return
 			}
 			continue
@@ -78,11 +78,11 @@ func (p *Plane) expired(e Expire) {
 	switch {
 	case pr == nil:
 	case !e.Hard:
-		p.raise(ipsec.Event{Kind: ipsec.Expiring, ID: pr.id, SPI: e.State.SPI, Selector: pr.flow.selector()})
+		p.run.Raise(ipsec.Event{Kind: ipsec.Expiring, ID: pr.id, SPI: e.State.SPI, Selector: pr.flow.Selector()})
 	default:
-		p.log.Warn("an SA came to the end of its life before it was rekeyed", "peer", pr.flow.key.Peer, "spi", e.State.SPI)
+		p.log.Warn("an SA came to the end of its life before it was rekeyed", "peer", pr.flow.Key.Peer, "spi", e.State.SPI)
 		if out != nil && pr.flow.out == out {
-			p.raise(ipsec.Event{Kind: ipsec.Acquire, Selector: pr.flow.selector()})
+			p.run.Raise(ipsec.Event{Kind: ipsec.Acquire, Selector: pr.flow.Selector()})
 		}
 	}
 }
@@ -92,7 +92,7 @@ func (p *Plane) bySPI(s State) (*pair, *outbound) {
 	if in, ok := p.ins[s.SPI]; ok && in.dst == s.Dst {
 		return in.pair, nil
 	}
-	f, ok := p.flows[guard.Key{Own: s.Selector.Src.Addr(), Peer: s.Selector.Dst.Addr()}]
+	f, ok := p.policies.Find(guard.Key{Own: s.Selector.Src.Addr(), Peer: s.Selector.Dst.Addr()})
 	if !ok {
 		return nil, nil
 	}
@@ -110,17 +110,16 @@ func (p *Plane) restorePolicy(q Policy) error {
 		return p.exempt()
 	}
 	key := guard.Key{Own: q.Selector.Src.Addr(), Peer: q.Selector.Dst.Addr()}
-	if q.Way == In {
+	if q.Way != Out {
 		key.Own, key.Peer = key.Peer, key.Own
 	}
-	f, ok := p.flows[key]
-	if !ok {
-		return nil
-	}
-	if q.Way == In && f.tunnels > 0 {
-		return p.kernel.setPolicy(inPolicy(key.Own, key.Peer, q.Templates[0].Family, p.seconds()))
-	}
-	if q.Way == Out && f.out != nil && !f.out.pair.adopted {
+	f, ok := p.policies.Find(key)
+	switch {
+	case !ok:
+	case q.Way != Out && f.tunnels > 0:
+		q.Lifetime.HardSeconds = p.seconds()
+		return p.kernel.setPolicy(q)
+	case q.Way == Out && f.out != nil && !f.out.pair.adopted:
 		return p.kernel.setPolicy(outPolicy(f.out.state, key.Own, key.Peer, p.seconds()))
 	}
 	return nil
@@ -133,30 +132,27 @@ func (p *Plane) mapped(m Mapping) {
 		return
 	}
 	in.pair.moved = now
-	p.raise(ipsec.Event{Kind: ipsec.Moved, ID: in.pair.id, SPI: m.SPI, Selector: in.pair.flow.selector(), Remote: m.New})
+	p.run.Raise(ipsec.Event{Kind: ipsec.Moved, ID: in.pair.id, SPI: m.SPI, Selector: in.pair.flow.Selector(), Remote: m.New})
 }
 
 // lostSA answers the kernel's own ACQUIRE: a policy of ours names an SA that is gone.
 func (p *Plane) lostSA(a Acquired) {
 	key := guard.Key{Own: a.Policy.Selector.Src.Addr(), Peer: a.Policy.Selector.Dst.Addr()}
-	if f, ok := p.flows[key]; ok && p.now().Sub(f.acquired) >= acquireInterval {
-		f.acquired = p.now()
-		p.raise(ipsec.Event{Kind: ipsec.Acquire, Selector: f.selector()})
+	if f, ok := p.policies.Find(key); ok && f.queue.Due(p.now()) {
+		p.acquire(f)
 	}
 }
 
 // resync makes up for news that were lost: policies are set again, unheard SAs are looked at, and what waits is asked for again.
 func (p *Plane) resync() {
 	p.counts.resyncs++
-	now := p.now()
 	errs := []error{p.renewPolicies()}
-	for _, f := range p.flows {
+	for f := range p.policies.All() {
 		if f.unheard > 0 {
 			errs = append(errs, p.listen(f))
 		}
-		if len(f.queue) > 0 {
-			f.acquired = now
-			p.raise(ipsec.Event{Kind: ipsec.Acquire, Selector: f.selector()})
+		if f.queue.Len() > 0 {
+			p.acquire(f)
 		}
 	}
 	p.log.Warn("the kernel told more than we could read: all was looked at again", "err", errors.Join(errs...))

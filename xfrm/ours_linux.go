@@ -5,6 +5,7 @@ import (
 
 	"tacit/guard"
 	"tacit/ipsec"
+	"tacit/plane"
 )
 
 // What is ours in the kernel is told by these: SAs by their reqid, policies by their priority and mark. Our priorities are worse
@@ -39,12 +40,6 @@ func selectorOf(src, dst netip.Addr) Selector {
 	return Selector{Src: netip.PrefixFrom(src, src.BitLen()), Dst: netip.PrefixFrom(dst, dst.BitLen()), Family: familyOf(dst)}
 }
 
-// Soft limits, in packets: with 32 bit sequence numbers there is a quarter left.
-const (
-	softPackets    = 3 << 30
-	softPacketsESN = 1 << 62
-)
-
 // statesOf are the two SAs of a Pair.
 func statesOf(p ipsec.Pair, reqID uint32, seconds uint64) (in, out State, err error) {
 	local, remote := p.Local.Addr(), p.Remote.Addr()
@@ -59,10 +54,7 @@ func statesOf(p ipsec.Pair, reqID uint32, seconds uint64) (in, out State, err er
 	if in.Alg, err = algorithm(p.In); err != nil {
 		return in, out, err
 	}
-	life.SoftPackets = softPackets
-	if p.Out.ESN {
-		life.SoftPackets = softPacketsESN
-	}
+	life.SoftPackets = plane.Expiring(p.Out)
 	out = State{Src: local, Dst: remote, SPI: p.Out.SPI, Mode: p.Mode, Selector: selectorOf(own, peer), ReqID: reqID,
 		Replay: Replay{Window: replayWindow, ESN: p.Out.ESN}, Lifetime: life, Output: ownMark}
 	if out.Alg, err = algorithm(p.Out); err != nil {
@@ -81,9 +73,11 @@ func outPolicy(out State, own, peer netip.Addr, seconds uint64) Policy {
 		ReqID: out.ReqID, Mode: out.Mode})
 }
 
-// inPolicy lets through what came out of any tunnel of ours from the peer; its clear packets are guard's.
-func inPolicy(own, peer netip.Addr, outer uint16, seconds uint64) Policy {
-	return peerPolicy(In, peer, own, seconds, Template{Family: outer, Mode: ipsec.Tunnel, Optional: true})
+// inPolicies let through what came out of any tunnel of ours from the peer, for this host, or, where it translates addresses, for those
+// behind it: without a policy the kernel refuses what a tunnel carried. The peer's clear packets are guard's.
+func inPolicies(k guard.Key, outer uint16, seconds uint64) []Policy {
+	t := Template{Family: outer, Mode: ipsec.Tunnel, Optional: true}
+	return []Policy{peerPolicy(In, k.Peer, k.Own, seconds, t), peerPolicy(Forward, k.Peer, k.Own, seconds, t)}
 }
 
 func peerPolicy(way Way, src, dst netip.Addr, seconds uint64, t Template) Policy {

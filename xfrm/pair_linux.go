@@ -8,56 +8,15 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"tacit/guard"
 	"tacit/ipsec"
+	"tacit/plane"
 )
 
-var (
-	errPair     = errors.New("no such pair")
-	errSelector = errors.New("selector must name one local and one remote host, and all their traffic")
-	errOuter    = errors.New("outer addresses")
-	errSPI      = errors.New("SPI is in use")
-	errClosed   = errors.New("xfrm: closed")
-)
-
-// UDP ports of IKE (RFC 7296, 2.23).
-const (
-	portIKE  = 500
-	portNATT = 4500
-)
-
-// hosts checks that a selector names two hosts, and returns them. Wider ones come with gateways.
-func hosts(s ipsec.Selector) (guard.Key, error) {
-	k := guard.Key{Own: s.Local.Addr(), Peer: s.Remote.Addr()}
-	if !s.Local.IsValid() || !s.Remote.IsValid() || !s.Local.IsSingleIP() || !s.Remote.IsSingleIP() ||
-		k.Own.Is4() != k.Peer.Is4() || k.Own.Is4In6() || k.Peer.Is4In6() || k.Own == k.Peer ||
-		s.Proto != 0 || s.LocalPort != 0 || s.RemotePort != 0 {
-		return k, fmt.Errorf("selector %v: %w", s, errSelector)
-	}
-	return k, nil
-}
-
-func checkOuter(spec ipsec.Pair) error {
-	local, remote := spec.Local, spec.Remote
-	switch {
-	case !remote.Addr().IsValid() || remote.Addr().Is4In6():
-		return fmt.Errorf("%w: remote %v", errOuter, remote)
-	case local.Addr().IsValid() && local.Addr().Is4() != remote.Addr().Is4():
-		return fmt.Errorf("%w: %v and %v are of two families", errOuter, local, remote)
-	case spec.Encapsulated() && local.Port() != portNATT:
-		return fmt.Errorf("%w: ESP in UDP leaves from port %d, not %d", errOuter, portNATT, local.Port())
-	case spec.Mode == ipsec.Transport && (remote.Addr() != spec.Selector.Remote.Addr() ||
-		local.Addr().IsValid() && local.Addr() != spec.Selector.Local.Addr()):
-		return fmt.Errorf("%w: in transport mode they are the selector's, not %v and %v", errOuter, local, remote)
-	}
-	return nil
-}
-
-func checkSPI(spis ...ipsec.SPI) error {
-	for _, s := range spis {
-		if s <= 255 {
-			return fmt.Errorf("SPI %v is reserved (RFC 4303, 2.1)", s)
-		}
+// checkTransport checks what transport mode asks of the outer addresses: the kernel's packets keep their own.
+func checkTransport(spec ipsec.Pair) error {
+	local, remote := spec.Local.Addr(), spec.Remote.Addr()
+	if spec.Mode == ipsec.Transport && (remote != spec.Selector.Remote.Addr() || local.IsValid() && local != spec.Selector.Local.Addr()) {
+		return fmt.Errorf("%w: in transport mode they are the selector's, not %v and %v", plane.ErrOuter, local, remote)
 	}
 	return nil
 }
@@ -67,43 +26,41 @@ func (p *Plane) InstallInbound(spec ipsec.Pair) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	_, err := p.installInbound(spec)
-	return wrap("install inbound", spec.ID, err)
+	return plane.Wrap("install inbound", spec.ID, err)
 }
 
 // installInbound puts both SAs into the kernel; the outbound one waits for its policy. On an error nothing of them is left.
 func (p *Plane) installInbound(spec ipsec.Pair) (*inbound, error) {
 	if p.closed {
-		return nil, errClosed
+		return nil, plane.ErrClosed
 	}
-	key, err := hosts(spec.Selector)
-	if err != nil {
-		return nil, err
-	}
-	if err := errors.Join(checkOuter(spec), checkSPI(spec.In.SPI, spec.Out.SPI)); err != nil {
+	key, err := plane.CheckSpec(spec)
+	if err := errors.Join(err, checkTransport(spec)); err != nil {
 		return nil, err
 	}
 	pr, rekey := p.pairs[spec.ID]
-	if rekey && (pr.spec.Selector != spec.Selector || pr.spec.Mode != spec.Mode) {
-		return nil, fmt.Errorf("a rekey does not change selector and mode: got %v, want %v", spec.Selector, pr.spec.Selector)
-	}
-	if !rekey {
-		pr = &pair{id: spec.ID, flow: p.flow(key), reqID: p.newReqID(), ins: make(map[ipsec.SPI]*inbound), outs: make(map[ipsec.SPI]*outbound)}
+	if rekey {
+		if err := plane.CheckRekey(pr.spec, spec); err != nil {
+			return nil, err
+		}
+	} else {
+		pr = &pair{id: spec.ID, flow: p.policies.Flow(key), reqID: p.newReqID(), ins: make(map[ipsec.SPI]*inbound), outs: make(map[ipsec.SPI]*outbound)}
 	}
 	in, out, err := statesOf(spec, pr.reqID, uint64(p.cfg.SALife/time.Second))
 	if err == nil {
 		if _, taken := p.ins[in.SPI]; taken {
-			err = fmt.Errorf("%w: %v", errSPI, in.SPI)
+			err = fmt.Errorf("%w: %v", plane.ErrSPI, in.SPI)
 		}
 	}
 	if err != nil {
-		p.forget(pr.flow)
+		p.policies.Forget(pr.flow)
 		return nil, err
 	}
 	p.order++
 	i := &inbound{pair: pr, spi: in.SPI, dst: in.Dst, next: &outbound{pair: pr, order: p.order, state: out}}
 	i.next.state.Alg = Algorithm{}
 	if err := p.putStates(i, in, out, rekey); err != nil {
-		p.forget(pr.flow)
+		p.policies.Forget(pr.flow)
 		return nil, err
 	}
 	// Nothing can go wrong from here on.
@@ -130,7 +87,7 @@ func (p *Plane) putStates(i *inbound, in, out State, rekey bool) error {
 	undo := []func() error{func() error { return p.setHeard(i) }}
 	fail := func(err error) error {
 		if errors.Is(err, unix.EEXIST) {
-			err = fmt.Errorf("%w: %w", errSPI, err)
+			err = fmt.Errorf("%w: %w", plane.ErrSPI, err)
 		}
 		for k := len(undo) - 1; k >= 0; k-- {
 			err = errors.Join(err, undo[k]())
@@ -138,11 +95,12 @@ func (p *Plane) putStates(i *inbound, in, out State, rekey bool) error {
 		return err
 	}
 	if in.Mode == ipsec.Tunnel && !rekey && f.tunnels == 0 {
-		policy := inPolicy(f.key.Own, f.key.Peer, familyOf(in.Dst), p.seconds())
-		if err := p.kernel.setPolicy(policy); err != nil {
-			return fail(err)
+		for _, policy := range inPolicies(f.Key, familyOf(in.Dst), p.seconds()) {
+			if err := p.kernel.setPolicy(policy); err != nil {
+				return fail(err)
+			}
+			undo = append(undo, func() error { return p.kernel.delPolicy(policy) })
 		}
-		undo = append(undo, func() error { return p.kernel.delPolicy(policy) })
 	}
 	if err := p.kernel.addState(out); err != nil {
 		return fail(err)
@@ -168,12 +126,12 @@ func (p *Plane) newReqID() uint32 {
 func (p *Plane) InstallOutbound(spec ipsec.Pair) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return wrap("install outbound", spec.ID, p.installOutbound(spec))
+	return plane.Wrap("install outbound", spec.ID, p.installOutbound(spec))
 }
 
 func (p *Plane) installOutbound(spec ipsec.Pair) error {
 	if p.closed {
-		return errClosed
+		return plane.ErrClosed
 	}
 	if pr, ok := p.pairs[spec.ID]; ok {
 		if in, ok := pr.ins[spec.In.SPI]; ok {
@@ -209,8 +167,7 @@ func (p *Plane) armPair(pr *pair, out *outbound) error {
 		return err
 	}
 	if !pr.armed {
-		verdict, timeout := p.want(f, armed, p.now())
-		if err := p.enforce(f, verdict, timeout); err != nil {
+		if err := p.policies.Enforce(f, true); err != nil {
 			pr.out = had
 			return errors.Join(err, p.route(f, before))
 		}
@@ -238,20 +195,20 @@ func (p *Plane) Retire(id uint32, spi ipsec.SPI) error {
 	defer p.mu.Unlock()
 	pr, ok := p.pairs[id]
 	if !ok {
-		return wrap("retire", id, errPair)
+		return plane.Wrap("retire", id, plane.ErrPair)
 	}
 	in, ok := pr.ins[spi]
 	if !ok {
-		return wrap("retire", id, fmt.Errorf("no inbound SA %v", spi))
+		return plane.Wrap("retire", id, fmt.Errorf("no inbound SA %v", spi))
 	}
-	return wrap("retire", id, p.dropInbound(in))
+	return plane.Wrap("retire", id, p.dropInbound(in))
 }
 
 // dropInbound ends an inbound SA, and its outbound one unless it is in use. Their counters are kept.
 func (p *Plane) dropInbound(in *inbound) error {
 	pr := in.pair
 	p.addUsage(&pr.past, in.dst, in.spi, true)
-	err := p.kernel.delState(in.dst, in.spi)
+	err := p.end(func() error { return p.kernel.delState(in.dst, in.spi) })
 	delete(pr.ins, in.spi)
 	delete(p.ins, in.spi)
 	err = errors.Join(err, p.setHeard(in), p.replaceOut(pr, in.next))
@@ -281,7 +238,16 @@ func (p *Plane) dropOutbound(out *outbound) error {
 	}
 	p.addUsage(&out.pair.past, out.state.Dst, out.state.SPI, false)
 	delete(out.pair.outs, out.state.SPI)
-	return p.kernel.delState(out.state.Dst, out.state.SPI)
+	return p.end(func() error { return p.kernel.delState(out.state.Dst, out.state.SPI) })
+}
+
+// end ends something that nothing names any more. If that cannot be now, maintenance tries again.
+func (p *Plane) end(do func() error) error {
+	err := do()
+	if err != nil {
+		p.unended = append(p.unended, do)
+	}
+	return err
 }
 
 // Remove ends a Pair; see [ipsec.Dataplane]. It is no error if there is none.
@@ -292,14 +258,13 @@ func (p *Plane) Remove(id uint32) error {
 	if !ok || p.closed {
 		return nil
 	}
-	return wrap("remove", id, p.removePair(pr))
+	return plane.Wrap("remove", id, p.removePair(pr))
 }
 
 // removePair first puts in force what is to be without the Pair, then ends its SAs.
 func (p *Plane) removePair(pr *pair) error {
-	f, armed := pr.flow, without(pr.flow.armed, pr)
-	verdict, timeout := p.want(f, armed, p.now())
-	if err := p.enforce(f, verdict, timeout); err != nil {
+	f, armed := pr.flow, plane.Without(pr.flow.armed, pr)
+	if err := p.policies.Enforce(f, len(armed) > 0); err != nil {
 		return err
 	}
 	if err := p.route(f, current(armed)); err != nil {
@@ -323,27 +288,25 @@ func (p *Plane) dropPairIfEmpty(pr *pair) error {
 		errs = append(errs, p.dropOutbound(out))
 	}
 	f := pr.flow
-	f.all = without(f.all, pr)
+	f.all = plane.Without(f.all, pr)
 	if pr.spec.Mode == ipsec.Tunnel {
 		if f.tunnels--; f.tunnels == 0 {
-			errs = append(errs, p.kernel.delPolicy(inPolicy(f.key.Own, f.key.Peer, 0, 0)))
+			for _, policy := range inPolicies(f.Key, 0, 0) {
+				errs = append(errs, p.end(func() error {
+					if f, ok := p.policies.Find(f.Key); ok && f.tunnels > 0 {
+						return nil // another came meanwhile
+					}
+					return p.kernel.delPolicy(policy)
+				}))
+			}
 		}
 	}
 	if p.pairs[pr.id] == pr {
 		delete(p.pairs, pr.id)
 	}
 	delete(p.reqIDs, pr.reqID)
-	p.forget(f)
+	p.policies.Forget(f)
 	return errors.Join(errs...)
-}
-
-func without(list []*pair, pr *pair) (out []*pair) {
-	for _, other := range list {
-		if other != pr {
-			out = append(out, other)
-		}
-	}
-	return out
 }
 
 // Usage returns the counters of a Pair.
@@ -352,7 +315,7 @@ func (p *Plane) Usage(id uint32) (ipsec.Usage, error) {
 	defer p.mu.Unlock()
 	pr, ok := p.pairs[id]
 	if !ok {
-		return ipsec.Usage{}, wrap("usage", id, errPair)
+		return ipsec.Usage{}, plane.Wrap("usage", id, plane.ErrPair)
 	}
 	u := pr.past
 	for _, in := range pr.ins {
@@ -361,7 +324,7 @@ func (p *Plane) Usage(id uint32) (ipsec.Usage, error) {
 	for _, out := range pr.outs {
 		p.addUsage(&u, out.state.Dst, out.state.SPI, false)
 	}
-	u.Armed, u.ClearDropped = pr.armed, pr.flow.clearDropped
+	u.Armed, u.ClearDropped = pr.armed, pr.flow.ClearDropped
 	pr.noteUse(&u, p.now())
 	return u, nil
 }
@@ -403,18 +366,4 @@ func (p *Plane) addUsage(u *ipsec.Usage, dst netip.Addr, spi ipsec.SPI, in bool)
 	if t := time.Unix(int64(used), 0); used != 0 && t.After(*last) {
 		*last = t
 	}
-}
-
-func wrap(op string, id uint32, err error) error {
-	if err == nil {
-		return nil
-	}
-	return fmt.Errorf("%s pair %d: %w", op, id, err)
-}
-
-func wrapPolicy(op string, s ipsec.Selector, err error) error {
-	if err == nil {
-		return nil
-	}
-	return fmt.Errorf("%s policy %v: %w", op, s, err)
 }

@@ -1,7 +1,6 @@
 package xfrm
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -13,6 +12,7 @@ import (
 
 	"tacit/guard"
 	"tacit/ipsec"
+	"tacit/plane"
 )
 
 // Defaults of a Config.
@@ -29,6 +29,8 @@ type Config struct {
 	Queue  uint16        // where packets wait
 	Log    *slog.Logger
 	Now    func() time.Time
+
+	fault func(op string) error // tests make a request to the kernel fail
 }
 
 func (c Config) withDefaults() Config {
@@ -50,62 +52,60 @@ func (c Config) withDefaults() Config {
 	return c
 }
 
-// eventQueue is how many events may wait for the reader.
-const eventQueue = 4096
-
 // Plane is an ipsec.Dataplane.
 type Plane struct {
 	cfg    Config
 	log    *slog.Logger
 	now    func() time.Time
+	run    *plane.Runner
 	kernel *kernel
 	news   *netlink.Conn // what the kernel tells by itself
 	queue  *netlink.Conn // packets that wait
 	socks  sockets
-	conns  conns
-	events chan ipsec.Event
-	work   sync.WaitGroup
-	stop   context.CancelFunc
-	done   <-chan struct{}
+	conns  plane.Conns
+	budget plane.Budget
 
 	// mu excludes methods, queued packets, the kernel's news and maintenance from each other: each changes the kernel's SAs and
 	// policies and nftables as one step, and the caller waits for it. Packets take it only if they must wait, or are the first of an SA.
-	mu      sync.Mutex
-	guard   *guard.Guard
-	flows   map[guard.Key]*flow
-	pairs   map[uint32]*pair
-	ins     map[ipsec.SPI]*inbound
-	reqID   uint32
-	reqIDs  map[uint32]bool
-	order   uint64
-	held    int
-	waiting map[*flow]struct{}
-	orphans []*outbound
-	left    []ipsec.Pair
-	counts  counters
-	owner   bool // of what is ours in the kernel: Open got so far
-	closed  bool
-	over    bool
+	mu       sync.Mutex
+	policies plane.Policies[*flow]
+	pairs    map[uint32]*pair
+	ins      map[ipsec.SPI]*inbound
+	reqID    uint32
+	reqIDs   map[uint32]bool
+	order    uint64
+	waiting  map[*flow]struct{} // with packets in their queues
+	orphans  []*outbound
+	unended  []func() error // what could not be ended
+	left     []ipsec.Pair
+	counts   counters
+	owner    bool // of what is ours in the kernel: Open got so far
+	closed   bool
 }
 
 // counters count what was not delivered, and why.
 type counters struct {
-	stray, heldInVain, events, resyncs uint64
+	stray, heldInVain, resyncs uint64
 }
 
 // Open opens the Plane in the network namespace of the calling thread. What a dead process or Close(true) left is taken over: see
 // Existing. On an error nothing of it is left. Where the kernel lacks what it needs, the error is ErrUnavailable.
 func Open(cfg Config) (*Plane, error) {
 	cfg = cfg.withDefaults()
-	ctx, stop := context.WithCancel(context.Background())
-	p := &Plane{cfg: cfg, log: cfg.Log, now: cfg.Now, events: make(chan ipsec.Event, eventQueue), stop: stop, done: ctx.Done(),
-		flows: make(map[guard.Key]*flow), pairs: make(map[uint32]*pair), ins: make(map[ipsec.SPI]*inbound),
-		reqIDs: make(map[uint32]bool), waiting: make(map[*flow]struct{})}
+	p := &Plane{cfg: cfg, log: cfg.Log, now: cfg.Now, run: plane.NewRunner(cfg.Now), pairs: make(map[uint32]*pair),
+		ins: make(map[ipsec.SPI]*inbound), reqIDs: make(map[uint32]bool), waiting: make(map[*flow]struct{})}
+	p.conns.Send, p.conns.Done = p.sendIKE, p.run.Done()
+	p.policies = plane.Policies[*flow]{Linger: cfg.Linger, Now: cfg.Now, Made: p.newFlow}
 	if err := p.open(); err != nil {
-		stop()
-		return nil, errors.Join(err, p.undo(len(p.flows) > 0)) // what a dead process held stays held
+		p.run.Stop()
+		return nil, errors.Join(err, p.undo(p.policies.Len() > 0)) // what a dead process held stays held
 	}
-	p.start()
+	for _, loop := range []func(){p.queueLoop, p.newsLoop, p.maintenance} {
+		p.run.Go(loop)
+	}
+	for _, s := range p.socks {
+		p.run.Go(func() { p.readLoop(s) })
+	}
 	return p, nil
 }
 
@@ -116,6 +116,7 @@ func (p *Plane) open() (err error) {
 	if p.kernel, err = dialKernel(); err != nil {
 		return err
 	}
+	p.kernel.fault = p.cfg.fault
 	if p.queue, err = openQueue(p.cfg.Queue); err != nil {
 		return err
 	}
@@ -126,7 +127,7 @@ func (p *Plane) open() (err error) {
 		return err
 	}
 	var left []guard.Element
-	if p.guard, left, err = guard.Open(guard.Config{Queue: p.cfg.Queue}); err != nil {
+	if p.policies.Guard, left, err = guard.Open(guard.Config{Queue: p.cfg.Queue, Fault: p.cfg.fault}); err != nil {
 		if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EOPNOTSUPP) {
 			return fmt.Errorf("%w: nftables cannot queue packets: %w", ErrUnavailable, err)
 		}
@@ -164,51 +165,8 @@ func openNews() (*netlink.Conn, error) {
 	return conn, nil
 }
 
-// start starts the loops.
-func (p *Plane) start() {
-	run := func(f func()) {
-		p.work.Add(1)
-		go func() {
-			defer p.work.Done()
-			f()
-		}()
-	}
-	run(p.queueLoop)
-	run(p.newsLoop)
-	run(p.maintain)
-	for _, s := range p.socks {
-		run(func() { p.readLoop(s) })
-	}
-}
-
-// errorPause keeps a loop whose socket has failed for good from turning fast.
-const errorPause = 5 * time.Millisecond
-
-// stopping is asked after an error: it reports whether the Plane was closed, and otherwise waits a little.
-func (p *Plane) stopping() bool {
-	select {
-	case <-p.done:
-		return true
-	case <-time.After(errorPause):
-		return false
-	}
-}
-
 // Events is closed by Close.
-func (p *Plane) Events() <-chan ipsec.Event { return p.events }
-
-// raise hands an event to the reader, or counts it. The Plane's lock is held.
-func (p *Plane) raise(e ipsec.Event) {
-	if p.over {
-		return
-	}
-	e.Time = p.now()
-	select {
-	case p.events <- e:
-	default:
-		p.counts.events++
-	}
-}
+func (p *Plane) Events() <-chan ipsec.Event { return p.run.Events() }
 
 // Close ends everything that is ours; with keep, SAs, policies and what is held stay until their time is over, so that packets
 // flow on, protected, while the next process starts.
@@ -220,13 +178,9 @@ func (p *Plane) Close(keep bool) error {
 	}
 	p.closed = true
 	p.mu.Unlock()
-	p.stop()
+	p.run.Stop()
 	err := p.undo(keep)
-	p.work.Wait()
-	p.mu.Lock()
-	p.over = true
-	close(p.events)
-	p.mu.Unlock()
+	p.run.End()
 	return err
 }
 
@@ -235,11 +189,11 @@ func (p *Plane) Close(keep bool) error {
 func (p *Plane) undo(keep bool) error {
 	var errs []error
 	p.mu.Lock()
-	if p.guard != nil {
+	if g := p.policies.Guard; g != nil {
 		if keep {
-			errs = append(errs, p.renew(p.now()))
+			errs = append(errs, p.policies.Renew(p.now()), p.renewPolicies())
 		}
-		errs = append(errs, p.guard.Close(keep))
+		errs = append(errs, g.Close(keep))
 	}
 	p.mu.Unlock()
 	for _, conn := range []*netlink.Conn{p.queue, p.news} {

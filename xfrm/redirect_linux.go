@@ -6,83 +6,89 @@ import (
 	"net/netip"
 
 	"tacit/ipsec"
+	"tacit/plane"
 )
 
 // skipAhead is how many sequence numbers an outbound SA leaves out when it moves: packets that were under way while it was read may
 // have used some, and a nonce must never be used twice (RFC 4106, 2). The peer's window follows.
 const skipAhead = 1 << 16
 
-// Redirect moves the outer addresses of a Pair; see [ipsec.Dataplane]. The kernel cannot change an SA's addresses: each is read,
-// ended, and made again with its sequence numbers. Meanwhile the policy is away, and what would leave waits in the queue.
+// errRedacted: a kernel under lockdown shows no keys.
+var errRedacted = errors.New("the kernel does not show the SA's keys (lockdown?): it cannot be moved")
+
+// Redirect moves the outer addresses of a Pair; see [ipsec.Dataplane]. The kernel can change an SA's ports in place, but not its
+// addresses: for these each SA is read, ended, and made again with its sequence numbers. Meanwhile the policy is away, and what would
+// leave waits in the queue. What comes in between the reading and the end of an inbound SA could be played back once.
 func (p *Plane) Redirect(id uint32, local, remote netip.AddrPort) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	pr, ok := p.pairs[id]
 	if !ok {
-		return wrap("redirect", id, errPair)
+		return plane.Wrap("redirect", id, plane.ErrPair)
 	}
 	spec := pr.spec
 	spec.Local, spec.Remote = local, remote
-	if err := checkOuter(spec); err != nil {
-		return wrap("redirect", id, err)
-	}
-	if spec.Encapsulated() != pr.spec.Encapsulated() {
-		return wrap("redirect", id, fmt.Errorf("%w: encapsulation cannot change", errOuter))
+	if err := errors.Join(plane.CheckRedirect(pr.spec, spec), checkTransport(spec)); err != nil {
+		return plane.Wrap("redirect", id, err)
 	}
 	if !local.Addr().IsValid() {
 		local = netip.AddrPortFrom(pr.spec.Local.Addr(), local.Port())
 	}
-	return wrap("redirect", id, p.redirect(pr, spec, local, remote))
+	return plane.Wrap("redirect", id, p.redirect(pr, spec, local, remote))
 }
 
+// redirect changes one SA after the other. On an error some may have moved: the owner tries again.
 func (p *Plane) redirect(pr *pair, spec ipsec.Pair, local, remote netip.AddrPort) error {
-	f, out := pr.flow, pr.flow.out
-	if out != nil && out.pair == pr {
+	f, out := pr.flow, current(pr.flow.armed)
+	used := out != nil && out.pair == pr
+	if used {
 		if err := p.route(f, nil); err != nil {
 			return err
 		}
 	}
+	toPeer, fromPeer := State{Src: local.Addr(), Dst: remote.Addr()}, State{Src: remote.Addr(), Dst: local.Addr()}
+	if spec.Encapsulated() {
+		toPeer.Encap, fromPeer.Encap = Encap{local.Port(), remote.Port()}, Encap{remote.Port(), local.Port()}
+	}
 	var errs []error
 	for _, o := range pr.outs {
-		to := o.state
-		to.Src, to.Dst = local.Addr(), remote.Addr()
-		if spec.Encapsulated() {
-			to.Encap = Encap{local.Port(), remote.Port()}
+		err := p.move(o.state.Dst, o.state.SPI, toPeer, skipAhead)
+		if err == nil {
+			o.state.Src, o.state.Dst, o.state.Encap = toPeer.Src, toPeer.Dst, toPeer.Encap
 		}
-		if err := p.move(o.state.Dst, o.state.SPI, to, skipAhead); err != nil {
-			errs = append(errs, err)
-			continue
-		}
-		o.state = to
+		errs = append(errs, err)
 	}
 	for _, in := range pr.ins {
-		to := State{Src: remote.Addr(), Dst: local.Addr()}
-		if spec.Encapsulated() {
-			to.Encap = Encap{remote.Port(), local.Port()}
+		err := p.move(in.dst, in.spi, fromPeer, 0)
+		if err == nil {
+			in.dst = fromPeer.Dst
 		}
-		if err := p.move(in.dst, in.spi, to, 0); err != nil {
-			errs = append(errs, err)
-			continue
-		}
-		in.dst = to.Dst
+		errs = append(errs, err)
 	}
-	if len(errs) == 0 {
+	err := errors.Join(errs...)
+	if err == nil {
 		pr.spec = spec
 	}
-	if out != nil && out.pair == pr {
-		errs = append(errs, p.route(f, out))
+	if used {
+		err = errors.Join(err, p.route(f, out))
 	}
-	return errors.Join(errs...)
+	return err
 }
 
-// move replaces an SA by one with the addresses of to. If that cannot be, the old one is put back.
+// move gives an SA the addresses and ports of to. If that cannot be, the old one stands.
 func (p *Plane) move(dst netip.Addr, spi ipsec.SPI, to State, skip uint64) error {
 	old, err := p.kernel.state(dst, spi)
 	if err != nil {
 		return err
 	}
+	if old.Alg.Redacted() {
+		return fmt.Errorf("SA %v to %v: %w", spi, dst, errRedacted)
+	}
 	next := old
 	next.Src, next.Dst, next.Encap = to.Src, to.Dst, to.Encap
+	if next.Src == old.Src && next.Dst == old.Dst {
+		return p.kernel.updateState(next)
+	}
 	if next.Replay.Out > 0 {
 		next.Replay.Out += skip
 	}

@@ -56,6 +56,16 @@ type Algorithm struct {
 	ICV          int // in octets
 }
 
+// Redacted reports whether the keys are missing: a kernel under lockdown shows zeros.
+func (a Algorithm) Redacted() bool {
+	for _, b := range append(bytes.Clone(a.Key), a.AuthKey...) {
+		if b != 0 {
+			return false
+		}
+	}
+	return true
+}
+
 // Encap is ESP in UDP (RFC 3948). The zero value is none.
 type Encap struct{ SrcPort, DstPort uint16 }
 

@@ -193,15 +193,11 @@ func testPairToHold(w *world) {
 // testKill: after the process died nothing passes in clear before linger is over; then everything passes, with no help from
 // the dead process; Cleanup leaves nothing behind.
 func testKill(w *world) {
-	if len(w.subject.Child) == 0 {
-		w.Skip("no child process for this data plane")
-	}
 	w.echo(w.bob)
 	for _, f := range families {
 		before := w.state(w.alice)
 		own, peer := f.of(w.alice).String(), f.of(w.bob).String()
-		args := append(append([]string(nil), w.subject.Child[1:]...), own, peer)
-		cmd := w.alice.Command(context.Background(), w.subject.Child[0], args...)
+		cmd := w.alice.Command(context.Background(), "/proc/self/exe", childFlag, own, peer)
 		out, err := cmd.StdoutPipe()
 		w.must(err)
 		cmd.Stderr = os.Stderr
@@ -215,12 +211,12 @@ func testKill(w *world) {
 		died := time.Now()
 		w.reset()
 		c := w.dialUDP(f, w.alice, w.bob)
-		for time.Since(died) < ChildLinger-300*time.Millisecond {
+		for time.Since(died) < childLinger-300*time.Millisecond {
 			_, _ = c.Write([]byte("clear?")) // refused, or nowhere to go
 			time.Sleep(10 * time.Millisecond)
 		}
 		w.noClear(f)
-		time.Sleep(ChildLinger/2 + 500*time.Millisecond)
+		time.Sleep(childLinger/2 + 500*time.Millisecond)
 		w.answered(f, w.alice, w.bob, 8)
 		w.must(w.alice.Do(w.subject.Cleanup))
 		if after := w.state(w.alice); after != before {
@@ -232,11 +228,11 @@ func testKill(w *world) {
 // testRenew: what stands in the kernel is renewed while the process lives, however short linger is.
 func testRenew(w *world) {
 	w.echo(w.bob)
-	da, db := w.openWith(w.alice, Options{Linger: ChildLinger / 2}), w.open(w.bob)
+	da, db := w.openWith(w.alice, Options{Linger: childLinger / 2}), w.open(w.bob)
 	alice, bob := w.pairs(1, shape{v4, ipsec.Transport, true})
 	w.up(da, db, alice, bob)
 	w.must(da.SetPolicy(ipsec.Host(w.alice.Addr6(), w.bob.Addr6()), ipsec.Hold, time.Now().Add(time.Minute)))
-	for end := time.Now().Add(ChildLinger); time.Now().Before(end); {
+	for end := time.Now().Add(childLinger); time.Now().Before(end); {
 		w.answered(v4, w.alice, w.bob, 8)
 		w.unanswered(v6, w.alice, w.bob)
 	}

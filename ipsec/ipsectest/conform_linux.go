@@ -23,16 +23,12 @@ type Subject struct {
 	Open func(Options) (ipsec.Dataplane, error)
 	// Cleanup removes what a dead process left in the network namespace of the calling thread.
 	Cleanup func() error
-	// Child is the command line of a process that opens a Dataplane on the host it runs on, with Linger of two seconds,
-	// holds the traffic between the two addresses given as further arguments, prints a line, and then sleeps. Without it the tests
-	// that kill a process are skipped.
-	Child []string
 	// Only names the parts that are run; empty means all.
 	Only []string
 }
 
-// ChildLinger is the Linger of the process that [Subject] Child starts.
-const ChildLinger = 2 * time.Second
+// childLinger is the Linger of the process that is killed; see [Main].
+const childLinger = 2 * time.Second
 
 // wait bounds everything that should happen at once.
 const wait = 3 * time.Second

@@ -1,0 +1,277 @@
+package plane
+
+import (
+	"fmt"
+	"iter"
+	"maps"
+	"time"
+
+	"tacit/guard"
+	"tacit/ipsec"
+)
+
+// Flow is all traffic between one of our own addresses and a peer's, as guard is asked to treat it. A data plane embeds it in its own.
+type Flow struct {
+	Key          guard.Key
+	ClearDropped uint64 // packets that came in clear
+
+	policy    ipsec.Action
+	until     time.Time // of the policy; zero: there is none
+	verdict   guard.Verdict
+	lastClear uint64 // the kernel's counter, as it was seen last
+}
+
+// Selector names the flow in events.
+func (f *Flow) Selector() ipsec.Selector { return ipsec.Host(f.Key.Own, f.Key.Peer) }
+
+// KeepUntil lets a flow without a policy be due at the given time. It returns when the flow is.
+func (f *Flow) KeepUntil(t time.Time) time.Time {
+	if f.until.IsZero() {
+		f.until = t
+	}
+	return f.until
+}
+
+func (f *Flow) base() *Flow { return f }
+
+// Traffic is a data plane's flow: it embeds [Flow].
+type Traffic interface {
+	base() *Flow
+	// Used reports whether any Pair carries it, armed or not.
+	Used() bool
+	// Armed reports whether armed Pairs carry it, and, unless that is zero, until when.
+	Armed() (bool, time.Time)
+	// Wait says until when its packets may wait. With a zero time none may, and those that do are dropped.
+	Wait(until time.Time)
+}
+
+// Policies are the flows of a data plane, by their hosts, and what guard was asked for each. What stands in guard lasts for Linger
+// at least after nobody renews it.
+type Policies[F Traffic] struct {
+	Guard  *guard.Guard
+	Linger time.Duration
+	Now    func() time.Time
+	Made   func(guard.Key) F // makes a flow
+	Gone   func(F)           // nothing asks for the flow any more; may be nil
+
+	flows map[guard.Key]F
+}
+
+// Interval is how often elements are to be renewed: seldom, since 10,000 of them take a while.
+func (p *Policies[F]) Interval() time.Duration { return p.Linger / 5 }
+
+// lasting is the timeout that elements get: linger, even if the last renewal was late by another interval.
+func (p *Policies[F]) lasting() time.Duration { return p.Linger + 2*p.Interval() }
+
+// Flow finds or makes the flow of a key.
+func (p *Policies[F]) Flow(k guard.Key) F {
+	f, ok := p.flows[k]
+	if !ok {
+		if p.flows == nil {
+			p.flows = make(map[guard.Key]F)
+		}
+		f = p.Made(k)
+		p.flows[k] = f
+	}
+	return f
+}
+
+// Find finds the flow of a key.
+func (p *Policies[F]) Find(k guard.Key) (f F, ok bool) {
+	f, ok = p.flows[k]
+	return f, ok
+}
+
+// All are all flows.
+func (p *Policies[F]) All() iter.Seq[F] { return maps.Values(p.flows) }
+
+// Len is how many flows there are.
+func (p *Policies[F]) Len() int { return len(p.flows) }
+
+// Forget removes a flow that nothing asks for.
+func (p *Policies[F]) Forget(f F) {
+	if b := f.base(); f.Used() || !b.until.IsZero() || b.verdict != guard.Pass {
+		return
+	}
+	delete(p.flows, f.base().Key)
+	if p.Gone != nil {
+		p.Gone(f)
+	}
+}
+
+// want is the verdict that a flow's Pairs and policy ask for, and for how long. Pairs go before policies.
+func (p *Policies[F]) want(f *Flow, armed bool, ends, now time.Time) (guard.Verdict, time.Duration) {
+	left := min(f.until.Sub(now), p.lasting())
+	switch {
+	case armed && ends.IsZero():
+		return guard.Divert, p.lasting()
+	case armed && ends.After(now):
+		return guard.Divert, min(ends.Sub(now), p.lasting())
+	case left <= 0 || f.policy == ipsec.Bypass:
+		return guard.Pass, 0
+	case f.policy == ipsec.Block:
+		return guard.Block, left
+	}
+	return guard.Divert, left
+}
+
+// Enforce puts in force what a flow asks for that has armed Pairs, or none. On an error the old verdict stands.
+func (p *Policies[F]) Enforce(f F, armed bool) error {
+	b := f.base()
+	v, timeout := p.want(b, armed, time.Time{}, p.Now())
+	if v == guard.Pass && b.verdict == guard.Pass {
+		return nil
+	}
+	if err := p.Guard.Apply([]guard.Change{{Key: b.Key, Verdict: v, Timeout: timeout}}); err != nil {
+		return err
+	}
+	b.verdict = v
+	return nil
+}
+
+// Set sets what becomes of clear traffic between two hosts; see [ipsec.Dataplane]. A policy on more than one local and one
+// remote host is refused.
+func (p *Policies[F]) Set(s ipsec.Selector, a ipsec.Action, until time.Time) error {
+	key, err := Hosts(s)
+	if err != nil {
+		return fmt.Errorf("set policy: %w", err)
+	}
+	if !until.After(p.Now()) {
+		return p.Clear(s)
+	}
+	f := p.Flow(key)
+	if err := p.change(f, a, until); err != nil {
+		p.Forget(f)
+		return fmt.Errorf("set policy %v: %w", s, err)
+	}
+	return nil
+}
+
+// Clear ends the policy between two hosts. It is no error if there is none.
+func (p *Policies[F]) Clear(s ipsec.Selector) error {
+	key, err := Hosts(s)
+	if err != nil {
+		return fmt.Errorf("clear policy: %w", err)
+	}
+	f, ok := p.flows[key]
+	if !ok {
+		return nil
+	}
+	if err := p.change(f, ipsec.Bypass, time.Time{}); err != nil {
+		return fmt.Errorf("clear policy %v: %w", s, err)
+	}
+	p.Forget(f)
+	return nil
+}
+
+// change replaces the policy of a flow. Packets may wait before they are diverted, and are diverted no more before they may no
+// longer wait: so none is lost on the way in, and none passes in clear.
+func (p *Policies[F]) change(f F, a ipsec.Action, until time.Time) error {
+	b := f.base()
+	action, ended := b.policy, b.until
+	wait := func(a ipsec.Action, until time.Time) {
+		if a != ipsec.Hold {
+			until = time.Time{}
+		}
+		f.Wait(until)
+	}
+	b.policy, b.until = a, until
+	if a == ipsec.Hold {
+		wait(a, until)
+	}
+	armed, _ := f.Armed()
+	if err := p.Enforce(f, armed); err != nil {
+		b.policy, b.until = action, ended
+		wait(action, ended)
+		return err
+	}
+	if a != ipsec.Hold {
+		wait(a, until)
+	}
+	return nil
+}
+
+// Adopt takes over what a dead process left: what it held or protected is held on, and what it refused refused, for as long as it
+// would have been.
+func (p *Policies[F]) Adopt(left []guard.Element) {
+	now := p.Now()
+	for _, e := range left {
+		f := p.Flow(e.Key)
+		b := f.base()
+		b.policy, b.until, b.verdict = ipsec.Hold, now.Add(e.Left), e.Verdict
+		if e.Verdict == guard.Block {
+			b.policy = ipsec.Block
+		} else {
+			f.Wait(b.until)
+		}
+	}
+}
+
+// Left is what a dead process left and adopted Pairs do not carry: Pairs with nothing but a Selector.
+func (p *Policies[F]) Left(left []guard.Element) (held []ipsec.Pair) {
+	for _, e := range left {
+		if f, ok := p.flows[e.Key]; ok && e.Verdict == guard.Divert {
+			if armed, _ := f.Armed(); !armed {
+				held = append(held, ipsec.Pair{Selector: f.base().Selector()})
+			}
+		}
+	}
+	return held
+}
+
+// Due are the flows whose policy has come to its end. The kernel's elements end by themselves at the same time.
+func (p *Policies[F]) Due(now time.Time) (due []F) {
+	for _, f := range p.flows {
+		if b := f.base(); !b.until.IsZero() && !now.Before(b.until) {
+			due = append(due, f)
+		}
+	}
+	return due
+}
+
+// Renew gives every element its time anew, in one transaction.
+func (p *Policies[F]) Renew(now time.Time) error {
+	var changes []guard.Change
+	var renewed []*Flow
+	for key, f := range p.flows {
+		armed, ends := f.Armed()
+		v, timeout := p.want(f.base(), armed, ends, now)
+		if v == guard.Pass {
+			continue
+		}
+		changes = append(changes, guard.Change{Key: key, Verdict: v, Timeout: timeout})
+		renewed = append(renewed, f.base())
+	}
+	if err := p.Guard.Apply(changes); err != nil {
+		return err
+	}
+	for i, b := range renewed {
+		b.verdict = changes[i].Verdict
+	}
+	return nil
+}
+
+// WatchClear counts the clear packets that were dropped, and returns the flows that had some since it was called before.
+func (p *Policies[F]) WatchClear() (fresh []F, err error) {
+	seen, err := p.Guard.Seen()
+	if err != nil {
+		return nil, err
+	}
+	for _, s := range seen {
+		f, ok := p.flows[s.Key]
+		if !ok {
+			continue
+		}
+		b := f.base()
+		last := b.lastClear
+		b.lastClear = s.Packets
+		if s.Packets < last {
+			last = 0 // the kernel's counter began anew
+		}
+		if s.Packets > last {
+			b.ClearDropped += s.Packets - last
+			fresh = append(fresh, f)
+		}
+	}
+	return fresh, nil
+}

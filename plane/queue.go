@@ -1,0 +1,123 @@
+package plane
+
+import (
+	"sync/atomic"
+	"time"
+)
+
+// Bounds of packets that wait for a Pair (TRUST.md I4).
+const (
+	HoldTime    = 3 * time.Second
+	HoldPerPeer = 64      // packets
+	HoldPackets = 4096    // packets, of all peers
+	HoldBytes   = 8 << 20 // octets, of all peers, where the data plane keeps them
+
+	acquireInterval = time.Second
+)
+
+// Budget bounds what all queues of a data plane hold together.
+type Budget struct{ packets, bytes atomic.Int64 }
+
+// take asks for one packet of n octets.
+func (b *Budget) take(n int) bool {
+	packets, bytes := b.packets.Add(1), b.bytes.Add(int64(n))
+	if packets <= HoldPackets && bytes <= HoldBytes {
+		return true
+	}
+	b.give(n)
+	return false
+}
+
+// give returns what take gave.
+func (b *Budget) give(n int) {
+	b.packets.Add(-1)
+	b.bytes.Add(int64(-n))
+}
+
+// Held is a packet that waits.
+type Held[P any] struct {
+	Packet P
+	size   int // octets of the Budget
+	since  time.Time
+}
+
+// Queue are the packets of one flow that wait, in their order. Its owner locks it.
+type Queue[P any] struct {
+	Budget *Budget
+
+	list     []Held[P]
+	until    time.Time // packets may wait until then
+	acquired time.Time // the last Acquire
+}
+
+// Len is how many wait.
+func (q *Queue[P]) Len() int { return len(q.list) }
+
+// Put makes a packet wait, which takes size octets of the Budget: the caller sets its Packet. A nil one means that the packet must be
+// dropped. acquire says that the event is due.
+func (q *Queue[P]) Put(size int, now time.Time) (h *Held[P], acquire bool) {
+	if !now.Before(q.until) {
+		return nil, false
+	}
+	acquire = q.Due(now)
+	if len(q.list) >= HoldPerPeer || !q.Budget.take(size) {
+		return nil, acquire
+	}
+	q.list = append(q.list, Held[P]{size: size, since: now})
+	return &q.list[len(q.list)-1], acquire
+}
+
+// Due reports whether Acquire is to be raised, at most once in a while, and notes that it was.
+func (q *Queue[P]) Due(now time.Time) bool {
+	if now.Sub(q.acquired) < acquireInterval {
+		return false
+	}
+	q.acquired = now
+	return true
+}
+
+// Take empties the queue: what may go, and what waited too long.
+func (q *Queue[P]) Take(now time.Time) (ready, late []Held[P]) {
+	n := q.overdue(now)
+	late, ready = q.list[:n], q.list[n:]
+	q.remove(len(q.list))
+	return ready, late
+}
+
+// Expire takes out what waited too long.
+func (q *Queue[P]) Expire(now time.Time) (late []Held[P]) {
+	n := q.overdue(now)
+	if !now.Before(q.until) {
+		n = len(q.list)
+	}
+	late = q.list[:n]
+	q.remove(n)
+	return late
+}
+
+// Until says how long packets may wait. With a zero time none may, and those that do are taken out.
+func (q *Queue[P]) Until(t time.Time) (late []Held[P]) {
+	q.until = t
+	if t.IsZero() {
+		late = q.list
+		q.remove(len(q.list))
+	}
+	return late
+}
+
+func (q *Queue[P]) overdue(now time.Time) (n int) {
+	for n < len(q.list) && now.Sub(q.list[n].since) >= HoldTime {
+		n++
+	}
+	return n
+}
+
+func (q *Queue[P]) remove(n int) {
+	for _, h := range q.list[:n] {
+		q.Budget.give(h.size)
+	}
+	q.list = q.list[n:]
+	if len(q.list) == 0 {
+		q.list, q.acquired = nil, time.Time{}
+	}
+}

@@ -1,0 +1,83 @@
+package plane
+
+import (
+	"errors"
+	"net/netip"
+	"testing"
+
+	"tacit/ipsec"
+)
+
+var (
+	alice = netip.MustParseAddr("192.0.2.1")
+	bob   = netip.MustParseAddr("192.0.2.2")
+)
+
+func TestHosts(t *testing.T) {
+	good := ipsec.Host(alice, bob)
+	if k, err := Hosts(good); err != nil || k.Own != alice || k.Peer != bob {
+		t.Errorf("got %v, %v", k, err)
+	}
+	for name, s := range map[string]ipsec.Selector{
+		"nothing":      {},
+		"wide":         {Local: good.Local, Remote: netip.MustParsePrefix("192.0.2.0/24")},
+		"two families": {Local: good.Local, Remote: netip.PrefixFrom(netip.MustParseAddr("2001:db8::2"), 128)},
+		"mapped":       {Local: good.Local, Remote: netip.PrefixFrom(netip.MustParseAddr("::ffff:192.0.2.2"), 128)},
+		"protocol":     {Local: good.Local, Remote: good.Remote, Proto: 6},
+		"itself":       {Local: good.Local, Remote: good.Local},
+	} {
+		if _, err := Hosts(s); err == nil {
+			t.Errorf("%s: accepted", name)
+		}
+	}
+}
+
+func TestCheckSpec(t *testing.T) {
+	good := ipsec.Pair{Selector: ipsec.Host(alice, bob), Local: netip.AddrPortFrom(alice, 0), Remote: netip.AddrPortFrom(bob, 0)}
+	good.In.SPI, good.Out.SPI = 256, 257
+	if _, err := CheckSpec(good); err != nil {
+		t.Errorf("good: %v", err)
+	}
+	for name, tt := range map[string]struct {
+		change func(*ipsec.Pair)
+		want   error
+	}{
+		"no selector":          {func(p *ipsec.Pair) { p.Selector = ipsec.Selector{} }, ErrSelector},
+		"reserved inbound":     {func(p *ipsec.Pair) { p.In.SPI = 255 }, ErrReserved},
+		"reserved outbound":    {func(p *ipsec.Pair) { p.Out.SPI = 0 }, ErrReserved},
+		"no remote":            {func(p *ipsec.Pair) { p.Remote = netip.AddrPort{} }, ErrOuter},
+		"two families":         {func(p *ipsec.Pair) { p.Local = netip.MustParseAddrPort("[2001:db8::1]:0") }, ErrOuter},
+		"UDP from other ports": {func(p *ipsec.Pair) { p.Remote = netip.AddrPortFrom(bob, 4500) }, ErrOuter},
+	} {
+		p := good
+		tt.change(&p)
+		if _, err := CheckSpec(p); !errors.Is(err, tt.want) {
+			t.Errorf("%s: got %v, want %v", name, err, tt.want)
+		}
+	}
+	moved := good
+	moved.Local, moved.Remote = netip.AddrPortFrom(alice, 4500), netip.AddrPortFrom(bob, 4500)
+	if err := CheckRedirect(good, moved); !errors.Is(err, ErrOuter) {
+		t.Errorf("encapsulation changed: got %v", err)
+	}
+	tunnel := good
+	tunnel.Mode = ipsec.Tunnel
+	if CheckRekey(good, good) != nil || CheckRekey(good, tunnel) == nil {
+		t.Error("a rekey may not change the mode, and nothing else")
+	}
+}
+
+// Of the armed Pairs between the same hosts one whose peer proved a key is used, of several the one armed last: nobody displaces
+// somebody (TRUST.md A-19).
+func TestPrefer(t *testing.T) {
+	// Somebody's names are in upper case.
+	for armed, want := range map[string]string{"a": "a", "ad": "d", "aB": "B", "Ba": "B", "aBd": "B", "aBdC": "C", "BCad": "C"} {
+		got, ok := Prefer([]rune(armed), func(r rune) bool { return r < 'a' })
+		if !ok || string(got) != want {
+			t.Errorf("%s: got %c, want %s", armed, got, want)
+		}
+	}
+	if _, ok := Prefer(nil, func(rune) bool { return true }); ok {
+		t.Error("one of none")
+	}
+}
