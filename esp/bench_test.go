@@ -7,7 +7,7 @@ func BenchmarkSeal(b *testing.B) {
 	for _, tt := range sas {
 		b.Run(tt.name, func(b *testing.B) {
 			s, _ := pair(b, tt.sa)
-			dst := make([]byte, 0, PacketLen(len(payload))+Scratch)
+			dst := make([]byte, 0, s.PacketLen(len(payload))+Scratch)
 			b.SetBytes(int64(len(payload)))
 			b.ReportAllocs()
 			for b.Loop() {

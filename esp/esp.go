@@ -1,35 +1,25 @@
-// Package esp makes and opens ESP packets in user space (RFC 4303) with the combined-mode ciphers AES-GCM with a 16 octet
-// ICV (RFC 4106) and ChaCha20-Poly1305 (RFC 7634). It is pure: no sockets, no clock, no goroutine. Outer headers, UDP
-// encapsulation and the meaning of the payload are the data plane's.
+// Package esp makes and opens ESP packets in user space (RFC 4303): with the combined-mode ciphers AES-GCM with a 16 octet ICV
+// (RFC 4106) and ChaCha20-Poly1305 (RFC 7634), and with AES-CBC (RFC 3602) and HMAC-SHA-2 (RFC 4868). It is pure: no sockets,
+// no clock, no goroutine. Outer headers, UDP encapsulation and the meaning of the payload are the data plane's.
 //
-// A packet is SPI (4), sequence number (4), IV (8), ciphertext of {payload, padding, pad length, next header}, ICV (16).
+// A packet is SPI (4 octets), sequence number (4), IV (8; AES-CBC: 16), ciphertext of {payload, padding, pad length, next
+// header}, ICV (16; HMAC: 16, 24 or 32).
 package esp
 
 import (
-	"crypto/aes"
-	"crypto/cipher"
 	"encoding/binary"
 	"errors"
 	"fmt"
-
-	"golang.org/x/crypto/chacha20poly1305"
 
 	"tacit/ipsec"
 )
 
 // Lengths in octets.
 const (
-	HeaderLen  = spiSeqLen + ivLen // before the payload; in a packet opened in place it is the headroom
 	Scratch    = nonceLen + aadMax // what Seal needs behind the packet in dst's capacity to work without allocation
 	spiSeqLen  = 8
-	ivLen      = 8
-	saltLen    = 4
-	nonceLen   = saltLen + ivLen
-	aadMax     = 12 // SPI and a 64 bit sequence number
-	icvLen     = 16
-	trailerLen = 2 // pad length, next header
-	align      = 4 // of the trailer's end (RFC 4303, 2.4; RFC 4106, 3.2; RFC 7634, 2)
-	minPacket  = HeaderLen + align + icvLen
+	trailerLen = 2                                                    // pad length, next header
+	minPacket  = spiSeqLen + combinedIV + combinedAlign + combinedICV // the shortest of any cipher
 )
 
 // NextDummy is the Next Header of a dummy packet, which the receiver discards "without indicating an error" (RFC 4303, 2.6).
@@ -43,8 +33,6 @@ var (
 	ErrAuth      = errors.New("esp: integrity check value is wrong")    // RFC 4303, 3.4.4.2
 	ErrMalformed = errors.New("esp: not a packet of this SA's ciphers") // too short, misaligned, another SPI, or bad padding
 	errLength    = errors.New("esp: payload does not fit an IP packet") // of Seal
-	errSPI       = errors.New("esp: SPI is reserved (RFC 4303, 2.1)")   // 0 to 255
-	errSalt      = fmt.Errorf("esp: salt must have %d octets", saltLen) // RFC 4106, 8.1; RFC 7634, 2
 )
 
 // ParseSPI reads the SPI of a packet: false for what cannot be ESP, among it the non-ESP marker and a NAT keepalive
@@ -57,53 +45,49 @@ func ParseSPI(packet []byte) (ipsec.SPI, bool) {
 	return spi, spi > 255
 }
 
-// Overhead is by how many octets a packet is at most longer than its payload; 0 for a cipher that we do not have.
-func Overhead(c ipsec.Cipher) int {
-	switch c {
-	case ipsec.AESGCM16, ipsec.ChaCha20Poly1305:
-		return HeaderLen + align - 1 + trailerLen + icvLen
-	}
-	return 0
+// transform is what a cipher does to a packet that lies there with its SPI and sequence number. seq is the whole number, of
+// which the packet has the lower half. scratch are Scratch octets of nobody else's.
+type transform interface {
+	// seal encrypts the plaintext in its place, and puts the IV before it and the ICV behind it.
+	seal(packet []byte, seq uint64, scratch []byte)
+	// open checks the ICV and appends the plaintext, trailer included, to dst: in place if that is nil. The packet's length is
+	// one that the layout allows.
+	open(dst, packet []byte, seq uint64, scratch []byte) ([]byte, error)
 }
 
-// PacketLen is the length of the packet that Seal makes of a payload of n octets.
-func PacketLen(n int) int { return HeaderLen + n + padLen(n) + trailerLen + icvLen }
+// layout is how long the parts of an SA's packets are, in octets.
+type layout struct {
+	iv, icv int
+	align   int // of what is encrypted (RFC 4303, 2.4: 4, or the cipher's block)
+}
+
+// header is what stands before the ciphertext.
+func (l layout) header() int { return spiSeqLen + l.iv }
 
 // padLen is how many octets of padding follow a payload of n octets.
-func padLen(n int) int { return (align - (n+trailerLen)%align) % align }
+func (l layout) padLen(n int) int { return (l.align - (n+trailerLen)%l.align) % l.align }
 
-// newAEAD checks an SA and makes its cipher.
-func newAEAD(sa ipsec.SA) (cipher.AEAD, error) {
-	if sa.SPI < 256 {
-		return nil, errSPI
-	}
-	if len(sa.Salt) != saltLen {
-		return nil, errSalt
-	}
-	switch n := len(sa.Key); {
-	case sa.Cipher == ipsec.AESGCM16 && (n == 16 || n == 32):
-		block, err := aes.NewCipher(sa.Key)
-		if err != nil {
-			return nil, fmt.Errorf("esp: %w", err)
-		}
-		return cipher.NewGCM(block)
-	case sa.Cipher == ipsec.ChaCha20Poly1305 && n == chacha20poly1305.KeySize:
-		return chacha20poly1305.New(sa.Key)
-	case sa.Cipher != ipsec.AESGCM16 && sa.Cipher != ipsec.ChaCha20Poly1305:
-		return nil, fmt.Errorf("esp: %v is not supported", sa.Cipher)
-	default:
-		return nil, fmt.Errorf("esp: %v with a key of %d octets", sa.Cipher, n)
-	}
+// packetLen is the length of the packet for a payload of n octets.
+func (l layout) packetLen(n int) int { return l.header() + n + l.padLen(n) + trailerLen + l.icv }
+
+// maxPayload is the longest payload whose packet has at most n octets.
+func (l layout) maxPayload(n int) int {
+	return max(0, (n-l.header()-l.icv)/l.align*l.align-trailerLen)
 }
 
-// putAAD writes the associated data: the SPI and the sequence number, which with ESN is all 64 bits of it, though only the
-// lower 32 travel (RFC 4106, 5; RFC 7634, 2.1). b has 12 octets.
-func putAAD(b []byte, spi ipsec.SPI, seq uint64, esn bool) []byte {
-	binary.BigEndian.PutUint32(b, uint32(spi))
-	if esn {
-		binary.BigEndian.PutUint64(b[4:], seq)
-		return b[:12]
+// fits reports whether a packet of n octets can be of the SA.
+func (l layout) fits(n int) bool {
+	text := n - l.header() - l.icv
+	return text >= l.align && text%l.align == 0
+}
+
+// newTransform checks an SA and makes what its algorithms are.
+func newTransform(sa ipsec.SA) (transform, layout, error) {
+	if err := sa.Check(); err != nil {
+		return nil, layout{}, fmt.Errorf("esp: %w", err)
 	}
-	binary.BigEndian.PutUint32(b[4:], uint32(seq))
-	return b[:8]
+	if sa.Cipher.Combined() {
+		return newCombined(sa)
+	}
+	return newSeparate(sa)
 }

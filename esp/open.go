@@ -1,7 +1,6 @@
 package esp
 
 import (
-	"crypto/cipher"
 	"encoding/binary"
 
 	"tacit/ipsec"
@@ -9,27 +8,25 @@ import (
 
 // Opener opens the packets of an inbound SA. One goroutine at a time may use it: the data plane serialises per SA.
 type Opener struct {
-	aead   cipher.AEAD
-	spi    ipsec.SPI
-	esn    bool
-	nonce  [nonceLen]byte // the salt, then the IV of the packet at hand
-	aad    [aadMax]byte
-	window Window
+	transform
+	layout
+	spi     ipsec.SPI
+	esn     bool
+	scratch [Scratch]byte
+	window  Window
 }
 
-// NewOpener checks the SA's SPI, key and salt.
+// NewOpener checks the SA and makes its Opener.
 func NewOpener(sa ipsec.SA) (*Opener, error) {
-	aead, err := newAEAD(sa)
+	t, l, err := newTransform(sa)
 	if err != nil {
 		return nil, err
 	}
-	o := &Opener{aead: aead, spi: sa.SPI, esn: sa.ESN}
-	copy(o.nonce[:], sa.Salt)
-	return o, nil
+	return &Opener{transform: t, layout: l, spi: sa.SPI, esn: sa.ESN}, nil
 }
 
 // Open checks and decrypts a packet and appends its payload to dst. With dst nil it works in place: the payload is then
-// packet[HeaderLen:...], and after an error the packet's ciphertext is lost. Any other dst must not overlap the packet. It
+// where the ciphertext was, and after an error that may be lost. Any other dst must not overlap the packet. It
 // does not allocate when dst is nil or has capacity for len(packet) more.
 //
 // Errors are ErrMalformed, ErrReplay and ErrAuth; only packets that were valid move the window. A payload of NextDummy is
@@ -38,7 +35,7 @@ func NewOpener(sa ipsec.SA) (*Opener, error) {
 func (o *Opener) Open(dst, packet []byte) (payload []byte, nextHeader uint8, err error) {
 	// 1. Shape.
 	spi, ok := ParseSPI(packet)
-	if !ok || spi != o.spi || (len(packet)-HeaderLen-icvLen)%align != 0 {
+	if !ok || spi != o.spi || !o.fits(len(packet)) {
 		return nil, 0, ErrMalformed
 	}
 
@@ -53,20 +50,16 @@ func (o *Opener) Open(dst, packet []byte) (payload []byte, nextHeader uint8, err
 	}
 
 	// 3. Integrity, with the upper half of the number that was inferred (RFC 4303, 3.4.4.2).
-	copy(o.nonce[saltLen:], packet[spiSeqLen:HeaderLen])
-	sealed, base := packet[HeaderLen:], len(dst)
-	if dst == nil {
-		dst = sealed[:0]
-	}
-	dst, err = o.aead.Open(dst, o.nonce[:], sealed, putAAD(o.aad[:], o.spi, seq, o.esn))
-	if err != nil {
-		return nil, 0, ErrAuth
+	base := len(dst)
+	if dst, err = o.open(dst, packet, seq, o.scratch[:]); err != nil {
+		return nil, 0, err
 	}
 
 	// 4. The window moves only now.
 	o.window.Add(seq)
 
-	// 5. The trailer. What the padding holds is not looked at: it is authenticated, and no cipher of ours leaks through it.
+	// 5. The trailer. What the padding holds is not looked at: it is authenticated, and so cannot be an attacker's. (RFC 4303, 2.4,
+	// has it inspected "in the absence of other integrity measures".)
 	text := dst[base:]
 	pad := int(text[len(text)-2])
 	if pad+trailerLen > len(text) {

@@ -1,7 +1,6 @@
 package esp
 
 import (
-	"crypto/cipher"
 	"encoding/binary"
 	"math"
 	"slices"
@@ -12,10 +11,9 @@ import (
 
 // Sealer makes the packets of an outbound SA. Several goroutines may use it at once.
 type Sealer struct {
-	aead  cipher.AEAD
+	transform
+	layout
 	spi   ipsec.SPI
-	salt  [saltLen]byte
-	esn   bool
 	limit uint64        // the last sequence number
 	seq   atomic.Uint64 // the last one that was taken
 }
@@ -24,34 +22,38 @@ type Sealer struct {
 // counter around to an IV that was used.
 const lastESN = math.MaxInt64
 
-// NewSealer checks the SA's SPI, key and salt. A Sealer is made once for an SA: a second one would repeat its IVs.
+// NewSealer checks the SA and makes its Sealer, once for an SA: a second one would repeat its numbers, and so its IVs.
 func NewSealer(sa ipsec.SA) (*Sealer, error) {
-	aead, err := newAEAD(sa)
+	t, l, err := newTransform(sa)
 	if err != nil {
 		return nil, err
 	}
-	s := &Sealer{aead: aead, spi: sa.SPI, esn: sa.ESN, limit: math.MaxUint32}
+	s := &Sealer{transform: t, layout: l, spi: sa.SPI, limit: math.MaxUint32}
 	if sa.ESN {
 		s.limit = lastESN
 	}
-	copy(s.salt[:], sa.Salt)
 	return s, nil
 }
+
+// PacketLen is the length of the packet that Seal makes of a payload of n octets.
+func (s *Sealer) PacketLen(n int) int { return s.packetLen(n) }
+
+// MaxPayload is the longest payload whose packet has at most n octets.
+func (s *Sealer) MaxPayload(n int) int { return s.maxPayload(n) }
 
 // Sent is how many sequence numbers were taken, so that the SA can be replaced in time.
 func (s *Sealer) Sent() uint64 { return min(s.seq.Load(), s.limit) }
 
 // Seal appends one ESP packet to dst and returns the longer slice. It does not allocate when dst has capacity for
-// PacketLen(len(payload)) + Scratch more; the octets behind the packet are overwritten. The payload may lie anywhere, also
-// in dst's capacity; at dst[len(dst)+HeaderLen] it need not be moved. Errors are ErrExhausted, and a payload that no IP
-// packet holds.
+// PacketLen(len(payload)) + Scratch more, unless another goroutine seals at the moment; the octets behind the packet are
+// overwritten. The payload may lie anywhere, also in dst's capacity. Errors are ErrExhausted, and a payload that no IP packet holds.
 func (s *Sealer) Seal(dst []byte, nextHeader uint8, payload []byte) ([]byte, error) {
-	n := PacketLen(len(payload))
+	n := s.packetLen(len(payload))
 	if n > math.MaxUint16 {
 		return dst, errLength
 	}
-	// RFC 4303, 2.2: "the transmitted sequence number must never be allowed to cycle". It is the IV as well, which must never
-	// repeat under one key (RFC 4106, 3.1; RFC 7634, 2): the counter only goes up, and what is refused is not given back.
+	// RFC 4303, 2.2: "the transmitted sequence number must never be allowed to cycle". It may be the IV as well, which must never
+	// repeat under one key: the counter only goes up, and what is refused is not given back.
 	seq := s.seq.Add(1)
 	if seq > s.limit {
 		return dst, ErrExhausted
@@ -61,24 +63,21 @@ func (s *Sealer) Seal(dst []byte, nextHeader uint8, payload []byte) ([]byte, err
 	packet, scratch := dst[at:at+n], dst[at+n:at+n+Scratch]
 
 	// 1. The plaintext first, because the payload may lie where the header goes.
-	text := packet[HeaderLen : n-icvLen]
+	text := packet[s.header() : n-s.icv]
 	end := copy(text, payload)
-	for i := range padLen(len(payload)) {
+	for i := range s.padLen(len(payload)) {
 		text[end] = byte(i + 1) // RFC 4303, 2.4
 		end++
 	}
-	text[end], text[end+1] = byte(padLen(len(payload))), nextHeader
+	text[end], text[end+1] = byte(s.padLen(len(payload))), nextHeader
 
-	// 2. Header and IV.
+	// 2. The header.
 	binary.BigEndian.PutUint32(packet, uint32(s.spi))
 	binary.BigEndian.PutUint32(packet[4:], uint32(seq))
-	binary.BigEndian.PutUint64(packet[spiSeqLen:], seq)
 
-	// 3. Encrypt in place. Nonce and associated data stand behind the packet: on the stack they would escape through the
-	// interface, and in the Sealer two goroutines would meet. The salt does not stay there.
-	nonce := append(append(scratch[:0], s.salt[:]...), packet[spiSeqLen:HeaderLen]...)
-	aad := putAAD(scratch[nonceLen:], s.spi, seq, s.esn)
-	s.aead.Seal(text[:0], nonce, text, aad)
+	// 3. IV, encryption in place, ICV. What the cipher needs besides stands behind the packet: on the stack it would escape through
+	// the interface, and in the Sealer two goroutines would meet. The salt does not stay there.
+	s.seal(packet, seq, scratch)
 	clear(scratch)
 	return dst[:at+n], nil
 }

@@ -1,11 +1,13 @@
 package esp
 
 import (
-	"bufio"
 	"bytes"
+	"crypto/hmac"
+	"crypto/sha256"
 	"encoding/binary"
 	"encoding/hex"
 	"encoding/json"
+	"fmt"
 	"io/fs"
 	"os"
 	"strconv"
@@ -94,47 +96,101 @@ func TestRFC7634Vector(t *testing.T) {
 	open(t, "RFC 7634", sa, 5, packet, plain)
 }
 
-// What strongSwan sent: opened in order, each once, and inside are IPv4 packets whose checksums hold.
-func TestStrongSwanPackets(t *testing.T) {
-	f, err := os.Open("testdata/strongswan.txt")
-	if err != nil {
-		t.Fatal(err)
+// RFC 3602, 4, cases 5 and 7. It has them without integrity, so the ICV is put behind them here.
+func TestRFC3602Vectors(t *testing.T) {
+	for name, tt := range map[string]struct {
+		key, packet, plain string
+		seq                uint64
+	}{
+		"transport": {"90d382b410eeba7ad938c46cec1a82bf",
+			"0000432100000001 e96e8c08ab465763fd098d45dd3ff893" +
+				"f663c25d325c18c6a9453e194e120849a4870b66cc6b9965330013b4898dc856a4699e523a55db080b59ec3a8e4b7e52775b07d1db34ed9c538ab50c551b874a" +
+				"a269add047ad2d5913ac19b7cfbad4a6",
+			"08000ebda70a00008e9c083db95b070008090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f202122232425262728292a2b2c2d2e2f3031323334353637" +
+				"0102030405060708090a0b0c0d0e 0e01", 1},
+		"tunnel": {"0123456789abcdef0123456789abcdef",
+			"0000876500000002 f4e765244f6407adf13dc1380f673f37" +
+				"773b5241a4c449225e4f3ce5ed611b0c237ca96cf74a93013c1b0ea1a0cf70f8e4ecaec78ac53aad7a0f022b859243c647752e94a859352b8a4d4d2decd136e5" +
+				"c177f132ad3fbfb2201ac9904c74ee0a109e0ca1e4dfe9d5a100b842f1c22f0d",
+			"4500005409040000 4001f988c0a87b03c0a87bc808009f76a90a0100b49c083d02a2040008090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f" +
+				"202122232425262728292a2b2c2d2e2f3031323334353637 0102030405060708090a 0a04", 2},
+	} {
+		packet := unhex(t, tt.packet)
+		sa := ipsec.SA{SPI: ipsec.SPI(binary.BigEndian.Uint32(packet)), Cipher: ipsec.AESCBC, Key: unhex(t, tt.key),
+			Integrity: ipsec.HMACSHA256, AuthKey: make([]byte, 32)}
+		mac := hmac.New(sha256.New, sa.AuthKey)
+		mac.Write(packet)
+		open(t, "RFC 3602, "+name, sa, tt.seq, mac.Sum(packet)[:len(packet)+16], unhex(t, tt.plain))
 	}
-	defer f.Close()
-	var o *Opener
-	packets := 0
-	for lines := bufio.NewScanner(f); lines.Scan(); {
-		switch w := strings.Fields(lines.Text()); w[0] {
-		case "sa":
-			c := ipsec.AESGCM16
-			if w[1] == ipsec.ChaCha20Poly1305.String() {
-				c = ipsec.ChaCha20Poly1305
-			}
-			key := unhex(t, w[3])
-			n := len(key) - saltLen
-			if o, err = NewOpener(ipsec.SA{SPI: ipsec.SPI(binary.BigEndian.Uint32(unhex(t, w[2]))), Cipher: c, Key: key[:n], Salt: key[n:]}); err != nil {
-				t.Fatal(err)
-			}
-		case "packet":
-			packets++
-			packet := unhex(t, w[1])
-			ip, next, err := o.Open(bytes.Clone(nil), bytes.Clone(packet))
-			if err != nil || next != 4 {
-				t.Fatalf("packet %d: next header %d, %v", packets, next, err)
-			}
-			if len(packet) != PacketLen(len(ip)) {
-				t.Errorf("packet %d has %d octets, ours would have %d", packets, len(packet), PacketLen(len(ip)))
-			}
-			if len(ip) != 84 || ip[9] != 1 || sum(ip[:20]) != 0xffff || sum(ip[20:]) != 0xffff {
-				t.Errorf("packet %d is no ping: %x", packets, ip)
-			}
-			if _, _, err := o.Open(nil, packet); err != ErrReplay {
-				t.Errorf("packet %d again: %v, want %v", packets, err, ErrReplay)
+}
+
+// What strongSwan and Linux sent: opened in order, each once, and inside are IPv4 packets whose checksums hold.
+func TestCapturedPackets(t *testing.T) {
+	for file, want := range map[string]int{"strongswan.txt": 20, "linux.txt": 15} {
+		text, err := os.ReadFile("testdata/" + file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var s *Sealer
+		var o *Opener
+		packets := 0
+		for line := range strings.Lines(string(text)) {
+			switch w := strings.Fields(line); w[0] {
+			case "sa":
+				sa, seq := capturedSA(t, w[1:])
+				s, o = pair(t, sa)
+				o.window.Add(seq)
+			case "packet":
+				packets++
+				openCaptured(t, fmt.Sprintf("%s, packet %d", file, packets), s, o, unhex(t, w[1]))
 			}
 		}
+		if packets != want {
+			t.Errorf("%s: %d packets, want %d", file, packets, want)
+		}
 	}
-	if packets != 20 {
-		t.Errorf("%d packets, want 20", packets)
+}
+
+// capturedSA reads the SA of a capture and the sequence number before its first packet.
+func capturedSA(t *testing.T, w []string) (sa ipsec.SA, seq uint64) {
+	t.Helper()
+	key := unhex(t, w[2])
+	sa = ipsec.SA{SPI: ipsec.SPI(binary.BigEndian.Uint32(unhex(t, w[1]))), Cipher: ipsec.AESCBC, Key: key}
+	for _, c := range []ipsec.Cipher{ipsec.AESGCM16, ipsec.ChaCha20Poly1305} {
+		if w[0] == c.String() {
+			n := len(key) - saltLen
+			sa.Cipher, sa.Key, sa.Salt = c, key[:n], key[n:]
+		}
+	}
+	for _, i := range []ipsec.Integrity{ipsec.HMACSHA256, ipsec.HMACSHA384, ipsec.HMACSHA512} {
+		if w[0] == i.String() {
+			sa.Integrity, sa.AuthKey, sa.ESN = i, unhex(t, w[3]), len(w) > 4
+		}
+	}
+	if sa.ESN {
+		high, err := strconv.ParseUint(w[4], 10, 32)
+		if err != nil {
+			t.Fatal(err)
+		}
+		seq = high << 32
+	}
+	return sa, seq
+}
+
+func openCaptured(t *testing.T, name string, s *Sealer, o *Opener, packet []byte) {
+	t.Helper()
+	ip, next, err := o.Open(nil, bytes.Clone(packet))
+	if err != nil || next != 4 {
+		t.Fatalf("%s: next header %d, %v", name, next, err)
+	}
+	if len(packet) != s.PacketLen(len(ip)) {
+		t.Errorf("%s has %d octets, ours would have %d", name, len(packet), s.PacketLen(len(ip)))
+	}
+	if len(ip) < 36 || int(binary.BigEndian.Uint16(ip[2:])) != len(ip) || ip[9] != 1 || sum(ip[:20]) != 0xffff || sum(ip[20:]) != 0xffff {
+		t.Errorf("%s is no ping: %x", name, ip)
+	}
+	if _, _, err := o.Open(nil, packet); err != ErrReplay {
+		t.Errorf("%s again: %v, want %v", name, err, ErrReplay)
 	}
 }
 
@@ -170,22 +226,70 @@ func TestWycheproof(t *testing.T) {
 		}
 		ran := 0
 		for _, g := range all.TestGroups {
-			if g.IVSize != nonceLen*8 || g.TagSize != icvLen*8 || g.KeySize == 192 {
+			if g.IVSize != nonceLen*8 || g.TagSize != combinedICV*8 || g.KeySize == 192 {
 				continue // not as ESP uses it
 			}
 			for _, tt := range g.Tests {
 				ran++
-				aead, err := newAEAD(ipsec.SA{SPI: 256, Cipher: c, Key: unhex(t, tt.Key), Salt: make([]byte, saltLen)})
+				c, _, err := newCombined(ipsec.SA{SPI: 256, Cipher: c, Key: unhex(t, tt.Key), Salt: make([]byte, saltLen)})
 				if err != nil {
 					t.Fatal(err)
 				}
-				msg, err := aead.Open(nil, unhex(t, tt.IV), unhex(t, tt.CT+tt.Tag), unhex(t, tt.AAD))
+				msg, err := c.(*combined).aead.Open(nil, unhex(t, tt.IV), unhex(t, tt.CT+tt.Tag), unhex(t, tt.AAD))
 				if valid := tt.Result == "valid"; (err == nil) != valid || valid && !bytes.Equal(msg, unhex(t, tt.Msg)) {
 					t.Errorf("%s %d (%s): %x, %v, want %s", file, tt.TcID, tt.Comment, msg, err, tt.Result)
 				}
 			}
 		}
 		if ran < 100 {
+			t.Errorf("%s: only %d tests ran", file, ran)
+		}
+	}
+}
+
+// The ICVs of ESP are the HMACs that Wycheproof has with keys as long as the hash and tags of half of that. A packet is any message
+// before an ICV here.
+func TestWycheproofHMAC(t *testing.T) {
+	for file, i := range map[string]ipsec.Integrity{"hmac_sha256_test.json": ipsec.HMACSHA256, "hmac_sha384_test.json": ipsec.HMACSHA384,
+		"hmac_sha512_test.json": ipsec.HMACSHA512} {
+		data, err := fs.ReadFile(wycheproof.TestVectors, file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var all struct {
+			TestGroups []struct {
+				KeySize, TagSize int
+				Tests            []struct {
+					TcID                  int
+					Key, Msg, Tag, Result string
+				}
+			}
+		}
+		if err := json.Unmarshal(data, &all); err != nil {
+			t.Fatal(err)
+		}
+		ran := 0
+		for _, g := range all.TestGroups {
+			if g.KeySize != 8*i.KeyLen() || g.TagSize != 8*i.ICVLen() {
+				continue
+			}
+			for _, tt := range g.Tests {
+				ran++
+				x, _, err := newSeparate(ipsec.SA{Cipher: ipsec.AESCBC, Key: make([]byte, 16), Integrity: i, AuthKey: unhex(t, tt.Key)})
+				if err != nil {
+					t.Fatal(err)
+				}
+				s, packet := x.(*separate), unhex(t, tt.Msg+tt.Tag)
+				for range 2 { // and once more with the state of before
+					w := s.take()
+					same := bytes.Equal(s.sum(w, packet, 0), unhex(t, tt.Tag))
+					if s.idle.Store(w); same != (tt.Result == "valid") {
+						t.Errorf("%s %d: same %v, want %s", file, tt.TcID, same, tt.Result)
+					}
+				}
+			}
+		}
+		if ran < 50 {
 			t.Errorf("%s: only %d tests ran", file, ran)
 		}
 	}

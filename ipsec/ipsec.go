@@ -71,43 +71,6 @@ const (
 
 func (a Action) String() string { return [...]string{"bypass", "hold", "block"}[a] }
 
-// Cipher is an ESP algorithm: one combined-mode transform of IKEv2's Transform Type 1.
-type Cipher uint16
-
-// The ciphers a Dataplane accepts; the values are IANA's IKEv2 encryption transform ids.
-const (
-	AESGCM16         Cipher = 20 // AES-GCM with a 16 octet ICV (RFC 4106); the key length tells 128 from 256
-	ChaCha20Poly1305 Cipher = 28 // RFC 7634
-)
-
-func (c Cipher) String() string {
-	switch c {
-	case AESGCM16:
-		return "aes-gcm-16"
-	case ChaCha20Poly1305:
-		return "chacha20-poly1305"
-	}
-	return fmt.Sprintf("cipher-%d", uint16(c))
-}
-
-// Secret is key material. It prints as ***.
-type Secret []byte
-
-func (Secret) String() string   { return "***" }
-func (Secret) GoString() string { return "***" }
-
-// MarshalText keeps a Secret out of JSON and of logs.
-func (Secret) MarshalText() ([]byte, error) { return []byte("***"), nil }
-
-// SA is one direction of a Child SA.
-type SA struct {
-	SPI    SPI
-	Cipher Cipher
-	Key    Secret // the cipher's key
-	Salt   Secret // the 4 octets that begin the nonce (RFC 4106, 8.1; RFC 7634, 2)
-	ESN    bool   // 64 bit sequence numbers (RFC 4303, 2.2.1)
-}
-
 // Pair is a Child SA: one SA inbound, one outbound, for the traffic of one Selector. ID stays the same when the SAs are
 // rekeyed. When Remote.Port() is 0 the ESP is IP protocol 50, otherwise it travels in UDP (RFC 3948) from Local to Remote
 // (which then both carry ports).
@@ -124,3 +87,11 @@ type Pair struct {
 
 // Encapsulated reports whether the Pair's ESP travels in UDP.
 func (p Pair) Encapsulated() bool { return p.Remote.Port() != 0 }
+
+// WithoutKeys is the Pair as it may be kept: its keys stay where packets are sealed and opened.
+func (p Pair) WithoutKeys() Pair {
+	for _, sa := range []*SA{&p.In, &p.Out} {
+		sa.Key, sa.Salt, sa.AuthKey = nil, nil, nil
+	}
+	return p
+}
