@@ -5,6 +5,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"tacit/esp"
 	"tacit/ipsec"
 )
 
@@ -67,29 +68,21 @@ func lowerMSS(tcp []byte, at int, limit uint16) {
 	}
 }
 
-// ESP around a payload (RFC 4303, 2): SPI, sequence number, an IV of 8 octets (RFC 4106, RFC 7634), the trailer, an ICV of 16.
-const (
-	espBefore = 8 + 8
-	espICV    = 16
-	espAlign  = 4
-	espTail   = 2
-)
-
-// maxPayload is how much the ESP payload may hold so that the outer packet is no longer than mtu.
-func maxPayload(mtu int, outer6, encapsulated bool) int {
-	room := min(mtu, maxPacket) - espBefore - espICV - ipv4Header
+// outerRoom is how long ESP may be so that the outer packet is no longer than mtu.
+func outerRoom(mtu int, outer6, encapsulated bool) int {
+	room := min(mtu, maxPacket) - ipv4Header
 	if outer6 {
 		room -= ipv6Header - ipv4Header
 	}
 	if encapsulated {
 		room -= udpHeader
 	}
-	return room&^(espAlign-1) - espTail
+	return room
 }
 
-// segmentLimit is the TCP segment size whose packets fit into the Pair's ESP.
-func segmentLimit(p ipsec.Pair, mtu int) uint16 {
-	room := maxPayload(mtu, p.Remote.Addr().Is6(), p.Encapsulated()) - tcpHeader
+// segmentLimit is the TCP segment size whose packets fit into the ESP that the Sealer makes for the Pair.
+func segmentLimit(p ipsec.Pair, mtu int, s *esp.Sealer) uint16 {
+	room := s.MaxPayload(outerRoom(mtu, p.Remote.Addr().Is6(), p.Encapsulated())) - tcpHeader
 	if p.Mode == ipsec.Tunnel {
 		room -= ipv4Header
 		if p.Selector.Remote.Addr().Is6() {

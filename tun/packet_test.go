@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"tacit/esp"
 	"tacit/ipsec"
 	"tacit/lab"
 )
@@ -173,21 +174,51 @@ func TestSegmentLimit(t *testing.T) {
 		return ipsec.Pair{Local: netip.AddrPortFrom(local, port), Remote: netip.AddrPortFrom(remote, port), Mode: m,
 			Selector: ipsec.Host(local, remote)}
 	}
+	cbc := func(i ipsec.Integrity) ipsec.SA {
+		return ipsec.SA{SPI: 1000, Cipher: ipsec.AESCBC, Key: make([]byte, 16), Integrity: i, AuthKey: make([]byte, i.KeyLen())}
+	}
 	for _, c := range []struct {
 		pair ipsec.Pair
+		sa   ipsec.SA
 		mtu  int
 		want uint16
 	}{
-		{pair(alice4, bob4, 0, ipsec.Transport), 1500, 1426},    // 1448 - 2 - 20
-		{pair(alice4, bob4, 4500, ipsec.Transport), 1500, 1418}, // 1440 - 2 - 20
-		{pair(alice4, bob4, 0, ipsec.Tunnel), 1500, 1406},
-		{pair(alice6, bob6, 0, ipsec.Transport), 1500, 1406},
-		{pair(alice6, bob6, 4500, ipsec.Tunnel), 1500, 1358},
-		{pair(alice4, bob4, 0, ipsec.Transport), 200, minSegment},
-		{pair(alice4, bob4, 0, ipsec.Transport), 65536, 65458},
+		{pair(alice4, bob4, 0, ipsec.Transport), testSA(1000), 1500, 1426},    // 1448 - 2 - 20
+		{pair(alice4, bob4, 4500, ipsec.Transport), testSA(1000), 1500, 1418}, // 1440 - 2 - 20
+		{pair(alice4, bob4, 0, ipsec.Tunnel), testSA(1000), 1500, 1406},
+		{pair(alice6, bob6, 0, ipsec.Transport), testSA(1000), 1500, 1406},
+		{pair(alice6, bob6, 4500, ipsec.Tunnel), testSA(1000), 1500, 1358},
+		{pair(alice4, bob4, 0, ipsec.Transport), testSA(1000), 200, minSegment},
+		{pair(alice4, bob4, 0, ipsec.Transport), testSA(1000), 65536, 65458},
+		// 1500 - 20 - 8 - 16 - 16 = 1440 = 90 blocks of 16; with UDP 89, with an ICV of 24 or 32 too
+		{pair(alice4, bob4, 0, ipsec.Transport), cbc(ipsec.HMACSHA256), 1500, 1418},
+		{pair(alice4, bob4, 4500, ipsec.Transport), cbc(ipsec.HMACSHA256), 1500, 1402},
+		{pair(alice4, bob4, 0, ipsec.Transport), cbc(ipsec.HMACSHA384), 1500, 1402},
+		{pair(alice4, bob4, 0, ipsec.Transport), cbc(ipsec.HMACSHA512), 1500, 1402},
+		{pair(alice6, bob6, 4500, ipsec.Tunnel), cbc(ipsec.HMACSHA512), 1500, 1330}, // 87 blocks - 2 - 20 - 40
 	} {
-		if got := segmentLimit(c.pair, c.mtu); got != c.want {
-			t.Errorf("%v, mtu %d: got %d, want %d", c.pair, c.mtu, got, c.want)
+		s, err := esp.NewSealer(c.sa)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := segmentLimit(c.pair, c.mtu, s)
+		if got != c.want {
+			t.Errorf("%v, %v, mtu %d: got %d, want %d", c.pair.Local, c.sa.Integrity, c.mtu, got, c.want)
+		}
+		// A segment more no longer fits, one like this does: measured at packets that were sealed.
+		inner := tcpHeader
+		if c.pair.Mode == ipsec.Tunnel {
+			inner += map[bool]int{false: ipv4Header, true: ipv6Header}[c.pair.Selector.Remote.Addr().Is6()]
+		}
+		room := outerRoom(c.mtu, c.pair.Remote.Addr().Is6(), c.pair.Encapsulated())
+		if got == minSegment {
+			continue
+		}
+		for more, fits := range []bool{true, false} {
+			packet, err := s.Seal(nil, unix.IPPROTO_TCP, make([]byte, inner+int(got)+more))
+			if err != nil && fits || (len(packet) <= room) != fits && err == nil {
+				t.Errorf("%v: a segment of %d becomes %d octets of ESP, there is room for %d (%v)", c.pair.Local, int(got)+more, len(packet), room, err)
+			}
 		}
 	}
 }

@@ -39,7 +39,7 @@ func (p *Plane) address(out *outbound, spec ipsec.Pair) {
 	if spec.Remote.Addr().Is6() {
 		out.fits = out.mtu - ipv6Header - udpHeader
 	}
-	out.mss = segmentLimit(spec, out.mtu)
+	out.mss = segmentLimit(spec, out.mtu, out.sealer)
 	out.segments.Store(spec.Encapsulated() && !p.cfg.NoOffload)
 }
 
@@ -82,8 +82,7 @@ func (p *Plane) installInbound(spec ipsec.Pair) (*inbound, error) {
 	}
 	// Nothing can go wrong from here on.
 	if !ok {
-		pr = &pair{id: spec.ID, spec: spec, flow: p.policies.Flow(key), ins: make(map[ipsec.SPI]*inbound)}
-		pr.spec.In.Key, pr.spec.In.Salt, pr.spec.Out.Key, pr.spec.Out.Salt = nil, nil, nil, nil
+		pr = &pair{id: spec.ID, spec: spec.WithoutKeys(), flow: p.policies.Flow(key), ins: make(map[ipsec.SPI]*inbound)}
 		pr.flow.pairs++
 		p.pairs[spec.ID] = pr
 	}

@@ -89,7 +89,7 @@ func (p *Plane) seal(batch *sendBatch, out *outbound, pkt *packet, now time.Time
 		payload, next = pkt.data[pkt.header:], pkt.proto
 	}
 	clampMSS(pkt, out.mss)
-	if !batch.room(esp.PacketLen(len(payload)) + esp.Scratch) {
+	if !batch.room(out.sealer.PacketLen(len(payload)) + esp.Scratch) {
 		batch.flush()
 	}
 	start := len(batch.arena)

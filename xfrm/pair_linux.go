@@ -64,8 +64,7 @@ func (p *Plane) installInbound(spec ipsec.Pair) (*inbound, error) {
 		return nil, err
 	}
 	// Nothing can go wrong from here on.
-	pr.spec = spec
-	pr.spec.In.Key, pr.spec.In.Salt, pr.spec.Out.Key, pr.spec.Out.Salt = nil, nil, nil, nil
+	pr.spec = spec.WithoutKeys()
 	if !rekey {
 		pr.flow.all = append(pr.flow.all, pr)
 		p.pairs[spec.ID], p.reqIDs[pr.reqID] = pr, true

@@ -117,7 +117,7 @@ func (f *Fake) Calls(methods ...string) []Call {
 	return out
 }
 
-// Pairs are the Pairs that stand, by their ID.
+// Pairs are the Pairs that stand, by their ID, without keys.
 func (f *Fake) Pairs() map[uint32]ipsec.Pair {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -202,7 +202,7 @@ func (f *Fake) InstallInbound(p ipsec.Pair) error {
 		if slices.Contains(f.ins[p.ID], p.In.SPI) {
 			return fmt.Errorf("%w: SPI %v is in use", errFake, p.In.SPI)
 		}
-		f.pairs[p.ID] = p
+		f.pairs[p.ID] = p.WithoutKeys()
 		f.ins[p.ID] = append(f.ins[p.ID], p.In.SPI)
 		return nil
 	})
@@ -214,7 +214,7 @@ func (f *Fake) InstallOutbound(p ipsec.Pair) error {
 		if !slices.Contains(f.ins[p.ID], p.In.SPI) {
 			f.ins[p.ID] = append(f.ins[p.ID], p.In.SPI)
 		}
-		f.pairs[p.ID], f.armed[p.ID] = p, true
+		f.pairs[p.ID], f.armed[p.ID] = p.WithoutKeys(), true
 		return nil
 	})
 }
