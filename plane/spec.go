@@ -20,7 +20,6 @@ var (
 	ErrSelector = errors.New("selector must name one local and one remote host, and all their traffic")
 	ErrOuter    = errors.New("outer addresses")
 	ErrSPI      = errors.New("SPI is in use")
-	ErrReserved = errors.New("SPI is reserved (RFC 4303, 2.1)")
 	ErrClosed   = errors.New("data plane is closed")
 )
 
@@ -55,10 +54,11 @@ func CheckSpec(spec ipsec.Pair) (guard.Key, error) {
 	if err != nil {
 		return key, err
 	}
-	for _, s := range []ipsec.SPI{spec.In.SPI, spec.Out.SPI} {
-		if s <= 255 {
-			return key, fmt.Errorf("%w: %v", ErrReserved, s)
-		}
+	if err := spec.In.Check(); err != nil {
+		return key, fmt.Errorf("inbound SA: %w", err)
+	}
+	if err := spec.Out.Check(); err != nil {
+		return key, fmt.Errorf("outbound SA: %w", err)
 	}
 	return key, CheckOuter(spec)
 }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"net/netip"
+	"slices"
 
 	"tacit/ipsec"
 )
@@ -77,27 +78,29 @@ type Replay struct {
 	Bitmap  []uint32 // nil: empty
 }
 
+// Names of the kernel's algorithms. A combined-mode cipher's key has the salt behind it (RFC 4106, 8.1; RFC 7634, 2).
+var (
+	aeadNames   = map[ipsec.Cipher]string{ipsec.AESGCM16: "rfc4106(gcm(aes))", ipsec.ChaCha20Poly1305: "rfc7539esp(chacha20,poly1305)"}
+	cipherNames = map[ipsec.Cipher]string{ipsec.AESCBC: "cbc(aes)"}
+	authNames   = map[ipsec.Integrity]string{ipsec.HMACSHA256: "hmac(sha256)", ipsec.HMACSHA384: "hmac(sha384)", ipsec.HMACSHA512: "hmac(sha512)"}
+)
+
+// aeadICV is the length of the ICV of every combined-mode cipher, in octets.
+const aeadICV = 16
+
 // algorithm is the kernel's name for what IKE negotiated.
 func algorithm(sa ipsec.SA) (Algorithm, error) {
-	a := Algorithm{Key: append(append(ipsec.Secret(nil), sa.Key...), sa.Salt...), ICV: 16}
-	want := []int{32}
-	switch sa.Cipher {
-	case ipsec.AESGCM16:
-		a.AEAD, want = "rfc4106(gcm(aes))", []int{16, 32}
-	case ipsec.ChaCha20Poly1305:
-		a.AEAD = "rfc7539esp(chacha20,poly1305)"
-	default:
-		return a, fmt.Errorf("cipher %v: %w", sa.Cipher, errUnknown)
+	if err := sa.Check(); err != nil {
+		return Algorithm{}, err
 	}
-	if len(sa.Salt) != 4 {
-		return a, fmt.Errorf("%v: salt of %d octets, want 4", sa.Cipher, len(sa.Salt))
+	if name, ok := aeadNames[sa.Cipher]; ok {
+		return Algorithm{AEAD: name, Key: slices.Concat(sa.Key, sa.Salt), ICV: aeadICV}, nil
 	}
-	for _, n := range want {
-		if len(sa.Key) == n {
-			return a, nil
-		}
+	a := Algorithm{Cipher: cipherNames[sa.Cipher], Key: sa.Key, Auth: authNames[sa.Integrity], AuthKey: sa.AuthKey, ICV: sa.Integrity.ICVLen()}
+	if a.Cipher == "" || a.Auth == "" {
+		return Algorithm{}, fmt.Errorf("%v with %v: %w", sa.Cipher, sa.Integrity, errUnknown)
 	}
-	return a, fmt.Errorf("%v: key of %d octets, want one of %v", sa.Cipher, len(sa.Key), want)
+	return a, nil
 }
 
 func algName(name string) []byte {

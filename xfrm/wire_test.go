@@ -51,6 +51,15 @@ func exampleState() State {
 		Replay: Replay{Window: 128, ESN: true}}
 }
 
+// ip xfrm state add src 192.0.2.1 dst 192.0.2.2 proto esp spi 0x10000001 reqid 2046820353 mode transport replay-window 128 flag esn
+// auth-trunc 'hmac(sha384)' 0x000102...2f 192 enc 'cbc(aes)' 0x000102...17 sel src 192.0.2.1/32 dst 192.0.2.2/32
+func exampleCBC() State {
+	s := exampleState()
+	s.Alg = Algorithm{Auth: "hmac(sha384)", AuthKey: counting(48), Cipher: "cbc(aes)", Key: counting(24), ICV: 24}
+	s.Encap, s.Output, s.Lifetime = Encap{}, Mark{}, NoLimit
+	return s
+}
+
 // ip xfrm policy update src 2001:db8::1/128 dst 2001:db8::2/128 dir out priority 2059468800 mark 0 mask 0x80000000
 // limit time-hard 60 tmpl src 2001:db8::1 dst 2001:db8::2 proto esp spi 0x10000001 reqid 2046820353 mode transport
 func examplePolicy() Policy {
@@ -62,17 +71,48 @@ func examplePolicy() Policy {
 }
 
 func TestStateGolden(t *testing.T) {
-	want := golden(t, "newsa")
-	got, err := ParseState(want)
-	if err != nil {
-		t.Fatal(err)
+	for name, ours := range map[string]State{"newsa": exampleState(), "newsa-cbc": exampleCBC()} {
+		want := golden(t, name)
+		got, err := ParseState(want)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !reflect.DeepEqual(got, ours) {
+			t.Errorf("%s parsed: got %+v\nwant %+v", name, got, ours)
+		}
+		sameAttributes(t, name, MarshalState(ours), want, sizeSA)
 	}
-	if ours := exampleState(); !reflect.DeepEqual(got, ours) {
-		t.Errorf("parsed: got %+v\nwant %+v", got, ours)
-	}
-	sameAttributes(t, "NEWSA", MarshalState(exampleState()), want, sizeSA)
 	if got, want := MarshalStateID(netip.MustParseAddr("192.0.2.2"), 0x10000001), golden(t, "delsa")[:sizeSAID]; !bytes.Equal(got, want) {
 		t.Errorf("DELSA: got %x, want %x", got, want)
+	}
+}
+
+// TestAlgorithm: what IKE negotiates has the names that the kernel knows, with salt behind the key and the RFC's ICV; the rest is refused.
+func TestAlgorithm(t *testing.T) {
+	salt := ipsec.Secret{9, 8, 7, 6}
+	for name, c := range map[string]struct {
+		sa   ipsec.SA
+		want Algorithm
+	}{
+		"AES-GCM-128": {ipsec.SA{Cipher: ipsec.AESGCM16, Key: counting(16), Salt: salt},
+			Algorithm{AEAD: "rfc4106(gcm(aes))", Key: append(counting(16), salt...), ICV: 16}},
+		"ChaCha20": {ipsec.SA{Cipher: ipsec.ChaCha20Poly1305, Key: counting(32), Salt: salt},
+			Algorithm{AEAD: "rfc7539esp(chacha20,poly1305)", Key: append(counting(32), salt...), ICV: 16}},
+		"SHA-256": {ipsec.SA{Cipher: ipsec.AESCBC, Key: counting(16), Integrity: ipsec.HMACSHA256, AuthKey: counting(32)},
+			Algorithm{Cipher: "cbc(aes)", Key: counting(16), Auth: "hmac(sha256)", AuthKey: counting(32), ICV: 16}},
+		"SHA-384": {ipsec.SA{Cipher: ipsec.AESCBC, Key: counting(24), Integrity: ipsec.HMACSHA384, AuthKey: counting(48)},
+			exampleCBC().Alg},
+		"SHA-512": {ipsec.SA{Cipher: ipsec.AESCBC, Key: counting(32), Integrity: ipsec.HMACSHA512, AuthKey: counting(64)},
+			Algorithm{Cipher: "cbc(aes)", Key: counting(32), Auth: "hmac(sha512)", AuthKey: counting(64), ICV: 32}},
+	} {
+		c.sa.SPI = 256
+		if got, err := algorithm(c.sa); err != nil || !reflect.DeepEqual(got, c.want) {
+			t.Errorf("%s: got %+v, %v, want %+v", name, got, err, c.want)
+		}
+		c.sa.AuthKey = append(c.sa.AuthKey, 0)
+		if got, err := algorithm(c.sa); err == nil {
+			t.Errorf("%s, a key too long: got %+v", name, got)
+		}
 	}
 }
 
@@ -236,6 +276,7 @@ func TestPrefixes(t *testing.T) {
 		parse func([]byte) error
 	}{
 		"state":         {MarshalState(exampleState()), sizeSA, func(b []byte) error { _, err := ParseState(b); return err }},
+		"state of CBC":  {MarshalState(exampleCBC()), sizeSA, func(b []byte) error { _, err := ParseState(b); return err }},
 		"policy":        {MarshalPolicy(examplePolicy()), sizePolicy, func(b []byte) error { _, err := ParsePolicy(b); return err }},
 		"expire":        {exampleExpire(), sizeExpire, func(b []byte) error { _, err := ParseExpire(b); return err }},
 		"policy expire": {examplePolicyExpire(), sizePolExpire, func(b []byte) error { _, err := ParsePolicyExpire(b); return err }},
@@ -313,7 +354,7 @@ func fuzz[T any](f *testing.F, parse func([]byte) (T, error), seeds ...[]byte) {
 }
 
 func FuzzParseState(f *testing.F) {
-	fuzz(f, ParseState, golden(f, "newsa"), MarshalState(exampleState()))
+	fuzz(f, ParseState, golden(f, "newsa"), golden(f, "newsa-cbc"), MarshalState(exampleState()))
 }
 func FuzzParsePolicy(f *testing.F) {
 	fuzz(f, ParsePolicy, golden(f, "updpolicy"), MarshalPolicy(examplePolicy()))
