@@ -39,21 +39,7 @@ func testCarry(w *world) {
 			in.answered(s.family, w.bob, w.alice, 1, 1472, 9000)
 			in.bulk(s.family, w.alice, w.bob, 1<<20)
 			in.noClear(s.family)
-			want := lab.ClassESP
-			if s.udp {
-				want = lab.ClassESPUDP
-			}
-			c := in.counts(s.family)
-			if c[want].Packets < 16 {
-				t.Errorf("tap: got %v, want %v", c, want)
-			}
-			for _, d := range []ipsec.Dataplane{da, db} {
-				u, err := d.Usage(alice.ID)
-				in.must(err)
-				if !u.Armed || u.InPackets < 8 || u.OutPackets < 8 || u.LastIn.IsZero() || u.Invalid+u.Replayed != 0 {
-					t.Errorf("usage: got %+v", u)
-				}
-			}
+			in.protected(da, db, alice.ID, s, 8)
 			in.must(da.Remove(alice.ID))
 			in.must(db.Remove(bob.ID))
 			in.answered(s.family, w.alice, w.bob, 1) // in clear now

@@ -2,7 +2,6 @@ package ipsectest
 
 import (
 	"context"
-	"crypto/rand"
 	"encoding/binary"
 	"net/netip"
 	"slices"
@@ -68,6 +67,7 @@ func TestDataplane(t *testing.T, s Subject) {
 		run  func(*world)
 	}{
 		{"carry", testCarry},
+		{"ciphers", testCiphers},
 		{"bulk", testBulk},
 		{"latch", testLatch},
 		{"latch race", testLatchRace},
@@ -160,21 +160,17 @@ type shape struct {
 
 var spis atomic.Uint32
 
-// newSA makes one direction of a Child SA with random keys.
-func newSA() ipsec.SA {
-	key := make([]byte, 36)
-	_, _ = rand.Read(key)
-	return ipsec.SA{SPI: ipsec.SPI(0x1000_0000 + spis.Add(1)), Cipher: ipsec.AESGCM16, Key: key[:32], Salt: key[32:], ESN: true}
-}
-
 // pairs makes the two ends of a Child SA between Alice and Bob.
-func (w *world) pairs(id uint32, s shape) (alice, bob ipsec.Pair) {
+func (w *world) pairs(id uint32, s shape) (alice, bob ipsec.Pair) { return w.pairsOf(id, s, preferred) }
+
+// pairsOf is pairs with a suite.
+func (w *world) pairsOf(id uint32, s shape, c suite) (alice, bob ipsec.Pair) {
 	a, b := s.family.of(w.alice), s.family.of(w.bob)
 	var port uint16
 	if s.udp {
 		port = 4500
 	}
-	out, in := newSA(), newSA()
+	out, in := newSA(c), newSA(c)
 	alice = ipsec.Pair{ID: id, Local: netip.AddrPortFrom(a, port), Remote: netip.AddrPortFrom(b, port), Mode: s.mode,
 		Selector: ipsec.Host(a, b), In: in, Out: out}
 	bob = ipsec.Pair{ID: id, Local: alice.Remote, Remote: alice.Local, Mode: s.mode, Selector: ipsec.Host(b, a), In: out, Out: in}

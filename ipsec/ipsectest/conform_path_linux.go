@@ -250,7 +250,9 @@ func testRefused(w *world) {
 		"families":      func(p *ipsec.Pair) { p.Local = netip.AddrPortFrom(w.alice.Addr6(), 0) },
 		"no remote":     func(p *ipsec.Pair) { p.Remote = netip.AddrPort{} },
 		"short key":     func(p *ipsec.Pair) { p.In.Key = p.In.Key[:7] },
-		"no cipher":     func(p *ipsec.Pair) { p.Out.Cipher = 12 },
+		"no cipher":     func(p *ipsec.Pair) { p.Out.Cipher = 11 },
+		"no integrity":  func(p *ipsec.Pair) { p.Out.Cipher, p.Out.Salt = ipsec.AESCBC, nil },
+		"two of them":   func(p *ipsec.Pair) { p.In.Integrity, p.In.AuthKey = ipsec.HMACSHA256, make([]byte, 32) },
 		"reserved SPI":  func(p *ipsec.Pair) { p.Out.SPI = 255 },
 	} {
 		bad := good
