@@ -7,7 +7,10 @@ import (
 	"testing"
 	"time"
 
+	"tacit/ipsec"
+	"tacit/ipsec/ipsectest"
 	"tacit/lab"
+	"tacit/tun"
 	"tacit/xfrm"
 )
 
@@ -65,6 +68,21 @@ func TestXFRMWithTun(t *testing.T) {
 			w.onlyProtected(w.alice, w.bob)
 		})
 	}
+}
+
+// TestXFRMCiphersWithTun has our ESP and the kernel's read each other, in every cipher of the conformance test.
+func TestXFRMCiphersWithTun(t *testing.T) {
+	needESP(t)
+	opened := 0
+	ipsectest.TestDataplane(t, ipsectest.Subject{
+		Open: func(o ipsectest.Options) (ipsec.Dataplane, error) {
+			if opened++; opened%2 == 1 {
+				return tun.Open(tun.Config{Linger: o.Linger})
+			}
+			return xfrm.Open(xfrm.Config{Linger: o.Linger})
+		},
+		Only: []string{"ciphers"},
+	})
 }
 
 // TestXFRMStrongSwan lets tacit and strongSwan talk in transport mode on the kernel's ESP, both families, either initiating.
