@@ -80,12 +80,17 @@ func CheckRedirect(before, next ipsec.Pair) error {
 	return CheckOuter(next)
 }
 
-// Expiring is raised when an outbound SA has sent so many packets: with 32 bit sequence numbers a quarter is left then.
-func Expiring(sa ipsec.SA) uint64 {
+// Limits say after how much an outbound SA is to be replaced, in packets and in octets: with 32 bit sequence numbers a quarter is left
+// then, and of AES-CBC's blocks so few have been seen that no two of them are likely to be the same (2^48; RFC 3602, 6).
+func Limits(sa ipsec.SA) (packets, octets uint64) {
+	packets, octets = 3<<30, 1<<62
 	if sa.ESN {
-		return 1 << 62
+		packets = 1 << 62
 	}
-	return 3 << 30
+	if sa.Cipher == ipsec.AESCBC {
+		octets = 1 << 52
+	}
+	return packets, octets
 }
 
 // Prefer picks, of the armed Pairs of a flow, the newest last, the one that it sends with: one with a peer that proved a key goes first,

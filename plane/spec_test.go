@@ -83,3 +83,18 @@ func TestPrefer(t *testing.T) {
 		t.Error("one of none")
 	}
 }
+
+func TestLimits(t *testing.T) {
+	for _, tt := range []struct {
+		sa              ipsec.SA
+		packets, octets uint64
+	}{
+		{ipsec.SA{Cipher: ipsec.AESGCM16}, 3 << 30, 1 << 62},
+		{ipsec.SA{Cipher: ipsec.AESGCM16, ESN: true}, 1 << 62, 1 << 62},
+		{ipsec.SA{Cipher: ipsec.AESCBC, ESN: true}, 1 << 62, 1 << 52},
+	} {
+		if packets, octets := Limits(tt.sa); packets != tt.packets || octets != tt.octets {
+			t.Errorf("%v, ESN %v: got %d packets, %d octets", tt.sa.Cipher, tt.sa.ESN, packets, octets)
+		}
+	}
+}

@@ -30,6 +30,12 @@ func (p *Plane) checkSocket(spec ipsec.Pair) error {
 	return nil
 }
 
+// expireAfter is the sequence number at which an SA is to be replaced. No packet has more than 2^16 octets.
+func expireAfter(sa ipsec.SA) uint64 {
+	packets, octets := plane.Limits(sa)
+	return min(packets, octets>>16)
+}
+
 // address gives an outbound SA its way: socket, destination, source, and what fits.
 func (p *Plane) address(out *outbound, spec ipsec.Pair) {
 	out.sock, out.to = p.socketFor(spec), makeSockaddr(spec.Remote)
@@ -88,7 +94,7 @@ func (p *Plane) installInbound(spec ipsec.Pair) (*inbound, error) {
 	}
 	pr.spec.Local, pr.spec.Remote = spec.Local, spec.Remote
 	p.order++
-	out := &outbound{pair: pr, order: p.order, spi: spec.Out.SPI, sealer: sealer, expire: plane.Expiring(spec.Out), tunnel: spec.Mode == ipsec.Tunnel}
+	out := &outbound{pair: pr, order: p.order, spi: spec.Out.SPI, sealer: sealer, expire: expireAfter(spec.Out), tunnel: spec.Mode == ipsec.Tunnel}
 	p.address(out, spec)
 	in := &inbound{pair: pr, spi: spec.In.SPI, next: out, local: key.Own, peer: key.Peer, mode: spec.Mode,
 		encap: spec.Encapsulated(), mss: out.mss, opener: opener}

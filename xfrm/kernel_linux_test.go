@@ -159,6 +159,68 @@ func TestAcquireLive(t *testing.T) {
 	}
 }
 
+// TestLimitsLive: a soft limit of an SA, in packets, octets or seconds, is told once as a soft EXPIRE, and the SA goes on.
+func TestLimitsLive(t *testing.T) {
+	needLab(t)
+	h := labHost(t)
+	own := netip.MustParseAddr("192.0.2.1")
+	spec := examplePair(7, ipsec.Transport)
+	for i, limit := range []func(*Lifetime){
+		func(l *Lifetime) { l.SoftPackets = 3 },
+		func(l *Lifetime) { l.SoftBytes = 300 },
+		func(l *Lifetime) { l.SoftSeconds, l.HardSeconds = 1, 60 },
+	} {
+		peer := netip.AddrFrom4([4]byte{192, 0, 2, byte(20 + i)})
+		err := h.Do(func() error {
+			k, err := dialKernel()
+			if err != nil {
+				return err
+			}
+			defer k.close()
+			news, err := openNews()
+			if err != nil {
+				return err
+			}
+			defer news.Close()
+			spec.Selector, spec.Remote = ipsec.Host(own, peer), netip.AddrPortFrom(peer, 0)
+			_, out, err := statesOf(spec, reqIDs+7, 3600)
+			if err != nil {
+				return err
+			}
+			out.Lifetime = NoLimit
+			limit(&out.Lifetime)
+			if err := errors.Join(k.addState(out), k.setPolicy(outPolicy(out, own, peer, 60))); err != nil {
+				return err
+			}
+			defer k.sweep()
+			c, err := h.Dial(context.Background(), "udp4", peer.String()+":7")
+			if err != nil {
+				return err
+			}
+			defer c.Close()
+			for range 5 {
+				_, _ = c.Write(make([]byte, 100)) // nobody answers
+			}
+			_ = news.SetReadDeadline(time.Now().Add(5 * time.Second))
+			messages, err := news.Receive()
+			if err != nil {
+				return fmt.Errorf("limit %d: no EXPIRE: %w", i, err)
+			}
+			e, err := ParseExpire(messages[0].Data)
+			if err != nil || e.Hard || e.State.SPI != out.SPI || e.State.Dst != peer || len(messages) != 1 {
+				t.Errorf("limit %d: got %+v and %d more, %v", i, e, len(messages)-1, err)
+			}
+			if s, err := k.state(peer, out.SPI); err != nil || s.Current.Packets != 5 {
+				t.Errorf("limit %d: %d packets went through, %v", i, s.Current.Packets, err)
+			}
+			return nil
+		})
+		if err != nil {
+			t.Error(err)
+		}
+	}
+}
+
 // TestErrorsLive: what the kernel refuses comes back with the operation, its own words, and a hint.
 func TestErrorsLive(t *testing.T) {
 	h := labHost(t)

@@ -54,7 +54,8 @@ func statesOf(p ipsec.Pair, reqID uint32, seconds uint64) (in, out State, err er
 	if in.Alg, err = algorithm(p.In); err != nil {
 		return in, out, err
 	}
-	life.SoftPackets = plane.Expiring(p.Out)
+	life.SoftPackets, life.SoftBytes = plane.Limits(p.Out)
+	life.SoftSeconds = seconds * 3 / 4 // IKE rekeys much sooner
 	out = State{Src: local, Dst: remote, SPI: p.Out.SPI, Mode: p.Mode, Selector: selectorOf(own, peer), ReqID: reqID,
 		Replay: Replay{Window: replayWindow, ESN: p.Out.ESN}, Lifetime: life, Output: ownMark}
 	if out.Alg, err = algorithm(p.Out); err != nil {
