@@ -150,17 +150,11 @@ func (s *sa) onRequest(d Datagram, h wire.Header) {
 		s.e.drop("wrong-exchange")
 		return
 	}
-	ps, err := s.keys.open.open(d.Data)
-	if err == errSealed {
-		s.e.drop("not-authentic")
+	ps, ours, err := s.unseal(d)
+	if !ours {
 		return
 	}
-	s.follow(d)
-	s.timer.heard = s.e.now
 	s.in = window{next: h.MessageID + 1, busy: true, seen: sha256.Sum256(d.Data), exch: h.Exchange}
-	if s.state == established {
-		s.emit(Alive{s.id})
-	}
 	if err != nil {
 		s.malformed(err)
 		return
@@ -173,6 +167,22 @@ func (s *sa) onRequest(d Datagram, h wire.Header) {
 	case wire.Informational:
 		s.onInformational(ps)
 	}
+}
+
+// unseal opens a message of the peer's turn and notes that the peer is alive and where. ours is false for what the peer has not
+// sealed: it changes nothing. err: the peer did, and it is malformed inside.
+func (s *sa) unseal(d Datagram) (ps []wire.Payload, ours bool, err error) {
+	ps, err = s.keys.open.open(d.Data)
+	if err == errSealed {
+		s.e.drop("not-authentic")
+		return nil, false, nil
+	}
+	s.follow(d)
+	s.timer.heard = s.e.now
+	if s.state == established {
+		s.emit(Alive{s.id})
+	}
+	return ps, true, err
 }
 
 // admits is the table of which request is allowed in which state.
@@ -226,18 +236,12 @@ func (s *sa) onResponse(d Datagram, h wire.Header) {
 		s.e.drop("wrong-exchange")
 		return
 	}
-	ps, err := s.keys.open.open(d.Data)
-	if err == errSealed {
-		s.e.drop("not-authentic")
+	ps, ours, err := s.unseal(d)
+	if !ours {
 		return
 	}
-	s.follow(d)
-	s.timer.heard = s.e.now
 	t := s.out.task
 	s.answered()
-	if s.state == established {
-		s.emit(Alive{s.id})
-	}
 	s.onAnswer(t, ps, err)
 }
 
