@@ -25,7 +25,7 @@ func New(cfg Config) *Endpoint {
 	e := &Endpoint{
 		cfg:   withDefaults(cfg),
 		offer: defaultOffer,
-		sas:   map[SAID]*sa{}, half: map[halfKey]*sa{}, prefixes: map[netip.Prefix]int{}, spis: map[ipsec.SPI]struct{}{},
+		sas:   map[SAID]*sa{}, heirs: map[SAID]*sa{}, young: map[youngKey]*sa{}, half: map[halfKey]*sa{}, prefixes: map[netip.Prefix]int{}, spis: map[ipsec.SPI]struct{}{},
 	}
 	e.stats.Drops = map[string]uint64{}
 	e.nextPair = max(e.cfg.FirstPair, 1)
@@ -156,6 +156,19 @@ func (e *Endpoint) Do(now time.Time, id SAID, c Command) Output {
 	return e.with(now, id, func(s *sa) { s.command(c) })
 }
 
+// AddChild asks the peer for another Child SA; the zero selector means all that the Authorization lets it have. What comes of it is
+// ChildUp with a Pair of its own, or ChildRefused.
+func (e *Endpoint) AddChild(now time.Time, id SAID, sel ipsec.Selector) Output {
+	return e.with(now, id, func(s *sa) {
+		if sel == (ipsec.Selector{}) {
+			sel = s.child.grant.selector
+		}
+		if s.open() {
+			s.child.wishes = append(s.child.wishes, wish{selector: sel, at: now})
+		}
+	})
+}
+
 // Stats returns the counters so far. The map is a copy.
 func (e *Endpoint) Stats() Stats {
 	st := e.stats
@@ -170,12 +183,20 @@ func (e *Endpoint) Stats() Stats {
 // with runs f on an SA that the caller still knows.
 func (e *Endpoint) with(now time.Time, id SAID, f func(*sa)) Output {
 	e.begin(now)
-	if s := e.sas[id]; s != nil && !s.quiet {
+	if s := e.find(id); s != nil && !s.quiet {
 		f(s)
 		s.pump()
 		e.schedule(s)
 	}
 	return e.finish()
+}
+
+// find is the SA that the caller calls by a name.
+func (e *Endpoint) find(id SAID) *sa {
+	if s := e.heirs[id]; s != nil {
+		return s
+	}
+	return e.sas[id]
 }
 
 func (e *Endpoint) begin(now time.Time) {
@@ -211,9 +232,7 @@ func (e *Endpoint) schedule(s *sa) {
 // newSA draws an SPI. The SA is half-open.
 func (e *Endpoint) newSA(initiator bool, local, remote netip.AddrPort) *sa {
 	s := &sa{e: e, initiator: initiator, local: local, remote: remote, origin: remote, slot: -1, hs: &handshake{}}
-	for s.id == 0 || e.sas[s.id] != nil {
-		s.id = SAID(e.random64())
-	}
+	s.id = e.newSAID()
 	if initiator {
 		s.state, s.spiI = initSent, uint64(s.id)
 	} else {
@@ -230,6 +249,15 @@ func (e *Endpoint) newSA(initiator bool, local, remote netip.AddrPort) *sa {
 	return s
 }
 
+// newSAID draws an SPI that no SA has or had when it was called after it.
+func (e *Endpoint) newSAID() SAID {
+	for {
+		if id := SAID(e.random64()); id != 0 && e.sas[id] == nil && e.heirs[id] == nil {
+			return id
+		}
+	}
+}
+
 // forget drops the SA and all that points to it.
 func (e *Endpoint) forget(s *sa) {
 	if s.slot == gone {
@@ -243,7 +271,12 @@ func (e *Endpoint) forget(s *sa) {
 		e.halfOpen(s, -1)
 	}
 	s.child.drop(e)
-	delete(e.sas, s.id)
+	s.disown()
+	s.grown()
+	delete(e.sas, s.spi())
+	if e.heirs[s.id] == s {
+		delete(e.heirs, s.id)
+	}
 }
 
 // halfOpen counts SAs that are not established: a responder's also by the peer's network (TRUST.md A-22).
@@ -275,6 +308,7 @@ func network(a netip.AddrPort) netip.Prefix {
 // transmit sends data to where the SA's peer is.
 func (e *Endpoint) transmit(s *sa, data []byte) {
 	e.stats.Sent++
+	s.timer.spoke = e.now
 	e.out.Send = append(e.out.Send, Datagram{s.local, s.remote, data})
 }
 

@@ -32,6 +32,7 @@ func (e NotifyError) Is(target error) bool {
 type protocolError struct {
 	notify wire.NotifyType
 	data   []byte
+	spi    []byte // of ESP
 	why    string
 }
 
@@ -41,13 +42,24 @@ func refuse(n wire.NotifyType, format string, a ...any) *protocolError {
 	return &protocolError{notify: n, why: fmt.Sprintf(format, a...)}
 }
 
+// invalidKE asks for the key exchange to be repeated in the group that we choose (RFC 7296, 1.3).
+func invalidKE(want, got uint16) *protocolError {
+	err := refuse(wire.InvalidKEPayload, "the key exchange is of group %d", got)
+	err.data = []byte{byte(want >> 8), byte(want)}
+	return err
+}
+
 // answer turns any error into the Notify that answers it.
 func answer(err error) *wire.Notify {
 	var p *protocolError
 	var crit *wire.CriticalError
 	switch {
 	case errors.As(err, &p):
-		return &wire.Notify{Type: p.notify, Data: p.data}
+		n := &wire.Notify{Type: p.notify, Data: p.data}
+		if p.spi != nil {
+			n.Protocol, n.SPI = wire.ProtocolESP, p.spi
+		}
+		return n
 	case errors.As(err, &crit):
 		return &wire.Notify{Type: wire.UnsupportedCriticalPayload, Data: []byte{byte(crit.Type)}}
 	}

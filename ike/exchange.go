@@ -28,7 +28,8 @@ const (
 	taskInit task = iota + 1
 	taskAuth
 	taskProbe
-	taskRekey       // CREATE_CHILD_SA
+	taskChild       // CREATE_CHILD_SA of a Child SA
+	taskRekey       // CREATE_CHILD_SA of the IKE SA
 	taskDeleteChild // of the child that a rekey replaced
 	taskDelete      // of the IKE SA: Closed follows
 	taskReject      // of the IKE SA: Closed was reported
@@ -45,8 +46,8 @@ type request struct {
 	last  time.Time // and last
 	due   time.Time // of the next repeat
 
-	wantProbe, wantDelete, wantRekey bool
-	farewell                         []wire.Payload // of a rejected SA
+	wantProbe, wantDelete bool
+	farewell              []wire.Payload // of a rejected SA
 }
 
 // window is the peer's side.
@@ -103,6 +104,9 @@ func (s *sa) retransmit() {
 		return
 	}
 	switch {
+	case s.state == rekeying && s.kin.rekey.rivalLives(): // it may be gone at the peer, who has ours in its place
+		s.yield()
+		s.e.forget(s)
 	case s.state == deleting || s.quiet:
 		s.report(nil)
 		s.e.forget(s)
@@ -159,6 +163,8 @@ func (s *sa) onRequest(d Datagram, h wire.Header) {
 		s.malformed(err)
 		return
 	}
+	s.chosen(ps)
+	s.child.sure()
 	switch h.Exchange {
 	case wire.IKEAuth:
 		s.onAuthRequest(d, ps)
@@ -179,7 +185,7 @@ func (s *sa) unseal(d Datagram) (ps []wire.Payload, ours bool, err error) {
 	}
 	s.follow(d)
 	s.timer.heard = s.e.now
-	if s.state == established {
+	if s.open() {
 		s.emit(Alive{s.id})
 	}
 	return ps, true, err
@@ -190,7 +196,7 @@ func (s *sa) admits(x wire.ExchangeType) bool {
 	switch s.state {
 	case initReceived:
 		return x == wire.IKEAuth
-	case established, deleting:
+	case established, rekeying, replaced, deleting:
 		return x == wire.CreateChildSA || x == wire.Informational
 	}
 	return false
@@ -203,6 +209,7 @@ func (s *sa) onRepeat(d Datagram) {
 		return
 	}
 	s.e.stats.Retransmitted++
+	s.timer.spoke = s.e.now
 	s.e.out.Send = append(s.e.out.Send, Datagram{d.Local, d.Remote, s.in.reply})
 	s.e.stats.Sent++
 }
@@ -213,7 +220,7 @@ func (s *sa) malformed(err error) {
 	n := answer(err)
 	s.e.drop("malformed")
 	s.reply(n)
-	if s.state == initReceived || s.state == established && n.Type == wire.InvalidSyntax {
+	if s.state == initReceived || s.open() && n.Type == wire.InvalidSyntax {
 		s.fail(err)
 	}
 }
@@ -249,7 +256,7 @@ func exchangeOf(t task) wire.ExchangeType {
 	switch t {
 	case taskAuth:
 		return wire.IKEAuth
-	case taskRekey:
+	case taskChild, taskRekey:
 		return wire.CreateChildSA
 	}
 	return wire.Informational
@@ -258,6 +265,9 @@ func exchangeOf(t task) wire.ExchangeType {
 // onAnswer goes on with what the request was for. err: the response is authentic and malformed inside.
 func (s *sa) onAnswer(t task, ps []wire.Payload, err error) {
 	switch {
+	case t == taskDelete && s.covered():
+		s.part(2 * retireAfter)
+		return
 	case t == taskDelete, t == taskReject:
 		s.report(nil)
 		s.e.forget(s)
@@ -269,8 +279,10 @@ func (s *sa) onAnswer(t task, ps []wire.Payload, err error) {
 	switch t {
 	case taskAuth:
 		s.onAuthResponse(ps, err)
+	case taskChild:
+		s.onChildResponse(ps, err)
 	case taskRekey:
-		s.onRekeyResponse(ps, err)
+		s.onIKERekeyResponse(ps, err)
 	case taskDeleteChild:
 		s.child.deleted(s)
 	}
@@ -278,17 +290,24 @@ func (s *sa) onAnswer(t task, ps []wire.Payload, err error) {
 
 // pump starts the next request if there is something to ask, most urgent first.
 func (s *sa) pump() {
-	if s.state != established || s.out.state != idle {
+	if s.state != established || s.out.state != idle || s.kin != nil && s.kin.elder != nil {
 		return
+	}
+	stale, p, old := s.child.stale(s.e.now), (*child)(nil), (*childSA)(nil)
+	if stale == nil {
+		p, old = s.child.toRekey(s.e.now)
 	}
 	switch {
 	case s.out.wantDelete, due(s.timer.childless, s.e.now):
 		s.setState(deleting)
 		s.send(taskDelete, wire.Informational, bye())
-	case s.child.stale(s.e.now) != nil:
-		s.deleteChild(s.child.stale(s.e.now))
-	case s.child.wantsRekey(s):
-		s.startRekey()
+	case stale != nil:
+		s.deleteChild(stale)
+	case due(s.timer.rekey, s.e.now) && !s.child.busy():
+		s.startIKERekey()
+	case old != nil:
+		s.startRekey(p, old)
+	case s.startWish():
 	case s.out.wantProbe, due(s.livenessDue(), s.e.now):
 		s.out.wantProbe = false
 		s.send(taskProbe, wire.Informational)

@@ -76,14 +76,38 @@ func play(t *testing.T, script []byte) {
 	}
 	id := w.initiate(a, peerOf(a, b))
 	w.run(10 * time.Second)
-	w.take(a, a.e.Do(w.now, id, Command(1+next()%4)))
+	w.take(a, a.e.Do(w.now, id, Command(1+next()%5)))
 	w.run(40 * time.Second)
 	checkFuzzed(t, a, b)
 	w.tap = nil
+	closeAll(w, a, b)
 	w.run(3 * time.Minute)
 	if st := b.e.Stats(); st.HalfOpen != 0 || st.SAs != 0 || len(b.e.spis) != 0 {
 		t.Errorf("left behind: %+v\n%s", st, b.dump())
 	}
+}
+
+// closeAll deletes all SAs that the hosts know of.
+func closeAll(w *world, hosts ...*host) {
+	for _, h := range hosts {
+		for id := range h.alive() {
+			w.take(h, h.e.Do(w.now, id, Delete))
+		}
+	}
+}
+
+// alive are the SAs that were established, and not closed, for the caller.
+func (h *host) alive() map[SAID]bool {
+	up := map[SAID]bool{}
+	for _, ev := range h.events {
+		switch ev := ev.(type) {
+		case Established:
+			up[ev.SA] = true
+		case Closed:
+			delete(up, ev.SA)
+		}
+	}
+	return up
 }
 
 func checkFuzzed(t *testing.T, a, b *host) {

@@ -119,7 +119,7 @@ func TestHandshakeSuites(t *testing.T) {
 					t.Fatalf("%v %s: not up\n%s\n%s", c, groupName(g), a.dump(), b.dump())
 				}
 				checkPaired(t, a, b)
-				a.e.sas[id].child.noPFS = !pfs
+				a.e.find(id).child.all[0].noPFS = !pfs
 				w.take(a, a.e.Do(w.now, id, RekeyChild))
 				w.run(3 * time.Second)
 				checkPaired(t, a, b)

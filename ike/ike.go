@@ -12,7 +12,7 @@ import (
 	"tacit/ipsec"
 )
 
-// SAID names an IKE SA of this host: our own SPI of it.
+// SAID names an IKE SA of this host: our own SPI of it. The name stays when the IKE SA is rekeyed, though the SPI does not.
 type SAID uint64
 
 // Datagram is one IKE message on the wire, without the non-ESP marker.
@@ -91,7 +91,9 @@ type Endpoint struct {
 	stats   Stats
 	jitter  *rand.Rand
 
-	sas      map[SAID]*sa
+	sas      map[SAID]*sa         // by our SPI
+	heirs    map[SAID]*sa         // those whose SAID is not their SPI: they were rekeyed
+	young    map[youngKey]*sa     // those that may have crossed another
 	half     map[halfKey]*sa      // responders that are not established
 	prefixes map[netip.Prefix]int // how many of them, by network
 	spis     map[ipsec.SPI]struct{}
@@ -131,7 +133,8 @@ type Command uint8
 const (
 	Probe      Command = iota + 1 // liveness check now (an empty INFORMATIONAL)
 	Delete                        // a DELETE, retransmitted, then Closed
-	RekeyChild                    // rekey the Child SA now
+	RekeyChild                    // rekey the Child SAs now
+	RekeyIKE                      // rekey the IKE SA now
 )
 
 // Event is one of the types below.
@@ -161,7 +164,7 @@ type ChildWanted struct {
 	Token     uint64
 	Pair      ipsec.Pair
 	Initiator bool // of this exchange: install both directions; a responder installs the inbound one
-	Rekey     bool // Pair.ID is up already
+	Rekey     bool // Pair.ID is known already
 }
 
 // Established: the IKE SA is authenticated. Initiators see it when the response is verified, responders when the request is.
@@ -182,6 +185,20 @@ type ChildUp struct {
 	Rekey bool
 }
 
+// ChildRefused: the peer grants no Child SA that AddChild asked for.
+type ChildRefused struct {
+	SA       SAID
+	Selector ipsec.Selector
+	Err      error
+}
+
+// ChildPreferred: send with this Pair from now on, if it is not the one already (InstallOutbound). Another of the same traffic is about
+// to end.
+type ChildPreferred struct {
+	SA   SAID
+	Pair ipsec.Pair // without keys
+}
+
 // ChildRetired: an older inbound SA of the Pair has ended (after a rekey): Retire it.
 type ChildRetired struct {
 	SA   SAID
@@ -194,6 +211,13 @@ type ChildDown struct {
 	SA   SAID
 	Pair uint32
 	Err  error
+}
+
+// Rekeyed: the IKE SA has new keys and a new lifetime; it and its children are as they were.
+type Rekeyed struct {
+	SA        SAID
+	Initiator bool   // we asked for it
+	Summary   string // as in Established
 }
 
 // Alive: an authenticated message came from the peer (an answer to Probe, any request).
@@ -210,8 +234,11 @@ func (SignatureWanted) event()     {}
 func (ChildWanted) event()         {}
 func (Established) event()         {}
 func (ChildUp) event()             {}
+func (ChildRefused) event()        {}
+func (ChildPreferred) event()      {}
 func (ChildRetired) event()        {}
 func (ChildDown) event()           {}
+func (Rekeyed) event()             {}
 func (Alive) event()               {}
 func (Closed) event()              {}
 

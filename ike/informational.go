@@ -26,7 +26,7 @@ func (s *sa) onInformational(ps []wire.Payload) {
 		case !ok:
 		case d.Protocol == wire.ProtocolIKE:
 			s.reply() // "The response to a request that deletes the IKE SA is an empty INFORMATIONAL response."
-			s.fail(nil)
+			s.onDelete()
 			return
 		case d.Protocol == wire.ProtocolESP:
 			answers = append(answers, s.onDeleteChildren(d)...)
@@ -41,14 +41,14 @@ func (s *sa) onInformational(ps []wire.Payload) {
 func (s *sa) onDeleteChildren(d *wire.Delete) []wire.Payload {
 	var ours []uint32
 	for _, spi := range d.SPIs {
-		c := s.child.byOut(ipsec.SPI(spi))
+		_, c := s.child.byOut(ipsec.SPI(spi))
 		if c == nil {
 			continue
 		}
 		if c.state != childDeleting { // else both ends delete it at once: our own DELETE has named it (RFC 7296, 1.4.1)
 			ours = append(ours, uint32(c.in))
 		}
-		s.child.retire(s, c)
+		s.retire(c)
 	}
 	if len(ours) == 0 {
 		return nil
@@ -62,7 +62,9 @@ func (s *sa) command(c Command) {
 	case Probe:
 		s.out.wantProbe = true
 	case RekeyChild:
-		s.out.wantRekey = true
+		s.child.rekeyNow(s.e.now)
+	case RekeyIKE:
+		s.timer.rekey = s.e.now
 	case Delete:
 		s.delete()
 		return
@@ -74,7 +76,7 @@ func (s *sa) command(c Command) {
 // itself, and is told once it answers (TRUST.md R10).
 func (s *sa) delete() {
 	switch s.state {
-	case established:
+	case established, rekeying:
 		s.out.wantDelete = true
 		s.pump()
 	case authSent:
@@ -82,7 +84,7 @@ func (s *sa) delete() {
 	case authWaiting:
 		s.reply(&wire.Notify{Type: wire.AuthenticationFailed})
 		s.fail(nil)
-	case deleting, closed:
+	case replaced, deleting, closed:
 	default:
 		s.fail(nil)
 		s.e.forget(s)

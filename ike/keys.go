@@ -44,11 +44,16 @@ type saKeys struct {
 	d, ei, er, pi, pr ipsec.Secret
 }
 
-// deriveSA is {SK_d | SK_ai | SK_ar | SK_ei | SK_er | SK_pi | SK_pr} = prf+(SKEYSEED, Ni | Nr | SPIi | SPIr).
+// deriveSA derives the keys of a first IKE SA.
 func deriveSA(s ikeSuite, ni, nr, shared []byte, spiI, spiR uint64) saKeys {
+	return expandSA(s, skeyseed(s.prf, ni, nr, shared), ni, nr, spiI, spiR)
+}
+
+// expandSA is {SK_d | SK_ai | SK_ar | SK_ei | SK_er | SK_pi | SK_pr} = prf+(SKEYSEED, Ni | Nr | SPIi | SPIr).
+func expandSA(s ikeSuite, skeyseed, ni, nr []byte, spiI, spiR uint64) saKeys {
 	seed := concat(ni, nr, spiBytes(spiI), spiBytes(spiR))
 	p, e := s.prf.Size(), s.cipher.keyMaterial()
-	b := prfPlus(s.prf, skeyseed(s.prf, ni, nr, shared), seed, 3*p+2*e)
+	b := prfPlus(s.prf, skeyseed, seed, 3*p+2*e)
 	return saKeys{
 		d:  b[:p],
 		ei: b[p : p+e], er: b[p+e : p+2*e],

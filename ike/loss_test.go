@@ -129,9 +129,11 @@ func TestProbe(t *testing.T) {
 	}
 }
 
+// A peer that does not rekey the IKE SA is left at the end of its lifetime.
 func TestIKELifetime(t *testing.T) {
 	a, b, w := pairWith(t, Config{IKELifetime: time.Hour}, Config{IKELifetime: time.Hour})
 	establish(t, w, a, b, peerOf(a, b))
+	b.e.offer.ciphers = nil
 	w.run(59 * time.Minute)
 	if count[Closed](a)+count[Closed](b) != 0 {
 		t.Fatal("closed too early")

@@ -3,6 +3,7 @@ package ike
 import (
 	"bytes"
 	"net/netip"
+	"time"
 
 	"tacit/ike/wire"
 )
@@ -68,6 +69,25 @@ func float(a netip.AddrPort) netip.AddrPort {
 		return netip.AddrPortFrom(a.Addr(), portNATT)
 	}
 	return a
+}
+
+// keepAliveEvery is "a default of 20 seconds" (RFC 3948, 4).
+const keepAliveEvery = 20 * time.Second
+
+// keepAliveDue is when a NAT that we are behind must see something of us, to keep our port. ESP is not seen here: a keepalive
+// beside it costs one octet.
+func (s *sa) keepAliveDue() time.Time {
+	if !s.open() || s.quiet || !s.nat.local || s.local.Port() == portIKE {
+		return time.Time{}
+	}
+	return s.timer.spoke.Add(keepAliveEvery)
+}
+
+// keepAlive sends "a one-octet-long payload with the value 0xFF" (RFC 3948, 2.3).
+func (s *sa) keepAlive() {
+	if due(s.keepAliveDue(), s.e.now) {
+		s.e.transmit(s, []byte{0xff})
+	}
 }
 
 // follow takes the source of a fresh authenticated message as the peer's address: any port, but another address only from a

@@ -9,9 +9,34 @@ import (
 	"tacit/ipsec"
 )
 
+// CREATE_CHILD_SA for Child SAs: more of them, and new ones for old (RFC 7296, 1.3.1, 1.3.3, 2.8). Both ends may ask at once
+// (2.8.1): both are answered, and each end compares the four nonces when it has seen them.
+
+// wish is a Child SA that we are to ask for.
+type wish struct {
+	child    *child // of an existing Pair, which has lost its SAs; nil: a new Pair
+	selector ipsec.Selector
+	at       time.Time // not before
+	since    time.Time // when it was refused for the first time
+}
+
+const (
+	temporaryFor = 5 * time.Minute // "If a peer continues to receive TEMPORARY_FAILURE [...] after several minutes" (RFC 7296, 2.25)
+	longestRetry = 30 * time.Second
+)
+
+// lower is the one of two nonces that is the lower: "an octet-by-octet comparison", and the shorter if one begins the other
+// (RFC 7296, 2.8.1), which is how bytes.Compare orders.
+func lower(a, b []byte) []byte {
+	if bytes.Compare(a, b) < 0 {
+		return a
+	}
+	return b
+}
+
 // current is the Child SA that carries the traffic and may be rekeyed; nil if there is none.
-func (c *children) current() *childSA {
-	for _, x := range c.list {
+func (p *child) current() *childSA {
+	for _, x := range p.sas {
 		if x.state == childUp && !x.rekeyAt.IsZero() {
 			return x
 		}
@@ -19,37 +44,106 @@ func (c *children) current() *childSA {
 	return nil
 }
 
-// wantsRekey reports whether a rekey of ours should begin.
-func (c *children) wantsRekey(s *sa) bool {
-	x := c.current()
-	return x != nil && c.mine == nil && c.theirs == nil && (s.out.wantRekey || due(x.rekeyAt, s.e.now))
+// mayRekey is when a Child SA is to be rekeyed and can be.
+func (c *childSA) mayRekey() time.Time {
+	if c.rekeyAt.Before(c.sureAt) {
+		return c.sureAt
+	}
+	return c.rekeyAt
 }
 
-// rekeyDue is when pump has something to do for the Child SAs.
-func (c *children) rekeyDue(s *sa) time.Time {
-	var first time.Time
-	for _, x := range c.list {
-		if x.serves() {
-			first = earliest(first, x.deleteAt)
+// toRekey finds a Child SA whose rekey is due.
+func (c *children) toRekey(now time.Time) (*child, *childSA) {
+	if c.mine != nil || c.theirs != nil {
+		return nil, nil
+	}
+	for _, p := range c.all {
+		if x := p.current(); x != nil && due(x.mayRekey(), now) {
+			return p, x
 		}
 	}
-	if c.mine == nil && c.theirs == nil {
-		if x := c.current(); x != nil {
-			first = earliest(first, x.rekeyAt)
+	return nil, nil
+}
+
+// toCreate takes the first wish whose time has come.
+func (c *children) toCreate(now time.Time) (wish, bool) {
+	if c.mine != nil || c.theirs != nil {
+		return wish{}, false
+	}
+	for i, w := range c.wishes {
+		if !now.Before(w.at) {
+			c.wishes = append(c.wishes[:i:i], c.wishes[i+1:]...)
+			return w, true
+		}
+	}
+	return wish{}, false
+}
+
+// workDue is when pump has something to do for the Child SAs.
+func (c *children) workDue() time.Time {
+	var first time.Time
+	idle := c.mine == nil && c.theirs == nil
+	for _, p := range c.all {
+		for _, x := range p.sas {
+			if x.serves() {
+				first = earliest(first, x.deleteAt)
+			}
+		}
+		if x := p.current(); x != nil && idle {
+			first = earliest(first, x.mayRekey())
+		}
+	}
+	for _, w := range c.wishes {
+		if idle {
+			first = earliest(first, w.at)
 		}
 	}
 	return first
 }
 
-// startRekey asks for a new Child SA in place of the current one (RFC 7296, 1.3.3), with a key exchange if the peer takes it.
-func (s *sa) startRekey() {
-	s.out.wantRekey = false
-	c := &s.child
-	n := &negotiation{
-		old: c.current(), fresh: &childSA{initiator: true, in: s.e.newSPI()},
-		mode: c.pair.Mode, selector: c.pair.Selector, ni: s.e.random(nonceLen),
+// rekeyNow makes the rekeys of all Child SAs due.
+func (c *children) rekeyNow(now time.Time) {
+	for _, p := range c.all {
+		if x := p.current(); x != nil {
+			x.rekeyAt = now
+		}
 	}
-	ps := []wire.Payload{&wire.Notify{Protocol: wire.ProtocolESP, SPI: espSPI(n.old.in), Type: wire.RekeySA}}
+}
+
+// startRekey asks for a new Child SA in place of an old one (RFC 7296, 1.3.3).
+func (s *sa) startRekey(p *child, old *childSA) {
+	old.setState(s.e, childRekeying)
+	s.ask(&negotiation{child: p, old: old, mode: p.pair.Mode, selector: p.pair.Selector}, s.e.offer.groups[0])
+}
+
+// startCreate asks for another Child SA (RFC 7296, 1.3.1).
+func (s *sa) startCreate(w wish) {
+	n := &negotiation{child: w.child, mode: s.child.grant.mode, selector: w.selector}
+	if w.child != nil {
+		n.mode, n.selector = w.child.pair.Mode, w.child.pair.Selector
+	}
+	s.ask(n, s.e.offer.groups[0])
+}
+
+// startWish asks for what we wish to have, if it is time.
+func (s *sa) startWish() bool {
+	w, ok := s.child.toCreate(s.e.now)
+	if ok {
+		s.startCreate(w)
+	}
+	return ok
+}
+
+// ask sends the request, with a key exchange of the group if the peer takes one.
+func (s *sa) ask(n *negotiation, group uint16) {
+	if n.fresh == nil {
+		n.fresh = &childSA{initiator: true, in: s.e.newSPI()}
+	}
+	n.ni, n.share = s.e.random(nonceLen), nil
+	var ps []wire.Payload
+	if n.old != nil {
+		ps = append(ps, &wire.Notify{Protocol: wire.ProtocolESP, SPI: espSPI(n.old.in), Type: wire.RekeySA})
+	}
 	if n.mode == ipsec.Transport {
 		ps = append(ps, status(wire.UseTransportMode, nil))
 	}
@@ -57,8 +151,8 @@ func (s *sa) startRekey() {
 	// round trip is lost.
 	sap := s.e.offer.espProposal(n.fresh.in, groupNone)
 	var ke []wire.Payload
-	if !c.noPFS {
-		if sh, err := newShare(s.e.cfg.Rand, s.e.offer.groups[0]); err == nil {
+	if n.child == nil || !n.child.noPFS {
+		if sh, err := newShare(s.e.cfg.Rand, group); err == nil {
 			n.share = &sh
 			ke = []wire.Payload{&wire.KE{Group: sh.group, Data: sh.public()}}
 			plain := sap.Proposals[0]
@@ -68,34 +162,33 @@ func (s *sa) startRekey() {
 		}
 	}
 	ps = append(append(append(ps, sap, &wire.Nonce{Data: n.ni}), ke...), tsPayloads(n.selector, true)...)
-	n.old.setState(s.e, childRekeying)
-	c.mine = n
-	s.send(taskRekey, wire.CreateChildSA, ps...)
+	s.child.mine = n
+	s.send(taskChild, wire.CreateChildSA, ps...)
 }
 
-// onRekeyResponse reads the new Child SA. A peer whose answer makes no sense has an SA that we do not know: all of it goes.
-func (s *sa) onRekeyResponse(ps []wire.Payload, err error) {
+// onChildResponse reads the new Child SA. A peer whose answer makes no sense has an SA that we do not know: all of it goes.
+func (s *sa) onChildResponse(ps []wire.Payload, err error) {
 	n := s.child.mine
 	if s.state != established || n == nil {
 		return
 	}
 	if f := failure(ps); err == nil && f != nil {
-		s.rekeyRefused(n, f)
+		s.childRefused(n, f)
 		return
 	}
 	if err == nil {
 		err = ruleCreateChildResponse.check(ps)
 	}
 	if err == nil {
-		err = s.acceptRekey(n, ps)
+		err = s.acceptChild(n, ps)
 	}
 	if err != nil {
 		s.reject(err, bye())
 	}
 }
 
-// acceptRekey checks the response before anything changes.
-func (s *sa) acceptRekey(n *negotiation, ps []wire.Payload) error {
+// acceptChild checks the response before anything changes.
+func (s *sa) acceptChild(n *negotiation, ps []wire.Payload) error {
 	group, nonce := groupNone, get[*wire.Nonce](ps).Data
 	if n.share != nil {
 		group = n.share.group
@@ -104,8 +197,10 @@ func (s *sa) acceptRekey(n *negotiation, ps []wire.Payload) error {
 	sel, within := accept(n.selector, getTS(ps, false), getTS(ps, true))
 	transport := notify(ps, wire.UseTransportMode) != nil
 	switch {
-	case !ok || !within || sel != n.selector || transport != (n.mode == ipsec.Transport):
+	case !ok || !within || transport && n.mode != ipsec.Transport:
 		return errPeer("the new Child SA is not what we asked for")
+	case n.child != nil && (sel != n.selector || transport != (n.mode == ipsec.Transport)):
+		return errPeer("the new Child SA is not like the old one")
 	case len(nonce) < s.keys.suite.prf.Size()/2 || bytes.Equal(nonce, n.ni):
 		return errPeer("nonce")
 	}
@@ -120,105 +215,235 @@ func (s *sa) acceptRekey(n *negotiation, ps []wire.Payload) error {
 			return err
 		}
 	}
-	n.fresh.out = out
+	n.fresh.out, n.selector = out, sel
+	if !transport {
+		n.mode = ipsec.Tunnel
+	}
+	if s.collided(n, nonce) {
+		return nil
+	}
 	s.want(n, suite, n.ni, nonce, shared)
 	return nil
 }
 
-// rekeyRefused: the old Child SA serves on, and is tried again; not beyond thrice its lifetime.
-func (s *sa) rekeyRefused(n *negotiation, f *wire.Notify) {
-	s.child.abandon(s.e, n)
-	// CHILD_SA_NOT_FOUND: what the peer does not have cannot carry traffic, so all of it goes (RFC 7296, 2.25).
-	lost := f.Type == wire.ChildSANotFound && n.old.state == childRekeying
-	if lost || s.e.now.Sub(n.old.born) > 3*s.e.cfg.ChildLifetime {
-		s.reject(NotifyError{f.Type}, bye())
-		return
+// collided settles simultaneous rekeys when all four nonces are known: "the SA created with the lowest of the four nonces [...]
+// SHOULD be closed by the endpoint that created it" (RFC 7296, 2.8.1). It reports whether that is ours.
+func (s *sa) collided(n *negotiation, nr []byte) bool {
+	r := n.rival
+	if r == nil || r.fresh.state != childInbound && r.fresh.state != childUp { // the peer has deleted it already
+		return false
 	}
-	if f.Type != wire.TemporaryFailure && n.share != nil {
-		s.child.noPFS = true
+	if mine := lower(n.ni, nr); bytes.Compare(mine, r.low) > 0 {
+		r.redundant = true
+		if r.fresh.state == childUp {
+			r.fresh.rekeyAt, r.fresh.deleteAt = time.Time{}, s.e.now.Add(replacedFor)
+		}
+		return false
 	}
-	s.child.retry(s, n.old)
-	s.child.checkDown(s, NotifyError{f.Type})
+	s.child.mine = nil
+	s.discard(n)
+	s.child.retry(s, n.child, n.old) // the peer deletes it, when its own SA is up; if that does not come up, we try again
+	return true
 }
 
-// retry lets a Child SA that could not be rekeyed serve on for a while.
-func (c *children) retry(s *sa, old *childSA) {
+// childRefused: the old Child SA serves on, and is tried again.
+func (s *sa) childRefused(n *negotiation, f *wire.Notify) {
+	c := &s.child
+	if g, ok := otherGroup(f); ok && n.share != nil && !n.again && g != n.share.group && s.e.offer.has(g) {
+		n.again = true
+		s.ask(n, g)
+		return
+	}
+	c.abandon(s.e, n)
+	p, err := n.child, NotifyError{f.Type}
+	if f.Type != wire.TemporaryFailure && p != nil && n.share != nil {
+		p.noPFS = true
+	}
+	switch {
+	case n.old != nil && f.Type == wire.ChildSANotFound:
+		s.lost(p, n.old)
+	case n.old != nil:
+		if s.patience(p, n.old, f) {
+			c.retry(s, p, n.old)
+		}
+	case f.Type == wire.TemporaryFailure:
+		c.wishes = append(c.wishes, wish{child: p, selector: n.selector, at: s.e.now.Add(s.backoff(s.e.cfg.ChildLifetime))})
+	default:
+		s.emit(ChildRefused{s.id, n.selector, err})
+	}
+	if s.state == established {
+		c.checkDown(s, err)
+	}
+}
+
+// otherGroup reads INVALID_KE_PAYLOAD.
+func otherGroup(f *wire.Notify) (uint16, bool) {
+	if f.Type != wire.InvalidKEPayload || len(f.Data) != 2 {
+		return 0, false
+	}
+	return binary.BigEndian.Uint16(f.Data), true
+}
+
+// patience ends the IKE SA when a Child SA could not be rekeyed for far too long: the two ends do not agree on what there is.
+func (s *sa) patience(p *child, old *childSA, f *wire.Notify) bool {
+	switch {
+	case f.Type != wire.TemporaryFailure:
+		p.since = time.Time{}
+	case p.since.IsZero():
+		p.since = s.e.now
+	}
+	stuck := !p.since.IsZero() && s.e.now.Sub(p.since) > temporaryFor
+	if old.heir == nil && (stuck || s.e.now.Sub(old.born) > 3*s.e.cfg.ChildLifetime) {
+		s.reject(NotifyError{f.Type}, bye())
+		return false
+	}
+	return true
+}
+
+// lost takes a Child SA away that the peer does not have: "SHOULD silently delete the Child SA (if it still exists) and send a
+// request to create a new Child SA from scratch" (RFC 7296, 2.25). What it received is taken until that is up.
+func (s *sa) lost(p *child, old *childSA) {
+	if old.state != childRekeying {
+		return
+	}
+	s.retire(old)
+	old.retireAt = s.e.now.Add(replacedFor)
+	if p.serving() == 0 {
+		s.child.wishes = append(s.child.wishes, wish{child: p, at: s.e.now})
+	}
+}
+
+// retry lets a Child SA that could not be rekeyed serve on for a while, unless the peer has rekeyed it meanwhile.
+func (c *children) retry(s *sa, p *child, old *childSA) {
 	if old.state != childRekeying {
 		return
 	}
 	old.setState(s.e, childUp)
-	wait := min(max(s.e.cfg.ChildLifetime/8, 100*time.Millisecond), 30*time.Second)
-	old.rekeyAt = s.e.now.Add(wait + jitter(s.e.jitter, wait))
+	if old.heir == nil {
+		old.rekeyAt = s.e.now.Add(s.backoff(s.e.cfg.ChildLifetime))
+	}
 }
 
-// onCreateChildRequest answers the peer's CREATE_CHILD_SA: a rekey of a Child SA is granted; another Child SA, or a rekey of
-// the IKE SA, is refused with NO_ADDITIONAL_SAS (RFC 7296, 1.3: also "in response to an IKE SA rekey request").
+// backoff is how long to wait before a refused exchange is tried again: at random, so that the two ends get out of step.
+func (s *sa) backoff(life time.Duration) time.Duration {
+	wait := min(max(life/8, 100*time.Millisecond), longestRetry)
+	return wait + jitter(s.e.jitter, wait)
+}
+
+// onCreateChildRequest answers the peer's CREATE_CHILD_SA.
 func (s *sa) onCreateChildRequest(ps []wire.Payload) {
 	if err := ruleCreateChildRequest.check(ps); err != nil {
 		s.malformed(err)
 		return
 	}
-	n, suite, err := s.answerRekey(ps)
-	if err != nil {
-		s.reply(answer(err))
-		return
+	var err error
+	switch r := notify(ps, wire.RekeySA); {
+	case len(get[*wire.Nonce](ps).Data) < s.keys.suite.prf.Size()/2:
+		err = refuse(wire.InvalidSyntax, "nonce")
+	case r == nil && get[*wire.SA](ps).Proposals[0].Protocol == wire.ProtocolIKE:
+		err = s.answerIKERekey(ps)
+	case r != nil:
+		err = s.answerRekey(ps, r)
+	default:
+		err = s.answerCreate(ps)
 	}
-	if err := s.wantRekey(n, suite, ps); err != nil {
-		delete(s.e.spis, n.fresh.in)
+	if err != nil {
 		s.reply(answer(err))
 	}
 }
 
-// answerRekey checks that the request is a rekey that we grant.
-func (s *sa) answerRekey(ps []wire.Payload) (*negotiation, espSuite, error) {
-	r := notify(ps, wire.RekeySA)
-	if r == nil {
-		return nil, espSuite{}, refuse(wire.NoAdditionalSAs, "one Child SA is all")
+// answerCreate grants another Child SA.
+func (s *sa) answerCreate(ps []wire.Payload) error {
+	switch {
+	case s.state != established:
+		return refuse(wire.TemporaryFailure, "the IKE SA is %v", s.state)
+	case len(s.child.all) >= maxChildren:
+		return refuse(wire.NoAdditionalSAs, "%d Child SAs", len(s.child.all))
 	}
+	n, suite, err := s.chooseChild(ps, nil, get[*wire.KE](ps))
+	if err != nil {
+		return err
+	}
+	n.mode = s.chooseMode(ps, n.selector)
+	return s.answerChild(n, suite, ps)
+}
+
+// answerRekey grants a rekey, also of what we are rekeying (RFC 7296, 2.25.1), but not of what we are closing, be it that we have
+// rekeyed it already.
+func (s *sa) answerRekey(ps []wire.Payload, r *wire.Notify) error {
+	var p *child
 	var old *childSA
 	if r.Protocol == wire.ProtocolESP && len(r.SPI) == 4 {
-		old = s.child.byOut(ipsec.SPI(binary.BigEndian.Uint32(r.SPI)))
+		p, old = s.child.byOut(ipsec.SPI(binary.BigEndian.Uint32(r.SPI)))
 	}
 	switch {
+	case s.state != established:
+		return refuse(wire.TemporaryFailure, "the IKE SA is %v", s.state)
 	case old == nil:
-		return nil, espSuite{}, refuse(wire.ChildSANotFound, "no Child SA %x", r.SPI)
-	case s.state != established, old != s.child.current(), s.child.mine != nil, s.child.theirs != nil:
-		return nil, espSuite{}, refuse(wire.TemporaryFailure, "it is %v", old.state)
+		err := refuse(wire.ChildSANotFound, "no Child SA %x", r.SPI)
+		if r.Protocol == wire.ProtocolESP && len(r.SPI) == 4 { // "copied from the SPI field in the REKEY_SA notification"
+			err.spi = r.SPI
+		}
+		return err
+	case !s.child.rekeyable(old), p.serving() >= maxServing:
+		return refuse(wire.TemporaryFailure, "it is %v", old.state)
 	}
-	if transport := notify(ps, wire.UseTransportMode) != nil; !transport && s.child.pair.Mode == ipsec.Transport {
-		return nil, espSuite{}, refuse(wire.NoProposalChosen, "a rekey does not change the mode")
+	if transport := notify(ps, wire.UseTransportMode) != nil; !transport && p.pair.Mode == ipsec.Transport {
+		return refuse(wire.NoProposalChosen, "a rekey does not change the mode")
 	}
-	if len(get[*wire.Nonce](ps).Data) < s.keys.suite.prf.Size()/2 {
-		return nil, espSuite{}, refuse(wire.InvalidSyntax, "nonce")
-	}
-	n, suite, err := s.chooseChild(ps, s.child.pair.Selector, get[*wire.KE](ps))
+	n, suite, err := s.chooseChild(ps, p, get[*wire.KE](ps))
 	if err != nil {
-		return nil, espSuite{}, err
+		return err
 	}
-	n.old, n.mode = old, s.child.pair.Mode
-	return n, suite, nil
+	n.old, n.mode = old, p.pair.Mode
+	return s.answerChild(n, suite, ps)
 }
 
-// wantRekey derives the keys and asks the data plane; the answer goes out when that has answered.
-func (s *sa) wantRekey(n *negotiation, suite espSuite, ps []wire.Payload) error {
+// rekeyable reports whether nothing has taken a Child SA's place yet. Our own request for that may be out, but not be answered.
+func (c *children) rekeyable(x *childSA) bool {
+	switch x.state {
+	case childUp:
+		return !x.rekeyAt.IsZero()
+	case childRekeying:
+		return c.mine != nil && c.mine.old == x && c.mine.token == 0 && c.mine.rival == nil
+	}
+	return false
+}
+
+// answerChild derives the keys and asks the data plane; the answer goes out when that has answered.
+func (s *sa) answerChild(n *negotiation, suite espSuite, ps []wire.Payload) error {
 	ni, nr := get[*wire.Nonce](ps).Data, s.e.random(nonceLen)
 	n.reply = append(n.reply, &wire.Nonce{Data: nr})
 	// RFC 7296, 2.17: with a key exchange of its own the new Child SA has perfect forward secrecy.
-	var shared []byte
-	if suite.group != groupNone {
-		sh, err := newShare(s.e.cfg.Rand, suite.group)
-		if err != nil {
-			return refuse(wire.TemporaryFailure, "%v", err)
-		}
-		if shared, err = sh.secret(get[*wire.KE](ps).Data); err != nil {
-			return refuse(wire.InvalidSyntax, "key exchange: %v", err)
-		}
-		n.reply = append(n.reply, &wire.KE{Group: suite.group, Data: sh.public()})
+	shared, ke, err := s.answerKE(suite.group, get[*wire.KE](ps))
+	if err != nil {
+		delete(s.e.spis, n.fresh.in)
+		return err
 	}
-	if n.mode == ipsec.Transport {
-		n.reply = append(n.reply, status(wire.UseTransportMode, nil))
+	if ke != nil {
+		n.reply = append(n.reply, ke)
 	}
+	n.replyMode()
 	s.child.theirs = n
 	s.want(n, suite, ni, nr, shared)
+	if m := s.child.mine; n.old != nil && m != nil && m.old == n.old {
+		m.rival = n
+	}
 	return nil
+}
+
+// answerKE makes our half of a key exchange and the shared secret; nothing for groupNone.
+func (s *sa) answerKE(group uint16, theirs *wire.KE) ([]byte, *wire.KE, error) {
+	if group == groupNone {
+		return nil, nil, nil
+	}
+	sh, err := newShare(s.e.cfg.Rand, group)
+	if err != nil {
+		return nil, nil, refuse(wire.TemporaryFailure, "%v", err)
+	}
+	shared, err := sh.secret(theirs.Data)
+	if err != nil {
+		return nil, nil, refuse(wire.InvalidSyntax, "key exchange: %v", err)
+	}
+	return shared, &wire.KE{Group: group, Data: sh.public()}, nil
 }

@@ -33,7 +33,7 @@ func TestRekeyUnderTraffic(t *testing.T) {
 				p := peerOf(a, b)
 				p.Auth.Mode = mode
 				id := establish(t, w, a, b, p)
-				a.e.sas[id].child.noPFS = mode == ipsec.Tunnel
+				a.e.find(id).child.all[0].noPFS = mode == ipsec.Tunnel
 				drive(w, 2*time.Minute, 10*time.Millisecond)
 				checkRekeyed(t, a, b, 30)
 			})
@@ -139,7 +139,7 @@ func TestChildDeletedByPeer(t *testing.T) {
 	id := establish(t, w, a, b, peerOf(a, b))
 	s := a.e.sas[id]
 	a.e.begin(w.now)
-	s.deleteChild(s.child.current())
+	s.deleteChild(s.child.all[0].current())
 	a.e.schedule(s)
 	w.take(a, a.e.finish())
 	w.run(5 * time.Second)

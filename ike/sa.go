@@ -1,6 +1,7 @@
 package ike
 
 import (
+	"crypto"
 	"net/netip"
 	"time"
 
@@ -10,11 +11,14 @@ import (
 
 // saState is where an IKE SA stands.
 //
-//	initiator  initSent ──► signing ──► authSent ──┐
+//	initiator  initSent ──► signing ──► authSent ──┐               ┌─────────────────┐
 //	                                               ├──► established ──► deleting ──► closed
-//	responder  initReceived ──► authWaiting ───────┘
+//	responder  initReceived ──► authWaiting ───────┘      ▲  │  └──► replaced ─┘
+//	                                                      ▼  │           ▲
+//	                                                    rekeying ────────┘
 //
-// From every state an arrow leads to closed; from authSent also one to deleting, when the peer's AUTH is not good.
+// From every state an arrow leads to closed; from authSent also one to deleting, when the peer's AUTH is not good, and from
+// rekeying, when it is done.
 type saState uint8
 
 const (
@@ -24,12 +28,14 @@ const (
 	initReceived                    // we answered an IKE_SA_INIT request and keep the keys
 	authWaiting                     // an IKE_AUTH request is in and not answered: authorization, signature or data plane are out
 	established                     // both ends are authenticated, or allowed not to be
+	rekeying                        // our request for an IKE SA in its place is out; it has its children still
+	replaced                        // another has taken its place, and the peer is to delete it
 	deleting                        // our DELETE is out; nothing else is done on this SA
 	closed                          // only repeats of the peer's last request are still answered
 )
 
 func (s saState) String() string {
-	names := [...]string{"none", "init-sent", "signing", "auth-sent", "init-received", "auth-waiting", "established", "deleting", "closed"}
+	names := [...]string{"none", "init-sent", "signing", "auth-sent", "init-received", "auth-waiting", "established", "rekeying", "replaced", "deleting", "closed"}
 	return names[s]
 }
 
@@ -40,7 +46,9 @@ var arrows = map[saState][]saState{
 	authSent:     {established, deleting, closed},
 	initReceived: {authWaiting, closed},
 	authWaiting:  {established, closed},
-	established:  {deleting, closed},
+	established:  {rekeying, replaced, deleting, closed},
+	rekeying:     {established, replaced, deleting, closed},
+	replaced:     {deleting, closed},
 	deleting:     {closed},
 }
 
@@ -55,12 +63,12 @@ const (
 // sa is an IKE SA.
 type sa struct {
 	e         *Endpoint
-	id        SAID
+	id        SAID // the caller's name for it: our SPI of the first of those that succeeded each other
 	initiator bool
 	state     saState
-	quiet     bool // Closed was reported: nothing of this SA is any more
-	counted   bool // as half-open
-	proved    bool // the peer has proved a key
+	quiet     bool             // Closed was reported: nothing of this SA is any more
+	counted   bool             // as half-open
+	key       crypto.PublicKey // that the peer has proved; nil: none
 
 	spiI, spiR    uint64
 	local, remote netip.AddrPort
@@ -72,6 +80,7 @@ type sa struct {
 	in            window
 	child         children
 	timer         saTimers
+	kin           *kin // nil: it has none
 
 	wake time.Time // of the heap
 	slot int       // in the heap; -1: not there
@@ -87,8 +96,11 @@ type saCrypto struct {
 // saTimers are the times at which something is due; zero: nothing is.
 type saTimers struct {
 	end       time.Time // half-open, closed or the IKE SA's lifetime, by state
+	rekey     time.Time // when we ask for an IKE SA in its place
 	heard     time.Time // the last authenticated message of the peer
+	spoke     time.Time // our last message
 	childless time.Time
+	report    time.Time // when an SA that is closed is reported so: late packets are taken until then
 }
 
 // setState is the only place where the state changes.
@@ -115,19 +127,39 @@ func (s *sa) leave(to saState) {
 	case signing, authSent, authWaiting:
 		return
 	case established:
-		s.timer.end = s.e.now.Add(s.lifetime())
+		if s.state == rekeying { // the peer has refused
+			return
+		}
+		s.live()
 		s.timer.childless = s.e.now.Add(childlessFor)
+		s.remember()
+	case replaced:
+		s.timer.end = s.e.now.Add(replacedFor)
 	case closed:
 		s.timer.end = s.e.now.Add(closedLife)
 	}
 }
 
-// lifetime of the IKE SA: a responder waits half as long again for the initiator to replace it.
-func (s *sa) lifetime() time.Duration {
-	if s.initiator {
-		return s.e.cfg.IKELifetime
+// live starts the lifetime of the IKE SA, towards the end of which we replace it. A responder waits half as long again for the
+// initiator to do so.
+func (s *sa) live() {
+	life := s.e.cfg.IKELifetime
+	if !s.initiator {
+		life = life * 3 / 2
 	}
-	return s.e.cfg.IKELifetime * 3 / 2
+	s.timer.end = s.e.now.Add(life)
+	s.timer.rekey = s.e.now.Add(life - life/10 - jitter(s.e.jitter, life/10))
+}
+
+// open reports whether the SA has its children and its caller.
+func (s *sa) open() bool { return s.state == established || s.state == rekeying }
+
+// spi is our SPI.
+func (s *sa) spi() SAID {
+	if s.initiator {
+		return SAID(s.spiI)
+	}
+	return SAID(s.spiR)
 }
 
 // header is that of our next message.
@@ -151,12 +183,13 @@ func (s *sa) emit(ev Event) {
 
 // report ends the SA for the caller: its child, then itself. What we still have to say to the peer goes on in silence.
 func (s *sa) report(err error) {
-	if s.child.pair.ID != 0 {
-		s.emit(ChildDown{s.id, s.child.pair.ID, err})
+	for _, p := range s.child.all {
+		s.emit(ChildDown{s.id, p.pair.ID, err})
 	}
 	s.emit(Closed{s.id, err})
 	s.quiet = true
 	s.child.drop(s.e)
+	s.disown()
 }
 
 // fail closes the SA without a word to the peer.
@@ -204,13 +237,19 @@ func (s *sa) tick() time.Time {
 	if s.slot == gone {
 		return time.Time{}
 	}
-	if s.state == established {
+	s.keepAlive()
+	if due(s.timer.report, now) {
+		s.timer.report = time.Time{}
+		s.report(nil)
+	}
+	if s.open() {
 		s.child.tick(s)
+		s.reconsider()
 		s.pump()
 	}
-	wake := earliest(s.timer.end, s.out.due, s.child.wake())
+	wake := earliest(s.timer.end, s.timer.report, s.out.due, s.child.wake(), s.keepAliveDue(), s.reconsiderDue())
 	if s.state == established && s.out.state == idle {
-		wake = earliest(wake, s.timer.childless, s.child.rekeyDue(s), s.livenessDue())
+		wake = earliest(wake, s.timer.childless, s.timer.rekey, s.child.workDue(), s.livenessDue())
 	}
 	return wake
 }
@@ -222,8 +261,17 @@ const gone = -2
 func (s *sa) expire() {
 	switch s.state {
 	case closed, deleting:
+		s.report(nil)
 		s.e.forget(s)
-	case established:
+	case replaced: // the peer has not deleted it
+		s.timer.end = time.Time{}
+		if s.out.state != idle {
+			s.e.forget(s)
+			return
+		}
+		s.setState(deleting)
+		s.send(taskDelete, wire.Informational, bye())
+	case established, rekeying:
 		s.timer.end = time.Time{}
 		s.reject(ErrExpired, bye())
 	default:
@@ -238,7 +286,7 @@ func (s *sa) expire() {
 
 // livenessDue is when the peer must be probed (RFC 7296, 2.4).
 func (s *sa) livenessDue() time.Time {
-	if s.state != established || s.e.cfg.Liveness <= 0 || s.out.state != idle {
+	if s.state != established || s.quiet || s.e.cfg.Liveness <= 0 || s.out.state != idle {
 		return time.Time{}
 	}
 	return s.timer.heard.Add(s.e.cfg.Liveness)

@@ -204,7 +204,7 @@ func (s *sa) verify(auth Authorization) (crypto.PublicKey, error) {
 }
 
 func (s *sa) emitEstablished(key crypto.PublicKey, rtt time.Duration) {
-	s.proved = key != nil
+	s.key = key
 	s.emit(Established{
 		SA: s.id, Local: s.local, Remote: s.remote, Initiator: s.initiator,
 		RemoteID: s.hs.auths.remoteID, Key: key, Summary: s.keys.suite.String(), RTT: rtt,

@@ -43,13 +43,15 @@ var childArrows = map[childState][]childState{
 type childSA struct {
 	state     childState
 	initiator bool // we asked for it
+	unborn    bool // the data plane never had it
 	in, out   ipsec.SPI
 	born      time.Time
 	rekeyAt   time.Time // zero: another has taken its place
 	deleteAt  time.Time // when we delete it, if nobody else does
 	retireAt  time.Time
-	unborn    bool // the data plane never had it
-	replaces  *childSA
+	sureAt    time.Time // until then our answer may not have reached the peer, which does not know this one: we ask for nothing about it
+	replaces  *childSA // what it was made in place of, while that is still there
+	heir      *childSA // what has taken its place
 }
 
 // setState is the only place where the state changes.
@@ -60,26 +62,56 @@ func (c *childSA) setState(e *Endpoint, to childState) {
 	c.state = to
 }
 
-// children are the Child SAs of an IKE SA: one Pair, which keeps its ID over rekeys.
+// child is a Pair: the Child SAs that follow each other by rekeys and share its ID.
+type child struct {
+	pair  ipsec.Pair // without keys
+	sas   []*childSA
+	noPFS bool      // the peer has refused a key exchange at a rekey
+	since time.Time // since when it says TEMPORARY_FAILURE; zero: it does not
+}
+
+// children are the Child SAs of an IKE SA. Each direction has one exchange under way at most.
 type children struct {
-	pair   ipsec.Pair // what all have in common; ID 0: there is none
-	list   []*childSA
+	all    []*child
+	wishes []wish
 	mine   *negotiation // in an exchange of ours
 	theirs *negotiation // in one of the peer's
-	noPFS  bool         // the peer has refused a key exchange at a rekey
+	grant  grant
+}
+
+// grant is what the peer may have, by the Authorization of the IKE SA.
+type grant struct {
+	selector ipsec.Selector
+	mode     ipsec.Mode
 }
 
 // negotiation is a Child SA in the making.
 type negotiation struct {
-	old, fresh *childSA // old: nil for the first
+	child      *child   // nil: a new one, until the data plane is asked
+	old, fresh *childSA // old: what is rekeyed; nil for a new one
 	mode       ipsec.Mode
 	selector   ipsec.Selector
 	ni         []byte
 	share      *share
-	token      uint64         // of the ChildWanted that is out
-	reply      []wire.Payload // responder
-	pair       ipsec.Pair     // without keys
+	again      bool // INVALID_KE_PAYLOAD was obeyed
+
+	low       []byte       // the lower of the two nonces
+	rival     *negotiation // of ours: the peer's rekey of the same Child SA, which we answered meanwhile
+	redundant bool         // it has lost against the other: its creator deletes it
+
+	token    uint64         // of the ChildWanted that is out
+	deadline time.Time      // for its answer
+	reply    []wire.Payload // responder
+	pair     ipsec.Pair     // without keys
 }
+
+// Bounds of the Child SAs (TRUST.md A-23).
+const (
+	maxChildren   = 8                // Pairs of an IKE SA
+	maxServing    = 4                // Child SAs of a Pair, rekeyed ones that nobody has deleted yet among them
+	installWithin = 20 * time.Second // a data plane that does not answer for so long has refused
+	replacedFor   = 30 * time.Second // how long we wait for the DELETE of what the peer has replaced
+)
 
 // outer are the outer addresses: with ports if the ESP travels in UDP.
 func (s *sa) outer() (local, remote netip.AddrPort) {
@@ -91,19 +123,20 @@ func (s *sa) outer() (local, remote netip.AddrPort) {
 
 // want asks the data plane for the Child SA. ni, nr and shared are those of its exchange.
 func (s *sa) want(n *negotiation, suite espSuite, ni, nr, shared []byte) {
-	c := n.fresh
+	c, rekey := n.fresh, n.child != nil
 	in, out := deriveChild(s.keys.suite.prf, s.keys.d, suite.cipher, ni, nr, shared).pair(suite, c.initiator, c.in, c.out)
-	if s.child.pair.ID == 0 {
-		s.child.pair.ID = s.e.nextPair
+	if !rekey {
+		n.child = &child{pair: ipsec.Pair{ID: s.e.nextPair}}
 		s.e.nextPair++
+		s.child.all = append(s.child.all, n.child)
 	}
-	p := ipsec.Pair{ID: s.child.pair.ID, Mode: n.mode, Selector: n.selector, In: in, Out: out, Authenticated: s.proved}
+	p := ipsec.Pair{ID: n.child.pair.ID, Mode: n.mode, Selector: n.selector, In: in, Out: out, Authenticated: s.key != nil}
 	p.Local, p.Remote = s.outer()
-	n.token = s.e.token()
-	n.pair = p
+	n.token, n.deadline = s.e.token(), s.e.now.Add(installWithin)
+	n.pair, n.low = p, lower(ni, nr)
 	n.pair.In.Key, n.pair.In.Salt, n.pair.Out.Key, n.pair.Out.Salt = nil, nil, nil, nil
 	c.setState(s.e, childInbound)
-	s.emit(ChildWanted{SA: s.id, Token: n.token, Pair: p, Initiator: c.initiator, Rekey: n.old != nil})
+	s.emit(ChildWanted{SA: s.id, Token: n.token, Pair: p, Initiator: c.initiator, Rekey: rekey})
 }
 
 // firstChild reads the Child SA of an IKE_AUTH response. Without one the IKE SA is of no use to us.
@@ -114,6 +147,7 @@ func (s *sa) firstChild(ps []wire.Payload) {
 		s.reject(NotifyError{f.Type}, bye())
 		return
 	}
+	s.child.grant = grant{n.selector, n.mode}
 	sap, tsi, tsr := get[*wire.SA](ps), getTS(ps, false), getTS(ps, true)
 	if sap == nil || tsi == nil || tsr == nil {
 		s.reject(errPeer("IKE_AUTH response without a Child SA"), bye())
@@ -136,33 +170,50 @@ func (s *sa) firstChild(ps []wire.Payload) {
 // after the data plane's word otherwise.
 func (s *sa) answerFirstChild(ps []wire.Payload) {
 	a, auth := &s.hs.auths, s.hs.auth
-	n, suite, err := s.chooseChild(ps, allowed(auth, s.local.Addr(), s.remote.Addr()), nil)
+	s.child.grant = grant{allowed(auth, s.local.Addr(), s.remote.Addr()), auth.Mode}
+	n, suite, err := s.chooseChild(ps, nil, nil)
 	if err != nil {
 		a.child = []wire.Payload{answer(err)}
 		return
 	}
-	host := n.selector.Local.Addr() == s.local.Addr().Unmap() && n.selector.Remote.Addr() == s.remote.Addr().Unmap()
-	n.mode = ipsec.Tunnel
-	if auth.Mode == ipsec.Transport && host && notify(ps, wire.UseTransportMode) != nil {
-		n.mode = ipsec.Transport
-		n.reply = append(n.reply, status(wire.UseTransportMode, nil))
-	}
+	n.mode = s.chooseMode(ps, n.selector)
+	n.replyMode()
 	s.child.theirs = n
 	s.want(n, suite, s.hs.ni, s.hs.nr, nil)
 }
 
-// chooseChild makes a responder's choice of algorithms and traffic. ke is the KE payload's, nil without one.
-func (s *sa) chooseChild(ps []wire.Payload, want ipsec.Selector, ke *wire.KE) (*negotiation, espSuite, error) {
+// chooseMode is transport mode where the peer asks for it, we like it, and it is about the two hosts themselves.
+func (s *sa) chooseMode(ps []wire.Payload, sel ipsec.Selector) ipsec.Mode {
+	hosts := sel.Local.IsSingleIP() && sel.Local.Addr() == s.local.Addr().Unmap() && sel.Remote.IsSingleIP() && sel.Remote.Addr() == s.remote.Addr().Unmap()
+	if s.child.grant.mode == ipsec.Transport && hosts && notify(ps, wire.UseTransportMode) != nil {
+		return ipsec.Transport
+	}
+	return ipsec.Tunnel
+}
+
+// replyMode echoes USE_TRANSPORT_MODE.
+func (n *negotiation) replyMode() {
+	if n.mode == ipsec.Transport {
+		n.reply = append(n.reply, status(wire.UseTransportMode, nil))
+	}
+}
+
+// chooseChild makes a responder's choice of algorithms and traffic: what is rekeyed keeps its selector (RFC 7296, 2.9.2). ke is the
+// KE payload's, nil without one.
+func (s *sa) chooseChild(ps []wire.Payload, rekeyed *child, ke *wire.KE) (*negotiation, espSuite, error) {
 	tsi, tsr := getTS(ps, false), getTS(ps, true)
 	if tsi == nil || tsr == nil {
 		return nil, espSuite{}, refuse(wire.InvalidSyntax, "no traffic selectors")
 	}
-	group, rekey := groupNone, s.child.pair.ID != 0
+	want, group := s.child.grant.selector, groupNone
+	if rekeyed != nil {
+		want = rekeyed.pair.Selector
+	}
 	if ke != nil {
 		group = ke.Group
 	}
 	in := s.e.newSPI()
-	suite, out, sap, ok := s.e.offer.chooseESP(get[*wire.SA](ps), rekey, group, in)
+	suite, out, sap, ok := s.e.offer.chooseESP(get[*wire.SA](ps), s.state == established, group, in)
 	sel, within := narrow(want, tsi.Selectors, tsr.Selectors)
 	switch {
 	case !ok:
@@ -170,65 +221,95 @@ func (s *sa) chooseChild(ps []wire.Payload, want ipsec.Selector, ke *wire.KE) (*
 		return nil, espSuite{}, refuse(wire.NoProposalChosen, "no ESP proposal of ours")
 	case suite.group != groupNone && suite.group != group:
 		delete(s.e.spis, in)
-		err := refuse(wire.InvalidKEPayload, "the key exchange is of group %d", group)
-		err.data = []byte{byte(suite.group >> 8), byte(suite.group)}
-		return nil, espSuite{}, err
-	case !within || rekey && sel != want:
+		return nil, espSuite{}, invalidKE(suite.group, group)
+	case !within || rekeyed != nil && sel != want:
 		delete(s.e.spis, in)
 		return nil, espSuite{}, refuse(wire.TSUnacceptable, "traffic selectors without %v", want)
 	}
-	n := &negotiation{fresh: &childSA{in: in, out: out}, selector: sel, reply: []wire.Payload{sap}}
+	n := &negotiation{child: rekeyed, fresh: &childSA{in: in, out: out}, selector: sel, reply: []wire.Payload{sap}}
 	return n, suite, nil
 }
 
 // onInstalled takes the data plane's word.
 func (s *sa) onInstalled(r Installed) {
-	c := &s.child
-	switch n := c.mine; {
-	case n != nil && n.token != 0 && n.token == r.Token:
-		c.mine = nil
+	if n := s.child.mine; n != nil && n.token != 0 && n.token == r.Token {
 		s.installedMine(n, r.Err)
-		return
+	} else if n := s.child.theirs; n != nil && n.token != 0 && n.token == r.Token {
+		s.installedTheirs(n, r.Err)
 	}
-	n := c.theirs
-	if n == nil || n.token == 0 || n.token != r.Token {
-		return
-	}
+}
+
+// installedTheirs: the data plane has the Child SA that the peer asked for, so the answer may go out.
+func (s *sa) installedTheirs(n *negotiation, err error) {
+	c := &s.child
 	n.token = 0
+	if err != nil {
+		err = fmt.Errorf("%w: %w", ErrInstall, err)
+		c.abandon(s.e, n)
+	}
 	if s.hs != nil { // of IKE_AUTH: the signature may still be out
 		s.hs.auths.child = append(n.reply, tsPayloads(n.selector, false)...)
-		if r.Err != nil {
-			s.child.abandon(s.e, n)
+		if err != nil {
 			s.hs.auths.child = []wire.Payload{&wire.Notify{Type: wire.NoProposalChosen}}
-			s.emit(ChildDown{s.id, c.pair.ID, fmt.Errorf("%w: %w", ErrInstall, r.Err)})
-			c.pair.ID = 0
+			c.checkDown(s, err)
 		}
 		s.finishAuth()
 		return
 	}
-	if r.Err != nil {
-		c.abandon(s.e, n)
+	if err != nil {
 		s.reply(&wire.Notify{Type: wire.TemporaryFailure})
-		c.checkDown(s, r.Err)
+		c.checkDown(s, err)
 		return
 	}
 	s.reply(append(n.reply, tsPayloads(n.selector, false)...)...)
 	c.answered(s)
 }
 
-// installedMine: the data plane has the Child SA that we asked for.
+// installedMine: the data plane has the Child SA that we asked for, or has not. Then the peer's half must go again.
 func (s *sa) installedMine(n *negotiation, err error) {
+	c := &s.child
+	c.mine = nil
 	switch {
 	case err == nil:
-		s.child.up(s, n)
-	case n.old == nil:
+		c.up(s, n)
+	case len(n.child.sas) == 0 && len(c.all) == 1: // it was to be the first
 		delete(s.e.spis, n.fresh.in)
 		s.reject(fmt.Errorf("%w: %w", ErrInstall, err), bye())
-	default: // the peer has the new one: it must go again, and the old one serves on
-		n.fresh.setState(s.e, childUp)
-		n.fresh.deleteAt, n.fresh.unborn = s.e.now, true
-		s.child.list = append(s.child.list, n.fresh)
-		s.child.retry(s, n.old)
+	default:
+		s.discard(n)
+		if n.old != nil {
+			c.retry(s, n.child, n.old)
+		}
+	}
+}
+
+// discard lets the peer know that a Child SA that it has made with us is not wanted. Our data plane does not have it.
+func (s *sa) discard(n *negotiation) {
+	if n.fresh.state == childOffered {
+		n.fresh.setState(s.e, childInbound)
+	}
+	n.fresh.setState(s.e, childUp)
+	n.fresh.deleteAt, n.fresh.unborn = s.e.now, true
+	n.child.sas = append(n.child.sas, n.fresh)
+}
+
+// overdue gives up a data plane that does not answer: a rekey that hangs would keep all others from being made. Should it answer yet,
+// the Child SA that nobody knows any more is taken from it again.
+func (c *children) overdue(s *sa) {
+	late := fmt.Errorf("no answer in %v", installWithin)
+	for _, n := range []*negotiation{c.mine, c.theirs} {
+		if n == nil || n.token == 0 || s.hs != nil || !due(n.deadline, s.e.now) {
+			continue
+		}
+		s.emit(ChildRetired{s.id, n.child.pair.ID, n.fresh.in})
+		if n == c.mine {
+			s.installedMine(n, late)
+		} else {
+			s.installedTheirs(n, late)
+		}
+		if s.quiet {
+			return
+		}
 	}
 }
 
@@ -236,69 +317,95 @@ func (s *sa) installedMine(n *negotiation, err error) {
 func (c *children) answered(s *sa) {
 	if n := c.theirs; n != nil {
 		c.theirs = nil
+		if s.in.exch == wire.CreateChildSA { // before IKE_AUTH is answered the peer takes no requests at all
+			n.fresh.sureAt = s.e.now.Add(replacedFor)
+		}
 		c.up(s, n)
+	}
+}
+
+// sure: the peer has sent another request, so it has our last answer, the window being 1.
+func (c *children) sure() {
+	for _, p := range c.all {
+		for _, x := range p.sas {
+			x.sureAt = time.Time{}
+		}
 	}
 }
 
 // up makes the new Child SA the one that counts. The one that it replaces is deleted by whoever began the rekey; a responder
 // waits for that.
 func (c *children) up(s *sa, n *negotiation) {
-	now, f := s.e.now, n.fresh
+	now, f, p := s.e.now, n.fresh, n.child
 	f.setState(s.e, childUp)
 	f.born = now
+	p.sas = append(p.sas, f)
+	if n.redundant {
+		f.deleteAt = now.Add(replacedFor)
+		return
+	}
 	life := s.e.cfg.ChildLifetime
 	if !f.initiator {
 		life = life * 3 / 2
 	}
 	f.rekeyAt = now.Add(life - jitter(s.e.jitter, life/10))
-	c.list = append(c.list, f)
-	c.pair = n.pair
+	rekey := p.pair.Selector.Local.IsValid()
+	p.pair, p.since = n.pair, time.Time{}
 	s.timer.childless = time.Time{}
 	if n.old != nil && n.old.serves() {
-		f.replaces = n.old
+		f.replaces, n.old.heir = n.old, f
 		n.old.rekeyAt = time.Time{}
 		n.old.deleteAt = now
 		if !f.initiator {
 			n.old.deleteAt = now.Add(replacedFor)
 		}
 	}
-	s.emit(ChildUp{SA: s.id, Pair: n.pair, Rekey: n.old != nil})
-}
-
-// replacedFor is how long a responder waits for the DELETE of a Child SA that the peer has rekeyed.
-const replacedFor = 30 * time.Second
-
-// byOut finds the Child SA by the SPI that the peer receives on.
-func (c *children) byOut(spi ipsec.SPI) *childSA {
-	for _, x := range c.list {
-		if x.out == spi && x.state != childRetired {
-			return x
+	for _, x := range p.sas { // what the peer had lost was kept until now
+		if x.state == childRetired {
+			x.retireAt = earliest(x.retireAt, now.Add(retireAfter))
 		}
 	}
-	return nil
+	s.emit(ChildUp{SA: s.id, Pair: n.pair, Rekey: rekey})
+	if !rekey {
+		s.meet()
+	}
+}
+
+// byOut finds the Child SA by the SPI that the peer receives on.
+func (c *children) byOut(spi ipsec.SPI) (*child, *childSA) {
+	for _, p := range c.all {
+		for _, x := range p.sas {
+			if x.out == spi && x.state != childRetired {
+				return p, x
+			}
+		}
+	}
+	return nil, nil
 }
 
 // retire ends a Child SA for the peer. A packet that is still on its way is taken for a moment longer; the end that asked for
 // the end waits twice as long, so that the other has gone over to the new SA by then even if it had nothing to receive.
-func (c *children) retire(s *sa, x *childSA) {
+func (s *sa) retire(x *childSA) {
 	wait := retireAfter
 	if x.state == childDeleting {
 		wait *= 2
 	}
 	x.setState(s.e, childRetired)
-	if old := x.replaces; old != nil && old.state == childUp { // the peer could not install the new one: the old one serves on
-		old.deleteAt = time.Time{}
+	if old := x.replaces; old != nil && old.heir == x && old.serves() { // the peer could not install the new one: the old one serves on
+		old.heir, old.deleteAt = nil, time.Time{}
 		old.rekeyAt = s.e.now.Add(s.e.cfg.ChildLifetime)
 	}
-	x.rekeyAt, x.deleteAt, x.replaces = time.Time{}, time.Time{}, nil
+	x.rekeyAt, x.deleteAt = time.Time{}, time.Time{}
 	x.retireAt = s.e.now.Add(wait)
 }
 
 // deleted: the peer has answered our DELETE.
 func (c *children) deleted(s *sa) {
-	for _, x := range c.list {
-		if x.state == childDeleting {
-			c.retire(s, x)
+	for _, p := range c.all {
+		for _, x := range p.sas {
+			if x.state == childDeleting {
+				s.retire(x)
+			}
 		}
 	}
 	c.checkDown(s, nil)
@@ -307,11 +414,23 @@ func (c *children) deleted(s *sa) {
 // serves reports whether neither end has begun to delete it.
 func (c *childSA) serves() bool { return c.state == childUp || c.state == childRekeying }
 
+// serving counts the Child SAs that are not gone for the peer.
+func (p *child) serving() (n int) {
+	for _, x := range p.sas {
+		if x.state != childRetired {
+			n++
+		}
+	}
+	return n
+}
+
 // stale is a Child SA that we must delete.
 func (c *children) stale(now time.Time) *childSA {
-	for _, x := range c.list {
-		if due(x.deleteAt, now) && x.serves() {
-			return x
+	for _, p := range c.all {
+		for _, x := range p.sas {
+			if due(x.deleteAt, now) && x.serves() {
+				return x
+			}
 		}
 	}
 	return nil
@@ -324,29 +443,56 @@ func (s *sa) deleteChild(x *childSA) {
 	s.send(taskDeleteChild, wire.Informational, &wire.Delete{Protocol: wire.ProtocolESP, SPIs: []uint32{uint32(x.in)}})
 }
 
-// checkDown reports the end of the Pair when no Child SA is left and none is coming.
-func (c *children) checkDown(s *sa, err error) {
-	if c.pair.ID == 0 || c.mine != nil || c.theirs != nil || s.state != established {
-		return
+// busy reports whether we are creating, rekeying or closing a Child SA (RFC 7296, 2.25.1).
+func (c *children) busy() bool {
+	if c.mine != nil || c.theirs != nil {
+		return true
 	}
-	for _, x := range c.list {
-		if x.state != childRetired {
-			return
+	for _, p := range c.all {
+		for _, x := range p.sas {
+			if x.state == childDeleting {
+				return true
+			}
 		}
 	}
-	s.emit(ChildDown{s.id, c.pair.ID, err})
-	c.drop(s.e)
-	s.timer.childless = s.e.now.Add(childlessFor)
+	return false
+}
+
+// pending reports whether a Child SA of the Pair is coming.
+func (c *children) pending(p *child) bool {
+	return c.mine != nil && c.mine.child == p || c.theirs != nil && c.theirs.child == p ||
+		slices.ContainsFunc(c.wishes, func(w wish) bool { return w.child == p })
+}
+
+// checkDown reports the end of the Pairs of which no Child SA is left and none is coming.
+func (c *children) checkDown(s *sa, err error) {
+	c.all = slices.DeleteFunc(c.all, func(p *child) bool {
+		if p.serving() > 0 || c.pending(p) {
+			return false
+		}
+		p.drop(s.e)
+		s.emit(ChildDown{s.id, p.pair.ID, err})
+		return true
+	})
+	if len(c.all) == 0 && c.mine == nil && c.theirs == nil && len(c.wishes) == 0 && s.timer.childless.IsZero() {
+		s.timer.childless = s.e.now.Add(childlessFor)
+	}
 }
 
 // drop frees all SPIs.
 func (c *children) drop(e *Endpoint) {
-	for _, x := range c.list {
-		delete(e.spis, x.in)
+	for _, p := range c.all {
+		p.drop(e)
 	}
 	c.abandon(e, c.mine)
 	c.abandon(e, c.theirs)
-	c.list, c.pair = nil, ipsec.Pair{}
+	c.all, c.wishes = nil, nil
+}
+
+func (p *child) drop(e *Endpoint) {
+	for _, x := range p.sas {
+		delete(e.spis, x.in)
+	}
 }
 
 // abandon forgets a negotiation.
@@ -355,33 +501,49 @@ func (c *children) abandon(e *Endpoint, n *negotiation) {
 		return
 	}
 	delete(e.spis, n.fresh.in)
-	if c.mine == n {
+	switch {
+	case c.mine == n:
 		c.mine = nil
-	}
-	if c.theirs == n {
+	case c.theirs == n:
 		c.theirs = nil
+		if c.mine != nil && c.mine.rival == n {
+			c.mine.rival = nil
+		}
 	}
 }
 
 // tick reports the inbound SAs whose time is over.
 func (c *children) tick(s *sa) {
-	c.list = slices.DeleteFunc(c.list, func(x *childSA) bool {
-		if !due(x.retireAt, s.e.now) {
-			return false
-		}
-		if !x.unborn {
-			s.emit(ChildRetired{s.id, c.pair.ID, x.in})
-		}
-		delete(s.e.spis, x.in)
-		return true
-	})
+	c.overdue(s)
+	for _, p := range c.all {
+		p.sas = slices.DeleteFunc(p.sas, func(x *childSA) bool {
+			if !due(x.retireAt, s.e.now) {
+				return false
+			}
+			if !x.unborn {
+				s.emit(ChildRetired{s.id, p.pair.ID, x.in})
+			}
+			if x.heir != nil && x.heir.replaces == x {
+				x.heir.replaces = nil
+			}
+			delete(s.e.spis, x.in)
+			return true
+		})
+	}
 }
 
 // wake is when tick wants to be called.
 func (c *children) wake() time.Time {
 	var first time.Time
-	for _, x := range c.list {
-		first = earliest(first, x.retireAt)
+	for _, n := range []*negotiation{c.mine, c.theirs} {
+		if n != nil && n.token != 0 {
+			first = earliest(first, n.deadline)
+		}
+	}
+	for _, p := range c.all {
+		for _, x := range p.sas {
+			first = earliest(first, x.retireAt)
+		}
 	}
 	return first
 }

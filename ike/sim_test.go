@@ -60,11 +60,96 @@ type host struct {
 	events    []Event
 	wake      time.Time
 
-	in   map[ipsec.SPI]ipsec.SA   // what the data plane accepts
-	out  map[uint32]ipsec.SA      // what it sends with
-	next map[ipsec.SPI]ipsec.Pair // rekeys of the peer: used after the first packet on the new inbound SA (RFC 7296, 2.8)
-	lost int                      // packets that came on an SA we do not have
-	took int
+	plane
+}
+
+// plane is a data plane as the real ones behave.
+type plane struct {
+	in     map[ipsec.SPI]ipsec.SA // what it accepts
+	out    map[uint32]ipsec.SA    // what a Pair sends with
+	halves map[ipsec.SPI]half
+	cur    map[uint32]ipsec.SPI // the inbound half of what is in out
+	armed  []uint32             // the Pairs that send, the preferred one last
+	lost   int                  // packets that came on an SA we do not have
+	took   int
+	order  int
+}
+
+// half is an inbound SA with the outbound one that came with it.
+type half struct {
+	pair  ipsec.Pair
+	order int
+	used  bool // a packet came on it
+}
+
+func newPlane() plane {
+	return plane{in: map[ipsec.SPI]ipsec.SA{}, out: map[uint32]ipsec.SA{}, halves: map[ipsec.SPI]half{}, cur: map[uint32]ipsec.SPI{}}
+}
+
+// accept takes a Pair; arm has it send too. Of the Pairs without a packet yet none is preferred.
+func (p *plane) accept(pair ipsec.Pair, arm bool) {
+	p.order++
+	p.in[pair.In.SPI] = pair.In
+	p.halves[pair.In.SPI] = half{pair: pair, order: p.order}
+	if _, ok := p.out[pair.ID]; !ok && !arm {
+		p.out[pair.ID], p.cur[pair.ID] = pair.Out, pair.In.SPI
+		p.armed = slices.Insert(p.armed, 0, pair.ID)
+	}
+	if arm {
+		p.use(pair.In.SPI)
+	}
+}
+
+// use has a Pair send with the outbound SA of an inbound one, unless it has a newer one, and prefers the Pair.
+func (p *plane) use(spi ipsec.SPI) {
+	h := p.halves[spi]
+	id := h.pair.ID
+	if _, ok := p.out[id]; !ok || p.halves[p.cur[id]].order < h.order {
+		p.out[id], p.cur[id] = h.pair.Out, spi
+	}
+	p.armed = append(slices.DeleteFunc(p.armed, func(x uint32) bool { return x == id }), id)
+}
+
+// packet takes one that came on an inbound SA. The first has the new outbound SA used (RFC 7296, 2.8).
+func (p *plane) packet(spi ipsec.SPI) {
+	h, ok := p.halves[spi]
+	if !ok {
+		p.lost++
+		return
+	}
+	p.took++
+	if !h.used {
+		h.used = true
+		p.halves[spi] = h
+		p.use(spi)
+	}
+}
+
+// retire ends an inbound SA; if its outbound one was in use, the newest of the Pair is.
+func (p *plane) retire(id uint32, spi ipsec.SPI) {
+	delete(p.in, spi)
+	delete(p.halves, spi)
+	if p.cur[id] != spi {
+		return
+	}
+	newest := -1
+	for in, h := range p.halves {
+		if h.pair.ID == id && h.order > newest {
+			newest, p.out[id], p.cur[id] = h.order, h.pair.Out, in
+		}
+	}
+}
+
+func (p *plane) remove(id uint32) {
+	for in, h := range p.halves {
+		if h.pair.ID == id {
+			delete(p.in, in)
+			delete(p.halves, in)
+		}
+	}
+	delete(p.out, id)
+	delete(p.cur, id)
+	p.armed = slices.DeleteFunc(p.armed, func(x uint32) bool { return x == id })
 }
 
 func newHost(t testing.TB, name string, addr netip.AddrPort, key crypto.Signer, cfg Config) *host {
@@ -74,7 +159,7 @@ func newHost(t testing.TB, name string, addr netip.AddrPort, key crypto.Signer, 
 	if key != nil {
 		cfg.Name, cfg.Public = name, key.Public()
 	}
-	h := &host{t: t, name: name, addr: addr, key: key, e: New(cfg), in: map[ipsec.SPI]ipsec.SA{}, out: map[uint32]ipsec.SA{}, next: map[ipsec.SPI]ipsec.Pair{}}
+	h := &host{t: t, name: name, addr: addr, key: key, e: New(cfg), plane: newPlane()}
 	h.authorize = func(AuthorizationWanted) Authorization { return Authorization{Anonymous: true} }
 	h.install = func(ChildWanted) error { return nil }
 	return h
@@ -154,12 +239,7 @@ func (h *host) handle(w *world, ev Event) {
 		}
 		err := h.install(ev)
 		if err == nil {
-			h.in[ev.Pair.In.SPI] = ev.Pair.In
-			if ev.Initiator || !ev.Rekey {
-				h.out[ev.Pair.ID] = ev.Pair.Out
-			} else {
-				h.next[ev.Pair.In.SPI] = ev.Pair
-			}
+			h.accept(ev.Pair, ev.Initiator)
 		}
 		w.take(h, h.e.Supply(w.now, ev.SA, Installed{ev.Token, err}))
 	case ChildUp:
@@ -167,15 +247,11 @@ func (h *host) handle(w *world, ev Event) {
 			h.t.Errorf("%s: ChildUp carries keys", h.name)
 		}
 	case ChildRetired:
-		delete(h.in, ev.In)
-		for in, p := range h.next {
-			if in != ev.In { // the old one ends: the new one is all there is
-				h.out[p.ID] = p.Out
-			}
-			delete(h.next, in)
-		}
+		h.retire(ev.Pair, ev.In)
+	case ChildPreferred:
+		h.use(ev.Pair.In.SPI)
 	case ChildDown:
-		delete(h.out, ev.Pair)
+		h.remove(ev.Pair)
 	}
 }
 
@@ -232,18 +308,20 @@ func (w *world) deliver(d Datagram) {
 	}
 }
 
-// traffic sends a packet each way, if the hosts have a pair.
+// traffic sends a packet each way, if the hosts have a pair: with the one that was armed last.
 func (w *world) traffic() {
 	for _, h := range w.hosts {
-		for _, out := range h.out {
-			for _, to := range w.hosts {
-				if to != h {
-					at := w.now.Add(w.delay)
-					if w.shuffle > 0 {
-						at = at.Add(time.Duration(w.rng.Int64N(int64(w.shuffle))))
-					}
-					w.queue = append(w.queue, flight{at: at, d: Datagram{Local: to.addr, Remote: h.addr}, spi: out.SPI})
+		if len(h.armed) == 0 {
+			continue
+		}
+		out := h.out[h.armed[len(h.armed)-1]]
+		for _, to := range w.hosts {
+			if to != h {
+				at := w.now.Add(w.delay)
+				if w.shuffle > 0 {
+					at = at.Add(time.Duration(w.rng.Int64N(int64(w.shuffle))))
 				}
+				w.queue = append(w.queue, flight{at: at, d: Datagram{Local: to.addr, Remote: h.addr}, spi: out.SPI})
 			}
 		}
 	}
@@ -251,17 +329,8 @@ func (w *world) traffic() {
 
 func (w *world) packet(f flight) {
 	for _, h := range w.hosts {
-		if h.addr != f.d.Local {
-			continue
-		}
-		if _, ok := h.in[f.spi]; !ok {
-			h.lost++
-			continue
-		}
-		h.took++
-		if p, ok := h.next[f.spi]; ok {
-			h.out[p.ID] = p.Out
-			delete(h.next, f.spi)
+		if h.addr == f.d.Local {
+			h.packet(f.spi)
 		}
 	}
 }

@@ -135,11 +135,11 @@ func (o offer) ikeProposal(group uint16) *wire.SA {
 	return &wire.SA{Proposals: []wire.Proposal{{Number: 1, Protocol: wire.ProtocolIKE, Transforms: ts}}}
 }
 
-// espProposal is the one proposal of a Child SA that we ask for: ESN preferred.
+// espProposal is a proposal of a Child SA that we ask for: ESN preferred. group is that of the KE payload, groupNone without one.
 func (o offer) espProposal(in ipsec.SPI, group uint16) *wire.SA {
 	ts := o.cipherTransforms()
 	if group != groupNone {
-		ts = append(ts, wire.Transform{Type: wire.TransformKE, ID: group})
+		ts = append(ts, o.groupTransforms(group)...)
 	}
 	ts = append(ts, wire.Transform{Type: wire.TransformESN, ID: wire.ESNYes}, wire.Transform{Type: wire.TransformESN, ID: wire.ESNNo})
 	return &wire.SA{Proposals: []wire.Proposal{{Number: 1, Protocol: wire.ProtocolESP, SPI: espSPI(in), Transforms: ts}}}

@@ -47,6 +47,10 @@ var (
 		may:  types(wire.PayloadKE, wire.PayloadConfig),
 		many: anyTime,
 	}
+	ruleIKERekey = rule{
+		must: types(wire.PayloadSA, wire.PayloadKE, wire.PayloadNonce),
+		many: anyTime,
+	}
 	ruleNotifyOnly    = rule{many: anyTime}
 	ruleInformational = rule{may: types(wire.PayloadConfig), many: anyTime | types(wire.PayloadDelete)}
 )

@@ -1,0 +1,145 @@
+package ike
+
+import (
+	"bytes"
+	"crypto"
+	"net/netip"
+	"time"
+
+	"tacit/ipsec"
+)
+
+// Both ends may begin at once, and then there are two IKE SAs where one would do. No RFC says which of them goes. Here both are kept for
+// a while, so that nothing depends on the order of messages; then the one in whose IKE_SA_INIT the lowest of the four nonces is
+// ends, and the end that began it deletes it, as RFC 7296, 2.8.1 has it for rekeys. Before that both ends send with the other.
+
+const (
+	youngFor = 10 * time.Second // from established to when the loser goes
+	patient  = 20 * time.Second // longer than that we wait for a peer that does not delete its own: it may not know the rule
+)
+
+// youngKey finds the SA that crosses another: that with the same peer and the other role.
+type youngKey struct {
+	remote    netip.Addr
+	initiator bool
+}
+
+// crossing is what an SA keeps while it is young, and a loser until it ends.
+type crossing struct {
+	key  youngKey
+	low  []byte // the lower nonce of its IKE_SA_INIT
+	twin *sa    // what it has lost against
+	ours bool   // a loser: we began it
+	at   time.Time
+}
+
+// remember keeps the nonces of an SA that has just been authenticated.
+func (s *sa) remember() {
+	s.family().cross = &crossing{
+		key: youngKey{s.remote.Addr(), s.initiator}, low: bytes.Clone(lower(s.hs.ni, s.hs.nr)), at: s.e.now.Add(youngFor),
+	}
+}
+
+// meet looks, when the first Child SA is up, for an SA that crosses this one.
+func (s *sa) meet() {
+	if s.kin == nil || s.kin.cross == nil {
+		return
+	}
+	c := s.kin.cross
+	s.e.young[c.key] = s
+	o := s.e.young[youngKey{c.key.remote, !c.key.initiator}]
+	if o == nil || !o.open() || o.quiet {
+		return
+	}
+	loser, winner := s, o
+	if bytes.Compare(c.low, o.kin.cross.low) > 0 {
+		loser, winner = o, s
+	}
+	l := loser.kin.cross
+	l.twin, l.ours, l.at = winner, l.key.initiator, s.e.now.Add(youngFor)
+	if !l.ours {
+		l.at = l.at.Add(patient)
+	}
+	if loser != s {
+		s.e.schedule(loser)
+	}
+}
+
+// reconsiderDue is when the SA is not young any more.
+func (s *sa) reconsiderDue() time.Time {
+	if !s.open() || s.kin == nil || s.kin.cross == nil {
+		return time.Time{}
+	}
+	return s.kin.cross.at
+}
+
+// reconsider ends a loser, and forgets the nonces of the others.
+func (s *sa) reconsider() {
+	if !due(s.reconsiderDue(), s.e.now) {
+		return
+	}
+	c := s.kin.cross
+	if s.e.young[c.key] == s {
+		delete(s.e.young, c.key)
+	}
+	switch {
+	case s.covered():
+		s.prefer()
+		c.at = time.Time{}
+		s.out.wantDelete = true
+	case *s.kin == kin{cross: c}:
+		s.kin = nil
+	default:
+		s.kin.cross = nil
+	}
+}
+
+// covered reports whether the winner stands in for this SA: the peer has proved no less there, and the same traffic has a Child SA.
+func (s *sa) covered() bool {
+	if s.kin == nil || s.kin.cross == nil || s.kin.cross.twin == nil {
+		return false
+	}
+	w := s.kin.cross.twin.latest()
+	if !w.open() || w.quiet || s.key != nil && !sameKey(s.key, w.key) {
+		return false
+	}
+	for _, p := range s.child.all {
+		if w.child.carrying(p.pair.Selector) == nil {
+			return false
+		}
+	}
+	return true
+}
+
+func sameKey(a, b crypto.PublicKey) bool {
+	k, ok := a.(interface{ Equal(crypto.PublicKey) bool })
+	return ok && b != nil && k.Equal(b)
+}
+
+// carrying is the Pair that is up for the traffic.
+func (c *children) carrying(sel ipsec.Selector) *child {
+	for _, p := range c.all {
+		if p.pair.Selector == sel && p.serving() > 0 {
+			return p
+		}
+	}
+	return nil
+}
+
+// prefer has the winner's Pairs send instead of this SA's, whose inbound halves go on taking what the peer may still send.
+func (s *sa) prefer() {
+	w := s.kin.cross.twin.latest()
+	for _, p := range s.child.all {
+		if q := w.child.carrying(p.pair.Selector); q != nil {
+			w.emit(ChildPreferred{w.id, q.pair})
+		}
+	}
+}
+
+// part ends a loser for the peer. For the caller it ends a little later, when no packet is on its way any more.
+func (s *sa) part(wait time.Duration) {
+	s.prefer()
+	s.setState(closed)
+	s.out = request{next: s.out.next}
+	s.timer.report = s.e.now.Add(wait)
+}

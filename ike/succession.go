@@ -1,0 +1,344 @@
+package ike
+
+import (
+	"bytes"
+	"encoding/binary"
+	"time"
+
+	"tacit/ike/wire"
+)
+
+// An IKE SA is rekeyed by another that takes its place (RFC 7296, 1.3.2, 2.8, 2.18): it inherits the Child SAs and the caller, who
+// goes on calling it as before. The end that asked for it deletes the old one. Both may ask at once (2.8.2): then there are two
+// new ones for a moment, and the four nonces say which of them stays.
+
+// kin are the other IKE SAs that an IKE SA has to do with.
+type kin struct {
+	rekey  *succession // our request for an heir is out
+	elder  *sa         // it may become the heir of: the peer has asked for it while our own request was out
+	before *sa         // what it has replaced, while that is still there
+	heir   *sa         // what has replaced it
+	cross  *crossing
+	since  time.Time // since when the peer answers our rekeys with TEMPORARY_FAILURE
+}
+
+// family is the SA's kin, made on the first call.
+func (s *sa) family() *kin {
+	if s.kin == nil {
+		s.kin = &kin{}
+	}
+	return s.kin
+}
+
+// succession is a rekey of the IKE SA that we have asked for.
+type succession struct {
+	spi      SAID // ours of the new one
+	ni       []byte
+	share    share
+	again    bool   // INVALID_KE_PAYLOAD was obeyed
+	rival    *sa    // the new one that the peer has asked for meanwhile
+	rivalLow []byte // the lower nonce of that
+}
+
+// rivalLives reports whether there is a rival that the peer has not deleted.
+func (r *succession) rivalLives() bool {
+	return r != nil && r.rival != nil && r.rival.state == established
+}
+
+// rekeySA derives the keys of the new IKE SA: "SKEYSEED = prf(SK_d (old), g^ir (new) | Ni | Nr)", with the old SA's PRF (RFC 7296, 2.18).
+func (s *sa) rekeySA(suite ikeSuite, shared, ni, nr []byte, spiI, spiR uint64) saKeys {
+	return expandSA(suite, prf(s.keys.suite.prf, s.keys.d, shared, ni, nr), ni, nr, spiI, spiR)
+}
+
+// withoutSPIs makes the proposals of a rekey look like those of IKE_SA_INIT, which carry no SPI. spis are the SPIs by the number of
+// the proposal.
+func withoutSPIs(p *wire.SA) (bare *wire.SA, spis map[uint8]uint64) {
+	bare, spis = &wire.SA{}, map[uint8]uint64{}
+	for _, q := range p.Proposals {
+		if q.Protocol == wire.ProtocolIKE && len(q.SPI) == 8 {
+			spis[q.Number] = binary.BigEndian.Uint64(q.SPI)
+			q.SPI = nil
+			bare.Proposals = append(bare.Proposals, q)
+		}
+	}
+	return bare, spis
+}
+
+// startIKERekey asks for an heir.
+func (s *sa) startIKERekey() {
+	s.family().rekey = &succession{spi: s.e.newSAID()}
+	s.setState(rekeying)
+	s.askHeir(s.keys.suite.group)
+}
+
+// askHeir sends the request with a share of the group: "implementations MUST perform a new Diffie-Hellman exchange" (RFC 7296, 2.18).
+func (s *sa) askHeir(group uint16) {
+	r := s.kin.rekey
+	var err error
+	if r.share, err = newShare(s.e.cfg.Rand, group); err != nil {
+		s.heirRefused(&wire.Notify{Type: wire.TemporaryFailure})
+		return
+	}
+	r.ni = s.e.random(nonceLen)
+	sap := s.e.offer.ikeProposal(group)
+	for i := range sap.Proposals {
+		sap.Proposals[i].SPI = spiBytes(uint64(r.spi))
+	}
+	s.send(taskRekey, wire.CreateChildSA, sap, &wire.Nonce{Data: r.ni}, &wire.KE{Group: group, Data: r.share.public()})
+}
+
+// onIKERekeyResponse takes the heir that the peer has made, and decides between it and the one that the peer may have asked for.
+func (s *sa) onIKERekeyResponse(ps []wire.Payload, err error) {
+	if s.state != rekeying {
+		return // the peer's own rekey was quicker
+	}
+	if f := failure(ps); err == nil && f != nil {
+		s.heirRefused(f)
+		return
+	}
+	if err == nil {
+		err = ruleIKERekey.check(ps)
+	}
+	r := s.kin.rekey
+	var t *sa
+	var low []byte
+	if err == nil {
+		t, low, err = s.acceptHeir(r, ps)
+	}
+	if err != nil {
+		s.reject(err, bye())
+		return
+	}
+	if r.rivalLives() && bytes.Compare(low, r.rivalLow) < 0 { // ours has the lowest nonce: its creator deletes it
+		s.yield()
+		t.setState(deleting)
+		t.send(taskDelete, wire.Informational, bye())
+		s.e.schedule(t)
+		return
+	}
+	if r.rivalLives() {
+		r.rival.setState(replaced) // the peer deletes it
+		r.rival.kin.elder = nil
+		s.e.schedule(r.rival)
+	}
+	s.kin.rekey = nil
+	s.setState(deleting)
+	s.succeed(t)
+	s.send(taskDelete, wire.Informational, bye()) // "MUST be the last request sent over the old IKE SA"
+}
+
+// acceptHeir checks the response before anything changes.
+func (s *sa) acceptHeir(r *succession, ps []wire.Payload) (t *sa, low []byte, err error) {
+	bare, spis := withoutSPIs(get[*wire.SA](ps))
+	suite, ok := s.e.offer.acceptIKE(bare)
+	ke, nonce := get[*wire.KE](ps), get[*wire.Nonce](ps).Data
+	switch {
+	case !ok || len(get[*wire.SA](ps).Proposals) != 1 || suite.group != r.share.group || ke.Group != suite.group:
+		return nil, nil, errPeer("the new IKE SA is not what we asked for")
+	case spis[1] == uint64(r.spi):
+		return nil, nil, errPeer("the new IKE SA has our own SPI")
+	case len(nonce) < max(suite.prf.Size(), s.keys.suite.prf.Size())/2 || bytes.Equal(nonce, r.ni):
+		return nil, nil, errPeer("nonce")
+	}
+	shared, err := r.share.secret(ke.Data)
+	if err != nil {
+		return nil, nil, err
+	}
+	c, err := newCrypto(suite, s.rekeySA(suite, shared, r.ni, nonce, uint64(r.spi), spis[1]), true)
+	if err != nil {
+		return nil, nil, err
+	}
+	return s.beget(true, r.spi, spis[1], c), lower(r.ni, nonce), nil
+}
+
+// beget makes an IKE SA that may become the heir. The caller does not hear of it before it does.
+func (s *sa) beget(initiator bool, ours SAID, theirs uint64, c *saCrypto) *sa {
+	t := &sa{
+		e: s.e, id: ours, initiator: initiator, state: established, quiet: true, key: s.key,
+		spiI: uint64(ours), spiR: theirs, local: s.local, remote: s.remote, origin: s.origin, nat: s.nat, keys: c, slot: -1,
+	}
+	if !initiator {
+		t.spiI, t.spiR = t.spiR, t.spiI
+	}
+	t.live()
+	t.timer.heard, t.timer.spoke = s.e.now, s.e.now
+	s.e.sas[ours] = t
+	return t
+}
+
+// succeed makes t the SA that the caller means: "An IKE SA so created inherits all of the original IKE SA's Child SAs" (RFC 7296, 2.8).
+func (s *sa) succeed(t *sa) {
+	f, of := t.family(), s.family()
+	f.elder, f.before, of.heir = nil, s, t
+	f.cross, of.cross = of.cross, nil
+	if f.cross != nil && s.e.young[f.cross.key] == s {
+		s.e.young[f.cross.key] = t
+	}
+	t.id = s.id
+	s.e.heirs[t.id] = t
+	t.child, s.child = s.child, children{}
+	t.timer.childless = s.timer.childless
+	t.out.wantProbe, t.out.wantDelete = s.out.wantProbe, s.out.wantDelete
+	s.out.wantProbe, s.out.wantDelete = false, false
+	s.quiet, t.quiet = true, false
+	t.emit(Rekeyed{SA: t.id, Initiator: t.initiator, Summary: t.keys.suite.String()})
+	s.e.schedule(t)
+}
+
+// yield gives way to the heir that the peer has asked for, and forgets our own request (RFC 7296, 2.25.2).
+func (s *sa) yield() {
+	t := s.kin.rekey.rival
+	s.kin.rekey = nil
+	s.setState(replaced)
+	s.succeed(t)
+	s.out = request{next: s.out.next}
+	t.reassure()
+}
+
+// reassure asks for a sign of life if there has been none on a new SA: the peer may not have got to know it.
+func (s *sa) reassure() {
+	if s.open() && s.in.next+s.out.next == 0 {
+		s.out.wantProbe = true
+		s.pump()
+		s.e.schedule(s)
+	}
+}
+
+// heirRefused: the old SA serves on, or the peer's own heir takes its place. A peer that does not rekey IKE SAs (NO_ADDITIONAL_SAS:
+// RFC 7296, 1.3) is asked less and less often, until the lifetime ends.
+func (s *sa) heirRefused(f *wire.Notify) {
+	r := s.kin.rekey
+	if g, ok := otherGroup(f); ok && !r.again && g != r.share.group && s.e.offer.has(g) {
+		r.again = true
+		s.askHeir(g)
+		return
+	}
+	if r.rivalLives() {
+		s.yield()
+		return
+	}
+	s.kin.rekey = nil
+	s.setState(established)
+	now, since := s.e.now, s.kin.since
+	s.kin.since = time.Time{}
+	if f.Type != wire.TemporaryFailure {
+		s.timer.rekey = now.Add(max(time.Second, s.timer.end.Sub(now)/2))
+		return
+	}
+	if since.IsZero() {
+		since = now
+	}
+	if s.kin.since = since; now.Sub(since) > temporaryFor {
+		s.reject(NotifyError{f.Type}, bye())
+		return
+	}
+	s.timer.rekey = now.Add(s.backoff(s.e.cfg.IKELifetime))
+}
+
+// answerIKERekey makes the heir that the peer asks for. While our own request is out it is only kept; else it takes over at once.
+func (s *sa) answerIKERekey(ps []wire.Payload) error {
+	switch {
+	case !s.open():
+		return refuse(wire.TemporaryFailure, "it is %v", s.state)
+	case s.child.busy():
+		return refuse(wire.TemporaryFailure, "a Child SA is being made or closed")
+	case s.kin != nil && (s.kin.before != nil || s.kin.rekey.rivalLives()): // TRUST.md A-23: one at a time
+		return refuse(wire.TemporaryFailure, "its last rekey is not over")
+	}
+	if err := ruleIKERekey.check(ps); err != nil {
+		return err
+	}
+	ke, ni := get[*wire.KE](ps), get[*wire.Nonce](ps).Data
+	bare, spis := withoutSPIs(get[*wire.SA](ps))
+	suite, sap, ok := s.e.offer.chooseIKE(bare, ke.Group)
+	switch {
+	case !ok:
+		return refuse(wire.NoProposalChosen, "no IKE proposal of ours")
+	case suite.group != ke.Group:
+		return invalidKE(suite.group, ke.Group)
+	case len(ni) < suite.prf.Size()/2:
+		return refuse(wire.InvalidSyntax, "nonce")
+	}
+	shared, ours, err := s.answerKE(suite.group, ke)
+	if err != nil {
+		return err
+	}
+	spi, theirs, nr := s.e.newSAID(), spis[sap.Proposals[0].Number], s.e.random(nonceLen)
+	c, err := newCrypto(suite, s.rekeySA(suite, shared, ni, nr, theirs, uint64(spi)), false)
+	if err != nil {
+		return refuse(wire.NoProposalChosen, "%v", err)
+	}
+	sap.Proposals[0].SPI = spiBytes(uint64(spi))
+	t := s.beget(false, spi, theirs, c)
+	s.reply(sap, &wire.Nonce{Data: nr}, ours)
+	if s.state == rekeying {
+		s.kin.rekey.rival, s.kin.rekey.rivalLow = t, bytes.Clone(lower(ni, nr))
+		t.family().elder = s
+		return nil
+	}
+	s.setState(replaced)
+	s.succeed(t)
+	return nil
+}
+
+// chosen: the peer uses the heir that it has asked for, so it has decided already that this one stays.
+func (s *sa) chosen(ps []wire.Payload) {
+	if s.kin == nil || s.kin.elder == nil {
+		return
+	}
+	if d := get[*wire.Delete](ps); d != nil && d.Protocol == wire.ProtocolIKE { // or that it goes
+		return
+	}
+	old := s.kin.elder
+	old.yield()
+	s.e.schedule(old)
+}
+
+// onDelete ends the SA on the peer's word. If it was rekeyed, it was not the last.
+func (s *sa) onDelete() {
+	switch {
+	case s.state == rekeying && s.kin.rekey.rivalLives(): // the peer did not notice that we rekey as well (RFC 7296, 2.8.2)
+		s.yield()
+		s.fail(nil)
+	case s.covered() && !s.child.busy():
+		s.part(retireAfter)
+	case s.state == replaced && s.kin.heir != nil:
+		s.kin.heir.reassure()
+		s.fail(nil)
+	default:
+		s.fail(nil)
+	}
+}
+
+// disown ends an heir that was not chosen together with the SA.
+func (s *sa) disown() {
+	if s.kin != nil && s.kin.rekey.rivalLives() {
+		t := s.kin.rekey.rival
+		s.kin.rekey = nil
+		s.e.forget(t)
+	}
+}
+
+// grown cuts the ties of an SA that is forgotten, so that nothing keeps it.
+func (s *sa) grown() {
+	if s.kin == nil {
+		return
+	}
+	if t := s.kin.heir; t != nil && t.kin.before == s {
+		t.kin.before = nil
+	}
+	if o := s.kin.elder; o != nil && o.kin.rekey != nil && o.kin.rekey.rival == s {
+		o.kin.rekey.rival = nil
+	}
+	if c := s.kin.cross; c != nil && s.e.young[c.key] == s {
+		delete(s.e.young, c.key)
+	}
+}
+
+// latest is the SA that serves now in the place of one that may have been rekeyed.
+func (s *sa) latest() *sa {
+	for s.kin != nil && s.kin.heir != nil {
+		s = s.kin.heir
+	}
+	return s
+}
