@@ -247,13 +247,13 @@ func settled(t testing.TB, a, b *host) {
 			}
 			for _, p := range s.child.all {
 				if len(p.sas) != 1 || p.current() == nil {
-					t.Errorf("%d Child SAs of Pair %d", len(p.sas), p.pair.ID)
+					t.Errorf("%d Child SAs of Pair %d", len(p.sas), p.id)
 				}
 			}
 		}
 		for _, p := range x.child.all {
 			if q, other := y.child.byOut(p.sas[0].in); q == nil || other.in != p.sas[0].out {
-				t.Errorf("Pair %d is not the peer's", p.pair.ID)
+				t.Errorf("Pair %d is not the peer's", p.id)
 			}
 		}
 	}

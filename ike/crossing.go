@@ -104,7 +104,7 @@ func (s *sa) covered() bool {
 		return false
 	}
 	for _, p := range s.child.all {
-		if w.child.carrying(p.pair.Selector) == nil {
+		if w.child.carrying(p.selector) == nil {
 			return false
 		}
 	}
@@ -119,7 +119,7 @@ func sameKey(a, b crypto.PublicKey) bool {
 // carrying is the Pair that is up for the traffic.
 func (c *children) carrying(sel ipsec.Selector) *child {
 	for _, p := range c.all {
-		if p.pair.Selector == sel && p.serving() > 0 {
+		if p.selector == sel && p.newest() != nil {
 			return p
 		}
 	}
@@ -130,8 +130,8 @@ func (c *children) carrying(sel ipsec.Selector) *child {
 func (s *sa) prefer() {
 	w := s.kin.cross.twin.latest()
 	for _, p := range s.child.all {
-		if q := w.child.carrying(p.pair.Selector); q != nil {
-			w.emit(ChildPreferred{w.id, q.pair})
+		if q := w.child.carrying(p.selector); q != nil {
+			w.emit(ChildPreferred{w.id, w.pairOf(q, q.newest())})
 		}
 	}
 }

@@ -272,7 +272,7 @@ func BenchmarkSAMemory(b *testing.B) {
 			if !w.until(time.Second, func() bool { return count[ChildUp](y) > 0 }) {
 				b.Fatal(y.dump())
 			}
-			y.events, y.in, y.out = nil, map[ipsec.SPI]ipsec.SA{}, map[uint32]ipsec.SA{}
+			y.events, y.plane = nil, newPlane()
 		}
 		b.ReportMetric(float64(heap()-before)/n, "B/SA")
 		runtime.KeepAlive(y)

@@ -221,10 +221,10 @@ func TestBadRequests(t *testing.T) {
 			ps[4] = &wire.TS{Selectors: manyTS}
 			return ps[1:]
 		}), wire.TSUnacceptable},
-		"IKE rekey with KE zero":   {wire.CreateChildSA, 2, ikeRekey(9, &wire.KE{Group: groupX25519, Data: make([]byte, 32)}), wire.InvalidSyntax},
-		"IKE rekey without KE":     {wire.CreateChildSA, 2, ikeRekey(9, nil), wire.InvalidSyntax},
-		"IKE rekey, another group": {wire.CreateChildSA, 2, ikeRekey(9, &wire.KE{Group: 14, Data: make([]byte, 256)}), wire.InvalidKEPayload},
-		"IKE rekey without SPI":    {wire.CreateChildSA, 2, ikeRekey(0, &wire.KE{Group: groupX25519, Data: basePoint}), wire.NoProposalChosen},
+		"IKE rekey with KE zero":      {wire.CreateChildSA, 2, ikeRekey(9, &wire.KE{Group: groupX25519, Data: make([]byte, 32)}), wire.InvalidSyntax},
+		"IKE rekey without KE":        {wire.CreateChildSA, 2, ikeRekey(9, nil), wire.InvalidSyntax},
+		"IKE rekey, another group":    {wire.CreateChildSA, 2, ikeRekey(9, &wire.KE{Group: 14, Data: make([]byte, 256)}), wire.InvalidKEPayload},
+		"IKE rekey without SPI":       {wire.CreateChildSA, 2, ikeRekey(0, &wire.KE{Group: groupX25519, Data: basePoint}), wire.NoProposalChosen},
 		"rekey of an unknown SPI":     {wire.CreateChildSA, 2, fixed(rekeyRequest(0xdeadbeef)...), wire.ChildSANotFound},
 		"rekey with a wrong protocol": {wire.CreateChildSA, 2, change(func(ps []wire.Payload) []wire.Payload { ps[0].(*wire.Notify).Protocol = wire.ProtocolAH; return ps }), wire.ChildSANotFound},
 		"rekey without SPI":           {wire.CreateChildSA, 2, change(func(ps []wire.Payload) []wire.Payload { ps[0].(*wire.Notify).SPI = nil; return ps }), wire.ChildSANotFound},

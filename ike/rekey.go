@@ -86,7 +86,7 @@ func (c *children) workDue() time.Time {
 	for _, p := range c.all {
 		for _, x := range p.sas {
 			if x.serves() {
-				first = earliest(first, x.deleteAt)
+				first = earliest(first, x.endAt)
 			}
 		}
 		if x := p.current(); x != nil && idle {
@@ -113,14 +113,14 @@ func (c *children) rekeyNow(now time.Time) {
 // startRekey asks for a new Child SA in place of an old one (RFC 7296, 1.3.3).
 func (s *sa) startRekey(p *child, old *childSA) {
 	old.setState(s.e, childRekeying)
-	s.ask(&negotiation{child: p, old: old, mode: p.pair.Mode, selector: p.pair.Selector}, s.e.offer.groups[0])
+	s.ask(&negotiation{child: p, old: old, mode: p.mode, selector: p.selector}, s.e.offer.groups[0])
 }
 
 // startCreate asks for another Child SA (RFC 7296, 1.3.1).
 func (s *sa) startCreate(w wish) {
 	n := &negotiation{child: w.child, mode: s.child.grant.mode, selector: w.selector}
 	if w.child != nil {
-		n.mode, n.selector = w.child.pair.Mode, w.child.pair.Selector
+		n.mode, n.selector = w.child.mode, w.child.selector
 	}
 	s.ask(n, s.e.offer.groups[0])
 }
@@ -236,7 +236,7 @@ func (s *sa) collided(n *negotiation, nr []byte) bool {
 	if mine := lower(n.ni, nr); bytes.Compare(mine, r.low) > 0 {
 		r.redundant = true
 		if r.fresh.state == childUp {
-			r.fresh.rekeyAt, r.fresh.deleteAt = time.Time{}, s.e.now.Add(replacedFor)
+			r.fresh.rekeyAt, r.fresh.endAt = time.Time{}, s.e.now.Add(replacedFor)
 		}
 		return false
 	}
@@ -307,7 +307,7 @@ func (s *sa) lost(p *child, old *childSA) {
 		return
 	}
 	s.retire(old)
-	old.retireAt = s.e.now.Add(replacedFor)
+	old.endAt = s.e.now.Add(replacedFor)
 	if p.serving() == 0 {
 		s.child.wishes = append(s.child.wishes, wish{child: p, at: s.e.now})
 	}
@@ -388,14 +388,14 @@ func (s *sa) answerRekey(ps []wire.Payload, r *wire.Notify) error {
 	case !s.child.rekeyable(old), p.serving() >= maxServing:
 		return refuse(wire.TemporaryFailure, "it is %v", old.state)
 	}
-	if transport := notify(ps, wire.UseTransportMode) != nil; !transport && p.pair.Mode == ipsec.Transport {
+	if transport := notify(ps, wire.UseTransportMode) != nil; !transport && p.mode == ipsec.Transport {
 		return refuse(wire.NoProposalChosen, "a rekey does not change the mode")
 	}
 	n, suite, err := s.chooseChild(ps, p, get[*wire.KE](ps))
 	if err != nil {
 		return err
 	}
-	n.old, n.mode = old, p.pair.Mode
+	n.old, n.mode = old, p.mode
 	return s.answerChild(n, suite, ps)
 }
 

@@ -184,7 +184,7 @@ func (s *sa) emit(ev Event) {
 // report ends the SA for the caller: its child, then itself. What we still have to say to the peer goes on in silence.
 func (s *sa) report(err error) {
 	for _, p := range s.child.all {
-		s.emit(ChildDown{s.id, p.pair.ID, err})
+		s.emit(ChildDown{s.id, p.id, err})
 	}
 	s.emit(Closed{s.id, err})
 	s.quiet = true

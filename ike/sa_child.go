@@ -47,11 +47,10 @@ type childSA struct {
 	in, out   ipsec.SPI
 	born      time.Time
 	rekeyAt   time.Time // zero: another has taken its place
-	deleteAt  time.Time // when we delete it, if nobody else does
-	retireAt  time.Time
+	endAt     time.Time // when we delete it, if nobody else does; in retired: when nothing is taken on it any more
 	sureAt    time.Time // until then our answer may not have reached the peer, which does not know this one: we ask for nothing about it
-	replaces  *childSA // what it was made in place of, while that is still there
-	heir      *childSA // what has taken its place
+	replaces  *childSA  // what it was made in place of, while that is still there
+	heir      *childSA  // what has taken its place
 }
 
 // setState is the only place where the state changes.
@@ -64,10 +63,12 @@ func (c *childSA) setState(e *Endpoint, to childState) {
 
 // child is a Pair: the Child SAs that follow each other by rekeys and share its ID.
 type child struct {
-	pair  ipsec.Pair // without keys
-	sas   []*childSA
-	noPFS bool      // the peer has refused a key exchange at a rekey
-	since time.Time // since when it says TEMPORARY_FAILURE; zero: it does not
+	id       uint32
+	mode     ipsec.Mode
+	noPFS    bool           // the peer has refused a key exchange at a rekey
+	selector ipsec.Selector // zero until one is up
+	sas      []*childSA
+	since    time.Time // since when it says TEMPORARY_FAILURE; zero: it does not
 }
 
 // children are the Child SAs of an IKE SA. Each direction has one exchange under way at most.
@@ -121,19 +122,29 @@ func (s *sa) outer() (local, remote netip.AddrPort) {
 	return netip.AddrPortFrom(s.local.Addr(), 0), netip.AddrPortFrom(s.remote.Addr(), 0)
 }
 
+// pairOf is a Child SA as the data plane calls it.
+func (s *sa) pairOf(p *child, c *childSA) ipsec.Pair {
+	local, remote := s.outer()
+	return ipsec.Pair{
+		ID: p.id, Local: local, Remote: remote, Mode: p.mode, Selector: p.selector, Authenticated: s.key != nil,
+		In: ipsec.SA{SPI: c.in}, Out: ipsec.SA{SPI: c.out},
+	}
+}
+
 // want asks the data plane for the Child SA. ni, nr and shared are those of its exchange.
 func (s *sa) want(n *negotiation, suite espSuite, ni, nr, shared []byte) {
 	c, rekey := n.fresh, n.child != nil
 	in, out := deriveChild(s.keys.suite.prf, s.keys.d, suite.cipher, ni, nr, shared).pair(suite, c.initiator, c.in, c.out)
 	if !rekey {
-		n.child = &child{pair: ipsec.Pair{ID: s.e.nextPair}}
+		n.child = &child{id: s.e.nextPair}
 		s.e.nextPair++
 		s.child.all = append(s.child.all, n.child)
 	}
-	p := ipsec.Pair{ID: n.child.pair.ID, Mode: n.mode, Selector: n.selector, In: in, Out: out, Authenticated: s.key != nil}
-	p.Local, p.Remote = s.outer()
 	n.token, n.deadline = s.e.token(), s.e.now.Add(installWithin)
-	n.pair, n.low = p, lower(ni, nr)
+	n.low = lower(ni, nr)
+	p := s.pairOf(&child{id: n.child.id, mode: n.mode, selector: n.selector}, c)
+	p.In, p.Out = in, out
+	n.pair = p
 	n.pair.In.Key, n.pair.In.Salt, n.pair.Out.Key, n.pair.Out.Salt = nil, nil, nil, nil
 	c.setState(s.e, childInbound)
 	s.emit(ChildWanted{SA: s.id, Token: n.token, Pair: p, Initiator: c.initiator, Rekey: rekey})
@@ -207,7 +218,7 @@ func (s *sa) chooseChild(ps []wire.Payload, rekeyed *child, ke *wire.KE) (*negot
 	}
 	want, group := s.child.grant.selector, groupNone
 	if rekeyed != nil {
-		want = rekeyed.pair.Selector
+		want = rekeyed.selector
 	}
 	if ke != nil {
 		group = ke.Group
@@ -289,7 +300,7 @@ func (s *sa) discard(n *negotiation) {
 		n.fresh.setState(s.e, childInbound)
 	}
 	n.fresh.setState(s.e, childUp)
-	n.fresh.deleteAt, n.fresh.unborn = s.e.now, true
+	n.fresh.endAt, n.fresh.unborn = s.e.now, true
 	n.child.sas = append(n.child.sas, n.fresh)
 }
 
@@ -301,7 +312,7 @@ func (c *children) overdue(s *sa) {
 		if n == nil || n.token == 0 || s.hs != nil || !due(n.deadline, s.e.now) {
 			continue
 		}
-		s.emit(ChildRetired{s.id, n.child.pair.ID, n.fresh.in})
+		s.emit(ChildRetired{s.id, n.child.id, n.fresh.in})
 		if n == c.mine {
 			s.installedMine(n, late)
 		} else {
@@ -341,7 +352,7 @@ func (c *children) up(s *sa, n *negotiation) {
 	f.born = now
 	p.sas = append(p.sas, f)
 	if n.redundant {
-		f.deleteAt = now.Add(replacedFor)
+		f.endAt = now.Add(replacedFor)
 		return
 	}
 	life := s.e.cfg.ChildLifetime
@@ -349,20 +360,20 @@ func (c *children) up(s *sa, n *negotiation) {
 		life = life * 3 / 2
 	}
 	f.rekeyAt = now.Add(life - jitter(s.e.jitter, life/10))
-	rekey := p.pair.Selector.Local.IsValid()
-	p.pair, p.since = n.pair, time.Time{}
+	rekey := p.selector.Local.IsValid()
+	p.mode, p.selector, p.since = n.mode, n.selector, time.Time{}
 	s.timer.childless = time.Time{}
 	if n.old != nil && n.old.serves() {
 		f.replaces, n.old.heir = n.old, f
 		n.old.rekeyAt = time.Time{}
-		n.old.deleteAt = now
+		n.old.endAt = now
 		if !f.initiator {
-			n.old.deleteAt = now.Add(replacedFor)
+			n.old.endAt = now.Add(replacedFor)
 		}
 	}
 	for _, x := range p.sas { // what the peer had lost was kept until now
 		if x.state == childRetired {
-			x.retireAt = earliest(x.retireAt, now.Add(retireAfter))
+			x.endAt = earliest(x.endAt, now.Add(retireAfter))
 		}
 	}
 	s.emit(ChildUp{SA: s.id, Pair: n.pair, Rekey: rekey})
@@ -392,11 +403,10 @@ func (s *sa) retire(x *childSA) {
 	}
 	x.setState(s.e, childRetired)
 	if old := x.replaces; old != nil && old.heir == x && old.serves() { // the peer could not install the new one: the old one serves on
-		old.heir, old.deleteAt = nil, time.Time{}
+		old.heir, old.endAt = nil, time.Time{}
 		old.rekeyAt = s.e.now.Add(s.e.cfg.ChildLifetime)
 	}
-	x.rekeyAt, x.deleteAt = time.Time{}, time.Time{}
-	x.retireAt = s.e.now.Add(wait)
+	x.rekeyAt, x.endAt = time.Time{}, s.e.now.Add(wait)
 }
 
 // deleted: the peer has answered our DELETE.
@@ -414,6 +424,16 @@ func (c *children) deleted(s *sa) {
 // serves reports whether neither end has begun to delete it.
 func (c *childSA) serves() bool { return c.state == childUp || c.state == childRekeying }
 
+// newest is the Child SA that traffic is to use; nil: there is none.
+func (p *child) newest() *childSA {
+	for _, x := range p.sas {
+		if x.serves() && x.heir == nil && !x.unborn {
+			return x
+		}
+	}
+	return nil
+}
+
 // serving counts the Child SAs that are not gone for the peer.
 func (p *child) serving() (n int) {
 	for _, x := range p.sas {
@@ -428,7 +448,7 @@ func (p *child) serving() (n int) {
 func (c *children) stale(now time.Time) *childSA {
 	for _, p := range c.all {
 		for _, x := range p.sas {
-			if due(x.deleteAt, now) && x.serves() {
+			if due(x.endAt, now) && x.serves() {
 				return x
 			}
 		}
@@ -439,7 +459,7 @@ func (c *children) stale(now time.Time) *childSA {
 // deleteChild sends the DELETE of one (RFC 7296, 1.4.1).
 func (s *sa) deleteChild(x *childSA) {
 	x.setState(s.e, childDeleting)
-	x.deleteAt = time.Time{}
+	x.endAt = time.Time{}
 	s.send(taskDeleteChild, wire.Informational, &wire.Delete{Protocol: wire.ProtocolESP, SPIs: []uint32{uint32(x.in)}})
 }
 
@@ -471,7 +491,7 @@ func (c *children) checkDown(s *sa, err error) {
 			return false
 		}
 		p.drop(s.e)
-		s.emit(ChildDown{s.id, p.pair.ID, err})
+		s.emit(ChildDown{s.id, p.id, err})
 		return true
 	})
 	if len(c.all) == 0 && c.mine == nil && c.theirs == nil && len(c.wishes) == 0 && s.timer.childless.IsZero() {
@@ -517,11 +537,11 @@ func (c *children) tick(s *sa) {
 	c.overdue(s)
 	for _, p := range c.all {
 		p.sas = slices.DeleteFunc(p.sas, func(x *childSA) bool {
-			if !due(x.retireAt, s.e.now) {
+			if x.state != childRetired || !due(x.endAt, s.e.now) {
 				return false
 			}
 			if !x.unborn {
-				s.emit(ChildRetired{s.id, p.pair.ID, x.in})
+				s.emit(ChildRetired{s.id, p.id, x.in})
 			}
 			if x.heir != nil && x.heir.replaces == x {
 				x.heir.replaces = nil
@@ -542,7 +562,9 @@ func (c *children) wake() time.Time {
 	}
 	for _, p := range c.all {
 		for _, x := range p.sas {
-			first = earliest(first, x.retireAt)
+			if x.state == childRetired {
+				first = earliest(first, x.endAt)
+			}
 		}
 	}
 	return first
