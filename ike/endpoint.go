@@ -47,6 +47,10 @@ func withDefaults(c Config) Config {
 	if c.CookieAbove == 0 {
 		c.CookieAbove = 100
 	}
+	if c.Path == 0 {
+		c.Path = usualPath
+	}
+	c.Path = max(c.Path, leastIPv4)
 	if c.MaxHalfOpen == 0 {
 		c.MaxHalfOpen = 10_000
 	}
@@ -271,6 +275,8 @@ func (e *Endpoint) forget(s *sa) {
 		e.halfOpen(s, -1)
 	}
 	s.child.drop(e)
+	e.release(&s.in.parts)
+	e.release(&s.out.parts)
 	s.disown()
 	s.grown()
 	delete(e.sas, s.spi())
@@ -306,10 +312,12 @@ func network(a netip.AddrPort) netip.Prefix {
 }
 
 // transmit sends data to where the SA's peer is.
-func (e *Endpoint) transmit(s *sa, data []byte) {
-	e.stats.Sent++
+func (e *Endpoint) transmit(s *sa, datagrams ...[]byte) {
 	s.timer.spoke = e.now
-	e.out.Send = append(e.out.Send, Datagram{s.local, s.remote, data})
+	for _, data := range datagrams {
+		e.stats.Sent++
+		e.out.Send = append(e.out.Send, Datagram{s.local, s.remote, data})
+	}
 }
 
 // answer sends a message of no SA back to where d came from.

@@ -1,7 +1,6 @@
 package ike
 
 import (
-	"crypto/sha256"
 	"math/rand/v2"
 	"time"
 
@@ -40,11 +39,15 @@ type request struct {
 	state exchangeState
 	next  uint32 // Message ID of the next request
 	task  task
-	data  []byte
+	data  [][]byte // the request, sealed, in one or in fragments
 	sends int
 	first time.Time // when it was sent first
 	last  time.Time // and last
 	due   time.Time // of the next repeat
+
+	header   wire.Header // and open, to make smaller fragments of it
+	payloads []wire.Payload
+	parts    *reassembly // of the response
 
 	wantProbe, wantDelete bool
 	farewell              []wire.Payload // of a rejected SA
@@ -55,22 +58,27 @@ type window struct {
 	next  uint32   // Message ID of the next request
 	busy  bool     // it is in, and not answered yet: repeats are dropped
 	seen  [32]byte // hash of the last request
-	reply []byte   // and its answer, for repeats
+	reply [][]byte // and its answer, for repeats
 	exch  wire.ExchangeType
+	parts *reassembly // of the next request
 }
 
 // send seals a request and sends it.
 func (s *sa) send(t task, x wire.ExchangeType, ps ...wire.Payload) {
-	data, err := s.keys.seal.seal(s.header(x, s.out.next, false), ps)
+	h := s.header(x, s.out.next, false)
+	data, err := s.sealed(h, ps, 1)
 	if err != nil {
 		s.e.drop("too-long")
 		return
 	}
-	s.launch(t, data)
+	if s.frag.on && (len(data) > 1 || len(data[0]) > leastIPv4-28) {
+		s.out.header, s.out.payloads = h, ps
+	}
+	s.launch(t, data...)
 }
 
 // launch sends a request that is sealed, or needs not be.
-func (s *sa) launch(t task, data []byte) {
+func (s *sa) launch(t task, data ...[]byte) {
 	s.out.state, s.out.task, s.out.data = waiting, t, data
 	s.out.sends, s.out.first = 0, s.e.now
 	s.repeat()
@@ -79,10 +87,11 @@ func (s *sa) launch(t task, data []byte) {
 // repeat sends the request (again) and sets the timer: each wait is up to a tenth longer, so that hosts do not fall into step.
 func (s *sa) repeat() {
 	gap := s.e.cfg.Retransmit[s.out.sends]
+	s.shrink()
 	s.out.sends++
 	s.out.last = s.e.now
 	s.out.due = s.e.now.Add(gap + jitter(s.e.jitter, gap/10))
-	s.e.transmit(s, s.out.data)
+	s.e.transmit(s, s.out.data...)
 }
 
 // jitter is a time from 0 to d.
@@ -121,20 +130,21 @@ func (s *sa) retransmit() {
 
 // answered ends the exchange.
 func (s *sa) answered() {
-	s.out.state, s.out.data, s.out.due = idle, nil, time.Time{}
+	s.out.state, s.out.data, s.out.payloads, s.out.due = idle, nil, nil, time.Time{}
+	s.e.release(&s.out.parts)
 	s.out.next++
 }
 
 // reply answers the request that is in, and remembers the answer for its repeats. "A responder never retransmits a response
 // except in reply to a repeated request" (RFC 7296, 2.1).
 func (s *sa) reply(ps ...wire.Payload) {
-	data, err := s.keys.seal.seal(s.header(s.in.exch, s.in.next-1, true), ps)
+	data, err := s.sealed(s.header(s.in.exch, s.in.next-1, true), ps, 1)
 	if err != nil {
 		s.e.drop("too-long")
 		return
 	}
 	s.in.busy, s.in.reply = false, data
-	s.e.transmit(s, data)
+	s.e.transmit(s, data...)
 }
 
 // onRequest takes a request of the peer on an SA that exists.
@@ -154,11 +164,12 @@ func (s *sa) onRequest(d Datagram, h wire.Header) {
 		s.e.drop("wrong-exchange")
 		return
 	}
-	ps, ours, err := s.unseal(d)
+	got, ours, err := s.unseal(&s.in.parts, d)
 	if !ours {
 		return
 	}
-	s.in = window{next: h.MessageID + 1, busy: true, seen: sha256.Sum256(d.Data), exch: h.Exchange}
+	s.in = window{next: h.MessageID + 1, busy: true, seen: got.seen, exch: h.Exchange}
+	ps := got.payloads
 	if err != nil {
 		s.malformed(err)
 		return
@@ -175,20 +186,25 @@ func (s *sa) onRequest(d Datagram, h wire.Header) {
 	}
 }
 
-// unseal opens a message of the peer's turn and notes that the peer is alive and where. ours is false for what the peer has not
-// sealed: it changes nothing. err: the peer did, and it is malformed inside.
-func (s *sa) unseal(d Datagram) (ps []wire.Payload, ours bool, err error) {
-	ps, err = s.keys.open.open(d.Data)
-	if err == errSealed {
+// unseal opens a message of the peer's turn and notes that the peer is alive and where; parts is where its fragments are kept. ours is
+// false for what the peer has not sealed, which changes nothing, and for fragments while others are missing. err: the peer
+// did, and it is malformed inside.
+func (s *sa) unseal(parts **reassembly, d Datagram) (got received, ours bool, err error) {
+	got, err = s.receive(parts, d)
+	switch err {
+	case errSealed:
 		s.e.drop("not-authentic")
-		return nil, false, nil
+		return got, false, nil
+	case errPartial:
+		return got, false, nil
 	}
+	s.e.release(parts)
 	s.follow(d)
 	s.timer.heard = s.e.now
 	if s.open() {
 		s.emit(Alive{s.id})
 	}
-	return ps, true, err
+	return got, true, err
 }
 
 // admits is the table of which request is allowed in which state.
@@ -204,14 +220,16 @@ func (s *sa) admits(x wire.ExchangeType) bool {
 
 // onRepeat answers a repeated request from memory. Before the answer is ready it is dropped.
 func (s *sa) onRepeat(d Datagram) {
-	if s.in.busy || sha256.Sum256(d.Data) != s.in.seen {
+	if s.in.busy || !s.repeats(d) {
 		s.e.drop("repeat")
 		return
 	}
 	s.e.stats.Retransmitted++
 	s.timer.spoke = s.e.now
-	s.e.out.Send = append(s.e.out.Send, Datagram{d.Local, d.Remote, s.in.reply})
-	s.e.stats.Sent++
+	for _, data := range s.in.reply {
+		s.e.stats.Sent++
+		s.e.out.Send = append(s.e.out.Send, Datagram{d.Local, d.Remote, data})
+	}
 }
 
 // malformed answers a request that is authentic and does not parse. INVALID_SYNTAX "is considered fatal in both peers" (RFC 7296,
@@ -243,13 +261,13 @@ func (s *sa) onResponse(d Datagram, h wire.Header) {
 		s.e.drop("wrong-exchange")
 		return
 	}
-	ps, ours, err := s.unseal(d)
+	got, ours, err := s.unseal(&s.out.parts, d)
 	if !ours {
 		return
 	}
 	t := s.out.task
 	s.answered()
-	s.onAnswer(t, ps, err)
+	s.onAnswer(t, got.payloads, err)
 }
 
 func exchangeOf(t task) wire.ExchangeType {

@@ -61,6 +61,7 @@ type Config struct {
 	CookieAbove   int             // half-open SAs above which a cookie is demanded (RFC 7296, 2.6); 0: 100; -1: always
 	MaxHalfOpen   int             // half-open SAs above which nothing new is accepted; 0: 10,000
 	FirstPair     uint32          // Pair ids start here
+	Path          int             // octets of an IP datagram that pass everywhere, at least 576; longer messages go in fragments (RFC 7383); 0: 1280
 	Retransmit    []time.Duration // the wait after each send of a request; after the last it is given up. nil: 0.5 s, 1, 2, 4, 8 s
 }
 
@@ -99,6 +100,7 @@ type Endpoint struct {
 	spis     map[ipsec.SPI]struct{}
 	timers   timers
 
+	fragmented  int // octets of messages that are not whole
 	nextPair    uint32
 	lastToken   uint64
 	lastVersion time.Time // of the last INVALID_MAJOR_VERSION

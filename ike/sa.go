@@ -74,6 +74,7 @@ type sa struct {
 	local, remote netip.AddrPort
 	origin        netip.AddrPort // remote, when the SA began
 	nat           nat
+	frag          fragments
 	keys          *saCrypto  // nil in initSent
 	hs            *handshake // nil once it is over
 	out           request
@@ -198,6 +199,7 @@ func (s *sa) fail(err error) {
 	if s.state != closed {
 		s.setState(closed)
 	}
+	s.e.release(&s.out.parts)
 	s.out = request{next: s.out.next}
 	if len(s.in.reply) == 0 {
 		s.e.forget(s)
@@ -247,7 +249,7 @@ func (s *sa) tick() time.Time {
 		s.reconsider()
 		s.pump()
 	}
-	wake := earliest(s.timer.end, s.timer.report, s.out.due, s.child.wake(), s.keepAliveDue(), s.reconsiderDue())
+	wake := earliest(s.timer.end, s.timer.report, s.out.due, s.child.wake(), s.keepAliveDue(), s.reconsiderDue(), s.expireFragments())
 	if s.state == established && s.out.state == idle {
 		wake = earliest(wake, s.timer.childless, s.timer.rekey, s.child.workDue(), s.livenessDue())
 	}

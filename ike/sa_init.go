@@ -78,7 +78,7 @@ func (s *sa) sendInit(group uint16) {
 	}
 	ps = append(ps, s.e.offer.ikeProposal(group), &wire.KE{Group: group, Data: a.share.public()}, &wire.Nonce{Data: hs.ni})
 	ps = append(ps, s.e.natPayloads(s.spiI, 0, s.local, s.remote)...)
-	ps = append(ps, status(wire.SignatureHashAlgorithms, ourHashes()))
+	ps = append(ps, status(wire.SignatureHashAlgorithms, ourHashes()), status(wire.IKEv2FragmentationSupport, nil))
 	data, err := (&wire.Message{Header: s.header(wire.IKESAInit, 0, false), Payloads: ps}).Marshal()
 	if err != nil {
 		s.fail(err)
@@ -208,6 +208,7 @@ func (s *sa) acceptInit(d Datagram, h wire.Header, ps []wire.Payload) error {
 func (s *sa) initDone(c *saCrypto, keys saKeys, d Datagram, ps []wire.Payload) {
 	s.keys, s.hs.keys = c, keys
 	s.hs.hashes = parseHashes(notify(ps, wire.SignatureHashAlgorithms))
+	s.frag.on = notify(ps, wire.IKEv2FragmentationSupport) != nil // we say so always
 	s.follow(d)
 	s.timer.heard = s.e.now
 }
@@ -344,10 +345,13 @@ func (e *Endpoint) respondInit(d Datagram, h wire.Header, ps []wire.Payload) {
 	if notify(ps, wire.SignatureHashAlgorithms) != nil {
 		out = append(out, status(wire.SignatureHashAlgorithms, ourHashes()))
 	}
+	if notify(ps, wire.IKEv2FragmentationSupport) != nil {
+		out = append(out, status(wire.IKEv2FragmentationSupport, nil))
+	}
 	s.initDone(crypto, keys, d, ps)
 	s.hs.ni, s.hs.nr, s.hs.message1 = ni, nr, bytes.Clone(d.Data)
 	s.hs.message2 = e.answer(d, &wire.Message{Header: s.header(wire.IKESAInit, 0, true), Payloads: out})
-	s.in = window{next: 1, seen: sha256.Sum256(d.Data), reply: s.hs.message2}
+	s.in = window{next: 1, seen: sha256.Sum256(d.Data), reply: [][]byte{s.hs.message2}}
 	e.half[halfKey{s.spiI, d.Remote}] = s
 	e.schedule(s)
 }

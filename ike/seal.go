@@ -14,9 +14,8 @@ import (
 
 // The shape of the Encrypted payload with our ciphers (RFC 5282, 3).
 const (
-	ivLen       = 8
-	icvLen      = 16
-	sealedStart = wire.HeaderLen + 4 // where its body begins when it is the only payload; all before is associated data
+	ivLen  = 8
+	icvLen = 16
 )
 
 var errSealed = errors.New("the encrypted payload does not open")
@@ -57,38 +56,64 @@ func (s *sealer) seal(h wire.Header, ps []wire.Payload) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	plain = append(plain, 0) // pad length: no padding (RFC 5282, 3)
-	body := make([]byte, ivLen+len(plain)+icvLen)
-	m := wire.Message{Header: h, Payloads: []wire.Payload{&wire.Encrypted{First: first, Body: body}}}
+	return s.enclose(h, plain, func(body []byte) wire.Payload { return &wire.Encrypted{First: first, Body: body} })
+}
+
+// enclose encrypts plain into the body of the message's only payload, which wrap makes. All before the body is associated data.
+func (s *sealer) enclose(h wire.Header, plain []byte, wrap func(body []byte) wire.Payload) ([]byte, error) {
+	body := make([]byte, ivLen+len(plain)+1+icvLen) // a pad length of 0: no padding (RFC 5282, 3)
+	m := wire.Message{Header: h, Payloads: []wire.Payload{wrap(body)}}
 	b, err := m.Marshal()
 	if err != nil {
 		return nil, err
 	}
 	s.count++
-	iv := b[sealedStart : sealedStart+ivLen]
-	binary.BigEndian.PutUint64(iv, s.count)
-	s.aead.Seal(b[sealedStart+ivLen:sealedStart+ivLen], s.nonce(iv), plain, b[:sealedStart])
+	at := len(b) - len(body)
+	binary.BigEndian.PutUint64(b[at:], s.count)
+	in := append(b[at+ivLen:at+ivLen], plain...)
+	in = append(in, 0)
+	s.aead.Seal(in[:0], s.nonce(b[at:at+ivLen]), in, b[:at])
 	return b, nil
 }
 
 // open decrypts a message whose only payload is an Encrypted one. errSealed says that it was not of the peer; any other error
 // that it was, and is malformed inside.
 func (s *sealer) open(data []byte) ([]wire.Payload, error) {
+	p, plain, err := s.disclose(data)
+	if err != nil {
+		return nil, err
+	}
+	enc, ok := p.(*wire.Encrypted)
+	if !ok {
+		return nil, errSealed
+	}
+	return wire.ParsePayloads(enc.First, plain)
+}
+
+// disclose decrypts a message whose only payload is an Encrypted one or a fragment of one. Its errors are open's.
+func (s *sealer) disclose(data []byte) (wire.Payload, []byte, error) {
 	m, err := wire.Parse(data)
 	if err != nil || len(m.Payloads) != 1 {
-		return nil, errSealed
+		return nil, nil, errSealed
 	}
-	enc, ok := m.Payloads[0].(*wire.Encrypted)
-	if !ok || len(enc.Body) < ivLen+1+icvLen {
-		return nil, errSealed
+	var body []byte
+	switch p := m.Payloads[0].(type) {
+	case *wire.Encrypted:
+		body = p.Body
+	case *wire.EncryptedFragment:
+		body = p.Body
 	}
-	plain, err := s.aead.Open(nil, s.nonce(enc.Body[:ivLen]), enc.Body[ivLen:], data[:sealedStart])
+	if len(body) < ivLen+1+icvLen {
+		return nil, nil, errSealed
+	}
+	plain, err := s.aead.Open(nil, s.nonce(body[:ivLen]), body[ivLen:], data[:len(data)-len(body)])
 	if err != nil {
-		return nil, errSealed
+		return nil, nil, errSealed
 	}
 	pad := int(plain[len(plain)-1])
 	if pad >= len(plain) {
-		return nil, &wire.SyntaxError{Payload: wire.PayloadSK, Field: "pad length", Err: errors.New("longer than the payload")}
+		t := m.Payloads[0].PayloadType()
+		return nil, nil, &wire.SyntaxError{Payload: t, Field: "pad length", Err: errors.New("longer than the payload")}
 	}
-	return wire.ParsePayloads(enc.First, plain[:len(plain)-1-pad])
+	return m.Payloads[0], plain[:len(plain)-1-pad], nil
 }

@@ -155,7 +155,7 @@ func (s *sa) acceptHeir(r *succession, ps []wire.Payload) (t *sa, low []byte, er
 func (s *sa) beget(initiator bool, ours SAID, theirs uint64, c *saCrypto) *sa {
 	t := &sa{
 		e: s.e, id: ours, initiator: initiator, state: established, quiet: true, key: s.key,
-		spiI: uint64(ours), spiR: theirs, local: s.local, remote: s.remote, origin: s.origin, nat: s.nat, keys: c, slot: -1,
+		spiI: uint64(ours), spiR: theirs, local: s.local, remote: s.remote, origin: s.origin, nat: s.nat, frag: s.frag, keys: c, slot: -1,
 	}
 	if !initiator {
 		t.spiI, t.spiR = t.spiR, t.spiI
