@@ -3,6 +3,7 @@ module tacit
 go 1.26.4
 
 require (
+	filippo.io/bigmod v0.1.0 // indirect
 	github.com/BurntSushi/toml v1.4.1-0.20240526193622-a339e1f7089c // indirect
 	github.com/c2sp/wycheproof v0.0.0-20260902155932-3fa63dd0344a // indirect
 	github.com/google/go-cmp v0.7.0 // indirect

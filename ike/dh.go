@@ -2,61 +2,122 @@ package ike
 
 import (
 	"crypto/ecdh"
+	"errors"
 	"fmt"
 	"io"
+
+	"tacit/ike/wire"
 )
+
+// The key exchange methods by their IANA numbers (RFC 8031, RFC 5903, RFC 3526).
+const (
+	groupNone     = wire.GroupNone
+	groupX25519   = wire.GroupCurve25519
+	groupP256     = wire.GroupP256
+	groupP384     = wire.GroupP384
+	groupP521     = wire.GroupP521
+	groupMODP2048 = wire.GroupMODP2048
+	groupMODP3072 = wire.GroupMODP3072
+	groupMODP4096 = wire.GroupMODP4096
+)
+
+// method is how a key exchange is computed: on a curve, or modulo a prime.
+type method struct {
+	name  string
+	curve ecdh.Curve
+	size  int // curve: octets of a private key
+	modp  *modp
+}
+
+var methods = map[uint16]method{
+	groupX25519:   {name: "x25519", curve: ecdh.X25519(), size: 32},
+	groupP256:     {name: "p256", curve: ecdh.P256(), size: 32},
+	groupP384:     {name: "p384", curve: ecdh.P384(), size: 48},
+	groupP521:     {name: "p521", curve: ecdh.P521(), size: 66},
+	groupMODP2048: {name: "modp2048", modp: modp2048},
+	groupMODP3072: {name: "modp3072", modp: modp3072},
+	groupMODP4096: {name: "modp4096", modp: modp4096},
+}
+
+// groups are the methods that we speak, best first.
+var groups = []uint16{groupX25519, groupP256, groupP384, groupP521}
+
+func groupName(g uint16) string {
+	if m, ok := methods[g]; ok {
+		return m.name
+	}
+	return fmt.Sprintf("group-%d", g)
+}
+
+// slow reports whether the arithmetic of a group is a worker's: MODP takes milliseconds.
+func slow(group uint16) bool { return methods[group].modp != nil }
 
 // share is our half of a key exchange.
 type share struct {
 	group uint16
-	key   *ecdh.PrivateKey
-}
-
-func curve(group uint16) ecdh.Curve {
-	switch group {
-	case groupX25519:
-		return ecdh.X25519()
-	case groupP256:
-		return ecdh.P256()
-	}
-	return nil
+	key   *ecdh.PrivateKey // curves
+	x     []byte           // MODP: the exponent
 }
 
 // newShare draws a private key. The group must be one of ours.
 func newShare(rand io.Reader, group uint16) (share, error) {
-	b := make([]byte, 32)
-	for range 64 { // P-256 refuses scalars out of range: one in 2^32
+	m := methods[group]
+	if m.modp != nil {
+		x := make([]byte, m.modp.exponent)
+		_, err := io.ReadFull(rand, x)
+		return share{group: group, x: x}, err
+	}
+	b := make([]byte, m.size)
+	for range 64 { // scalars out of range are refused: one in 2^32 for P-256
 		if _, err := io.ReadFull(rand, b); err != nil {
 			return share{}, fmt.Errorf("random numbers: %w", err)
 		}
-		if key, err := curve(group).NewPrivateKey(b); err == nil {
-			return share{group, key}, nil
+		if group == groupP521 {
+			b[0] &= 1 // of 528 bits the curve has 521
+		}
+		if key, err := m.curve.NewPrivateKey(b); err == nil {
+			return share{group: group, key: key}, nil
 		}
 	}
 	return share{}, fmt.Errorf("no %s key in 64 draws", groupName(group))
 }
 
-// public is the data of our KE payload. P-256 is x | y without the leading octet (RFC 5903, 7).
+// prime reports whether it is one of the curves modulo a prime, whose points are x | y in a KE payload, without the leading octet of
+// their usual form (RFC 5903, 7).
+func prime(group uint16) bool {
+	return group == groupP256 || group == groupP384 || group == groupP521
+}
+
+// public is the data of our KE payload.
 func (s share) public() []byte {
+	if m := methods[s.group].modp; m != nil {
+		return m.public(s.x)
+	}
 	b := s.key.PublicKey().Bytes()
-	if s.group == groupP256 {
+	if prime(s.group) {
 		return b[1:]
 	}
 	return b
 }
 
-// secret is g^ir: the x coordinate for P-256 (RFC 5903, 7). It refuses a point that is not on its curve, and for X25519 a result
-// of zero (RFC 8031, 5: "MUST be checked").
+var errOwnShare = errors.New("our own public value")
+
+// secret is g^ir: of the curves modulo a prime the x coordinate (RFC 5903, 7). It refuses a point that is not on its curve, for X25519
+// a result of zero (RFC 8031, 5: "MUST be checked"), and a number that generates nothing (RFC 6989, 2.1).
 func (s share) secret(peer []byte) ([]byte, error) {
-	if s.group == groupP256 {
+	m := methods[s.group]
+	if m.modp != nil {
+		return m.modp.secret(s.x, peer)
+	}
+	if prime(s.group) {
 		peer = append([]byte{4}, peer...)
 	}
-	pub, err := curve(s.group).NewPublicKey(peer)
+	pub, err := m.curve.NewPublicKey(peer)
 	if err != nil {
 		return nil, err
 	}
 	if pub.Equal(s.key.PublicKey()) {
-		return nil, fmt.Errorf("our own public value")
+		return nil, errOwnShare
 	}
 	return s.key.ECDH(pub)
 }

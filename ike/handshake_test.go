@@ -108,27 +108,40 @@ func TestHandshakeAllWays(t *testing.T) {
 	}
 }
 
+// offering is an offer of one suite and one group.
+func offering(c cipherSuite, group uint16) offer {
+	return offer{[]cipherSuite{{cipher: c.cipher, bits: c.bits}}, []ipsec.Integrity{c.integ}, []uint16{group}}
+}
+
+// Every cipher, and every group, is agreed upon where a peer has nothing else, and again at a rekey with a key exchange and without.
 func TestHandshakeSuites(t *testing.T) {
-	for _, c := range ciphers {
-		for _, g := range groups {
-			for _, pfs := range []bool{false, true} {
-				a, b, w := pairOf(t)
-				b.e.offer = offer{[]cipherSuite{c}, []uint16{g}}
-				id := w.initiate(a, peerOf(a, b))
-				if !w.until(time.Second, bothUp(a, b)) {
-					t.Fatalf("%v %s: not up\n%s\n%s", c, groupName(g), a.dump(), b.dump())
-				}
-				checkPaired(t, a, b)
-				a.e.find(id).child.all[0].noPFS = !pfs
-				w.take(a, a.e.Do(w.now, id, RekeyChild))
-				w.run(3 * time.Second)
-				checkPaired(t, a, b)
-				up, _ := find[ChildUp](a)
-				if !up.Rekey || up.Pair.In.Cipher != c.cipher {
-					t.Errorf("%v %s: %+v", c, groupName(g), up)
-				}
+	try := func(c cipherSuite, g uint16) {
+		for _, pfs := range []bool{false, true} {
+			a, b, w := pairOf(t)
+			b.e.offer = offering(c, g)
+			id := w.initiate(a, peerOf(a, b))
+			if !w.until(time.Second, bothUp(a, b)) {
+				t.Fatalf("%v %s: not up\n%s\n%s", c, groupName(g), a.dump(), b.dump())
+			}
+			checkPaired(t, a, b)
+			a.e.find(id).child.all[0].noPFS = !pfs
+			w.take(a, a.e.Do(w.now, id, RekeyChild))
+			w.run(3 * time.Second)
+			checkPaired(t, a, b)
+			up, _ := find[ChildUp](a)
+			if !up.Rekey || up.Pair.In.Cipher != c.cipher || up.Pair.In.Integrity != c.integ {
+				t.Errorf("%v %s: %+v", c, groupName(g), up)
+			}
+			if got := a.e.find(id).keys.suite; got.group != g || got.cipher != c {
+				t.Errorf("%v %s: agreed on %v", c, groupName(g), got)
 			}
 		}
+	}
+	for _, c := range suites() {
+		try(c, groupX25519)
+	}
+	for _, g := range groups {
+		try(ciphers[0], g)
 	}
 }
 

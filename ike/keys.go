@@ -38,8 +38,8 @@ func skeyseed(h crypto.Hash, ni, nr, shared []byte) []byte {
 	return prf(h, concat(ni, nr), shared)
 }
 
-// saKeys are the keys of an IKE SA (RFC 7296, 2.14). With combined-mode ciphers there are no SK_ai and SK_ar, and SK_ei
-// and SK_er end in the cipher's salt (RFC 5282, 5.1).
+// saKeys are the keys of an IKE SA (RFC 7296, 2.14). ei and er are SK_ei and SK_er with the cipher's salt (RFC 5282, 5.1), or with
+// SK_ai and SK_ar behind them, in the order that KEYMAT has (RFC 7296, 2.17): combined-mode ciphers have no such keys.
 type saKeys struct {
 	d, ei, er, pi, pr ipsec.Secret
 }
@@ -50,15 +50,17 @@ func deriveSA(s ikeSuite, ni, nr, shared []byte, spiI, spiR uint64) saKeys {
 }
 
 // expandSA is {SK_d | SK_ai | SK_ar | SK_ei | SK_er | SK_pi | SK_pr} = prf+(SKEYSEED, Ni | Nr | SPIi | SPIr).
-func expandSA(s ikeSuite, skeyseed, ni, nr []byte, spiI, spiR uint64) saKeys {
-	seed := concat(ni, nr, spiBytes(spiI), spiBytes(spiR))
-	p, e := s.prf.Size(), s.cipher.keyMaterial()
-	b := prfPlus(s.prf, skeyseed, seed, 3*p+2*e)
-	return saKeys{
-		d:  b[:p],
-		ei: b[p : p+e], er: b[p+e : p+2*e],
-		pi: b[p+2*e : 2*p+2*e], pr: b[2*p+2*e:],
+func expandSA(s ikeSuite, seed, ni, nr []byte, spiI, spiR uint64) saKeys {
+	p, a := s.prf.Size(), s.cipher.integ.KeyLen()
+	e := s.cipher.keyMaterial() - a
+	b := prfPlus(s.prf, seed, concat(ni, nr, spiBytes(spiI), spiBytes(spiR)), 3*p+2*a+2*e)
+	next := func(n int) []byte {
+		k := b[:n:n]
+		b = b[n:]
+		return k
 	}
+	d, ai, ar, ei, er := next(p), next(a), next(a), next(e), next(e)
+	return saKeys{d: d, ei: append(ei, ai...), er: append(er, ar...), pi: next(p), pr: next(p)}
 }
 
 // local returns the cipher keys and the SK_p of this end and of the other.

@@ -43,12 +43,12 @@ func TestKeyDerivationCAVP(t *testing.T) {
 			t.Errorf("key %d: %x, want %x", i, []byte(got), want)
 		}
 	}
-	c := deriveChild(h, k.d, cipherSuite{ipsec.AESGCM16, 256}, ni, nr, nil)
+	c := deriveChild(h, k.d, cipherSuite{cipher: ipsec.AESGCM16, bits: 256}, ni, nr, nil)
 	if want := unhex(t, "8059e3ee8810e6c3a91bc8bcd2a7a41151b8d0e6ae239c7b38093ad85ef4c5811a8e7b5d1cdabd9560b2d5e092d1f24e2d4b85eccdf0ad0d"+
 		"c9abd94b51ee71814ca6dbc8bb51b630"); !bytes.Equal(concat(c.initiatorToResponder, c.responderToInitiator), want) {
 		t.Errorf("KEYMAT %x", concat(c.initiatorToResponder, c.responderToInitiator))
 	}
-	c = deriveChild(h, k.d, cipherSuite{ipsec.AESGCM16, 256}, ni, nr, girNew)
+	c = deriveChild(h, k.d, cipherSuite{cipher: ipsec.AESGCM16, bits: 256}, ni, nr, girNew)
 	if want := unhex(t, "bb43244c1860ad65ee1e211ffe8bb3661750c8f89cb9f547df7f4fa61d37301628190e38c66232eab4b3ab14c400a5197dd3730ed4820a8a"+
 		"10394d51e1c0400052f63ebd36b0e7ef"); !bytes.Equal(concat(c.initiatorToResponder, c.responderToInitiator), want) {
 		t.Errorf("KEYMAT with key exchange %x", concat(c.initiatorToResponder, c.responderToInitiator))
@@ -70,17 +70,17 @@ func TestPRF(t *testing.T) {
 
 // The two ends give the halves of KEYMAT opposite directions.
 func TestPairDirections(t *testing.T) {
-	for _, c := range ciphers {
+	for _, c := range suites() {
 		k := deriveChild(crypto.SHA256, []byte("sk_d"), c, []byte("ni"), []byte("nr"), nil)
 		s := espSuite{cipher: c, esn: true}
 		inI, outI := k.pair(s, true, 1000, 2000)
 		inR, outR := k.pair(s, false, 2000, 1000)
 		for _, p := range [][2]ipsec.SA{{outI, inR}, {outR, inI}} {
-			if p[0].SPI != p[1].SPI || !bytes.Equal(p[0].Key, p[1].Key) || !bytes.Equal(p[0].Salt, p[1].Salt) {
+			if p[0].SPI != p[1].SPI || !bytes.Equal(p[0].Key, p[1].Key) || !bytes.Equal(p[0].Salt, p[1].Salt) || !bytes.Equal(p[0].AuthKey, p[1].AuthKey) {
 				t.Errorf("%v: %v and %v", c, p[0], p[1])
 			}
-			if len(p[0].Key) != c.keyLen() || len(p[0].Salt) != 4 {
-				t.Errorf("%v: key of %d, salt of %d octets", c, len(p[0].Key), len(p[0].Salt))
+			if err := p[0].Check(); err != nil {
+				t.Errorf("%v: %v", c, err)
 			}
 		}
 		if bytes.Equal(inI.Key, outI.Key) {
@@ -112,11 +112,11 @@ func TestKeyExchangeVectors(t *testing.T) {
 			"d6840f6b42f6edafd13116e0e12565202fef8e9ece7dce03812464d04b9442de",
 			"dad0b65394221cf9b051e1feca5787d098dfe637fc90b9ef945d0c37725811805271a0461cdb8252d61f1c456fa3e59ab1f45b33accf5f58389e0577b8990bb3"},
 	} {
-		key, err := curve(c.group).NewPrivateKey(unhex(t, c.private))
+		key, err := methods[c.group].curve.NewPrivateKey(unhex(t, c.private))
 		if err != nil {
 			t.Fatal(err)
 		}
-		s := share{c.group, key}
+		s := share{group: c.group, key: key}
 		got, err := s.secret(unhex(t, c.peer))
 		if err != nil || hex.EncodeToString(got) != c.want || hex.EncodeToString(s.public()) != c.public {
 			t.Errorf("%s: secret %x, public %x, %v", name, got, s.public(), err)
@@ -125,4 +125,19 @@ func TestKeyExchangeVectors(t *testing.T) {
 			t.Errorf("%s: our own public value is taken", name)
 		}
 	}
+}
+
+// suites are all ways to encrypt and authenticate.
+func suites() (all []cipherSuite) {
+	for _, c := range ciphers {
+		if c.cipher.Combined() {
+			all = append(all, c)
+			continue
+		}
+		for _, i := range integrities {
+			c.integ = i
+			all = append(all, c)
+		}
+	}
+	return all
 }

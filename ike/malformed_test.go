@@ -232,10 +232,12 @@ func TestBadRequests(t *testing.T) {
 		"rekey without selectors":     {wire.CreateChildSA, 2, change(func(ps []wire.Payload) []wire.Payload { return ps[:4] }), wire.InvalidSyntax},
 		"rekey for others":            {wire.CreateChildSA, 2, change(func(ps []wire.Payload) []wire.Payload { ps[4] = &wire.TS{Selectors: manyTS}; return ps }), wire.TSUnacceptable},
 		"rekey with a cipher that we lack": {wire.CreateChildSA, 2, change(func(ps []wire.Payload) []wire.Payload {
+			ps[2].(*wire.SA).Proposals = ps[2].(*wire.SA).Proposals[:1]
 			ps[2].(*wire.SA).Proposals[0].Transforms = []wire.Transform{{Type: wire.TransformEncr, ID: 12, KeyLength: 128}}
 			return ps
 		}), wire.NoProposalChosen},
 		"rekey without ESN transform": {wire.CreateChildSA, 2, change(func(ps []wire.Payload) []wire.Payload {
+			ps[2].(*wire.SA).Proposals = ps[2].(*wire.SA).Proposals[:1]
 			ps[2].(*wire.SA).Proposals[0].Transforms = []wire.Transform{{Type: wire.TransformEncr, ID: 20, KeyLength: 128}}
 			return ps
 		}), wire.NoProposalChosen},
@@ -392,7 +394,8 @@ func rewrite(t *testing.T, of *host, change func([]wire.Payload) []wire.Payload)
 		var s *sa
 		for _, s = range of.e.sas {
 		}
-		mirror := &sealer{aead: s.keys.seal.aead, salt: s.keys.seal.salt, count: 100}
+		mirror := *s.keys.seal
+		mirror.count = 100
 		ps, err := mirror.open(d.Data)
 		if err != nil {
 			t.Fatal(err)
@@ -433,7 +436,7 @@ func TestForeignIDr(t *testing.T) {
 
 // No nonce of a cipher occurs twice, and no message opens but in its own direction.
 func TestSealNonces(t *testing.T) {
-	for _, c := range ciphers {
+	for _, c := range suites() {
 		key := make([]byte, c.keyMaterial())
 		s, err := newSealer(c, key)
 		if err != nil {
@@ -442,10 +445,10 @@ func TestSealNonces(t *testing.T) {
 		seen := map[string]bool{}
 		for range 100 {
 			b, err := s.seal(wire.Header{InitiatorSPI: 1, Exchange: wire.Informational}, nil)
-			if err != nil || seen[string(b[wire.HeaderLen+4:wire.HeaderLen+4+ivLen])] {
+			if err != nil || seen[string(b[wire.HeaderLen+4:wire.HeaderLen+4+s.ivLen])] {
 				t.Fatalf("%v: an IV occurs twice (%v)", c, err)
 			}
-			seen[string(b[wire.HeaderLen+4:wire.HeaderLen+4+ivLen])] = true
+			seen[string(b[wire.HeaderLen+4:wire.HeaderLen+4+s.ivLen])] = true
 			if ps, err := s.open(b); err != nil || len(ps) != 0 {
 				t.Errorf("%v: %v %v", c, ps, err)
 			}

@@ -265,7 +265,7 @@ func TestForgedNotifies(t *testing.T) {
 // The reason is told when nothing better came: after the last wait, not before.
 func TestUnauthenticatedRefusal(t *testing.T) {
 	a, b, w := pairOf(t)
-	b.e.offer = offer{ciphers: []cipherSuite{{ipsec.AESGCM16, 192}}, groups: groups}
+	b.e.offer = offer{ciphers: []cipherSuite{{cipher: ipsec.AESGCM16, bits: 192}}, groups: groups}
 	w.initiate(a, peerOf(a, b))
 	w.run(10 * time.Second)
 	if count[Closed](a) != 0 {

@@ -147,20 +147,17 @@ func (s *sa) ask(n *negotiation, group uint16) {
 	if n.mode == ipsec.Transport {
 		ps = append(ps, status(wire.UseTransportMode, nil))
 	}
-	// Two proposals, with a key exchange and without: a peer that has no use for our KE payload takes the second, and no
-	// round trip is lost.
-	sap := s.e.offer.espProposal(n.fresh.in, groupNone)
 	var ke []wire.Payload
-	if n.child == nil || !n.child.noPFS {
+	if n.child != nil && n.child.noPFS {
+		group = groupNone
+	}
+	if group != groupNone {
 		if sh, err := newShare(s.e.cfg.Rand, group); err == nil {
 			n.share = &sh
-			ke = []wire.Payload{&wire.KE{Group: sh.group, Data: sh.public()}}
-			plain := sap.Proposals[0]
-			plain.Number = 2
-			sap = s.e.offer.espProposal(n.fresh.in, sh.group)
-			sap.Proposals = append(sap.Proposals, plain)
+			ke = []wire.Payload{&wire.KE{Group: group, Data: sh.public()}}
 		}
 	}
+	sap := s.e.offer.rekeyProposal(n.fresh.in, group)
 	ps = append(append(append(ps, sap, &wire.Nonce{Data: n.ni}), ke...), tsPayloads(n.selector, true)...)
 	s.child.mine = n
 	s.send(taskChild, wire.CreateChildSA, ps...)

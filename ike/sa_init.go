@@ -153,15 +153,6 @@ func (s *sa) onInitNotify(ps []wire.Payload) {
 // current is the latest attempt.
 func (s *sa) current() *attempt { return &s.hs.attempts[len(s.hs.attempts)-1] }
 
-func (o offer) has(group uint16) bool {
-	for _, g := range o.groups {
-		if g == group {
-			return true
-		}
-	}
-	return false
-}
-
 // acceptInit checks the whole response before anything changes.
 func (s *sa) acceptInit(d Datagram, h wire.Header, ps []wire.Payload) error {
 	if err := ruleInit.check(ps); err != nil {

@@ -12,27 +12,24 @@ import (
 	"tacit/ipsec"
 )
 
-// The shape of the Encrypted payload with our ciphers (RFC 5282, 3).
-const (
-	ivLen  = 8
-	icvLen = 16
-)
-
 var errSealed = errors.New("the encrypted payload does not open")
 
-// sealer encrypts or decrypts one direction of an IKE SA. The nonce is the salt and the 8 octets of IV, which count up: each
-// direction has a key of its own, so no nonce occurs twice.
+// sealer encrypts or decrypts one direction of an IKE SA. With a combined-mode cipher the nonce is the salt and the 8 octets of
+// IV, which count up: each direction has a key of its own, so no nonce occurs twice. The IV of AES-CBC, which must be unpredictable, is
+// the encrypted count (NIST SP 800-38A, appendix C).
 type sealer struct {
 	aead  cipher.AEAD
-	salt  [saltLen]byte
+	salt  []byte
+	block cipher.Block // AES-CBC
+	ivLen int
+	align int // octets of which the plain text with its padding is a multiple
 	count uint64
 }
 
-// newSealer splits SK_e into key and salt.
-func newSealer(c cipherSuite, ske ipsec.Secret) (*sealer, error) {
-	key := ske[:c.keyLen()]
-	s := &sealer{}
-	copy(s.salt[:], ske[c.keyLen():])
+// newSealer makes a sealer of its part of the key schedule: the cipher's key with a salt or the key of the integrity algorithm.
+func newSealer(c cipherSuite, material ipsec.Secret) (*sealer, error) {
+	key, rest := material[:c.keyLen()], material[c.keyLen():]
+	s := &sealer{salt: rest, ivLen: 8, align: 1}
 	var err error
 	if c.cipher == ipsec.ChaCha20Poly1305 {
 		s.aead, err = chacha20poly1305.New(key)
@@ -42,13 +39,37 @@ func newSealer(c cipherSuite, ske ipsec.Secret) (*sealer, error) {
 	if err != nil {
 		return nil, err
 	}
-	s.aead, err = cipher.NewGCM(block)
-	return s, err
+	if c.cipher.Combined() {
+		s.aead, err = cipher.NewGCM(block)
+		return s, err
+	}
+	return &sealer{aead: newCBC(block, c.integ, rest), block: block, ivLen: aes.BlockSize, align: aes.BlockSize}, nil
 }
 
-func (s *sealer) nonce(iv []byte) []byte {
-	return append(append(make([]byte, 0, saltLen+ivLen), s.salt[:]...), iv...)
+// fillIV writes the next IV.
+func (s *sealer) fillIV(iv []byte) {
+	s.count++
+	clear(iv)
+	binary.BigEndian.PutUint64(iv[len(iv)-8:], s.count)
+	if s.block != nil {
+		s.block.Encrypt(iv, iv)
+	}
 }
+
+// nonce is the IV, with the salt before it.
+func (s *sealer) nonce(iv []byte) []byte {
+	if len(s.salt) == 0 {
+		return iv
+	}
+	return append(append(make([]byte, 0, saltLen+8), s.salt...), iv...)
+}
+
+// padding is how many octets stand between n octets of plain text and the pad length (RFC 7296, 3.14): none with a combined-mode
+// cipher (RFC 5282, 3).
+func (s *sealer) padding(n int) int { return (s.align - (n+1)%s.align) % s.align }
+
+// size is the length of the body around n octets of plain text.
+func (s *sealer) size(n int) int { return s.ivLen + n + s.padding(n) + 1 + s.aead.Overhead() }
 
 // seal builds the message of header h around the payloads, encrypted.
 func (s *sealer) seal(h wire.Header, ps []wire.Payload) ([]byte, error) {
@@ -59,20 +80,22 @@ func (s *sealer) seal(h wire.Header, ps []wire.Payload) ([]byte, error) {
 	return s.enclose(h, plain, func(body []byte) wire.Payload { return &wire.Encrypted{First: first, Body: body} })
 }
 
-// enclose encrypts plain into the body of the message's only payload, which wrap makes. All before the body is associated data.
+// enclose encrypts plain into the body of the message's only payload, which wrap makes. All before the body is associated data
+// (RFC 5282, 5.1).
 func (s *sealer) enclose(h wire.Header, plain []byte, wrap func(body []byte) wire.Payload) ([]byte, error) {
-	body := make([]byte, ivLen+len(plain)+1+icvLen) // a pad length of 0: no padding (RFC 5282, 3)
+	body := make([]byte, s.size(len(plain)))
 	m := wire.Message{Header: h, Payloads: []wire.Payload{wrap(body)}}
 	b, err := m.Marshal()
 	if err != nil {
 		return nil, err
 	}
-	s.count++
 	at := len(b) - len(body)
-	binary.BigEndian.PutUint64(b[at:], s.count)
-	in := append(b[at+ivLen:at+ivLen], plain...)
-	in = append(in, 0)
-	s.aead.Seal(in[:0], s.nonce(b[at:at+ivLen]), in, b[:at])
+	text := at + s.ivLen
+	s.fillIV(b[at:text])
+	n := copy(b[text:], plain)
+	in := b[text : text+n+s.padding(n)+1]
+	in[len(in)-1] = byte(len(in) - n - 1)
+	s.aead.Seal(in[:0], s.nonce(b[at:text:text]), in, b[:at])
 	return b, nil
 }
 
@@ -103,10 +126,10 @@ func (s *sealer) disclose(data []byte) (wire.Payload, []byte, error) {
 	case *wire.EncryptedFragment:
 		body = p.Body
 	}
-	if len(body) < ivLen+1+icvLen {
+	if len(body) < s.size(0) {
 		return nil, nil, errSealed
 	}
-	plain, err := s.aead.Open(nil, s.nonce(body[:ivLen]), body[ivLen:], data[:len(data)-len(body)])
+	plain, err := s.aead.Open(nil, s.nonce(body[:s.ivLen:s.ivLen]), body[s.ivLen:], data[:len(data)-len(body)])
 	if err != nil {
 		return nil, nil, errSealed
 	}

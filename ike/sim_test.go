@@ -391,7 +391,7 @@ func checkPaired(t testing.TB, a, b *host) {
 	check := func(from, to *host) {
 		for id, out := range from.out {
 			in, ok := to.in[out.SPI]
-			if !ok || string(in.Key) != string(out.Key) || string(in.Salt) != string(out.Salt) || in.ESN != out.ESN || in.Cipher != out.Cipher {
+			if !ok || string(in.Key) != string(out.Key) || string(in.Salt) != string(out.Salt) || string(in.AuthKey) != string(out.AuthKey) || in.Integrity != out.Integrity || in.Check() != nil || in.ESN != out.ESN || in.Cipher != out.Cipher {
 				t.Errorf("%s sends pair %d with SPI %v, which %s does not accept", from.name, id, out.SPI, to.name)
 			}
 		}

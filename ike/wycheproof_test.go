@@ -60,7 +60,7 @@ func TestWycheproofKeyExchange(t *testing.T) {
 					t.Fatalf("%s %d: %v", file, tt.TcID, err)
 				}
 				ran++
-				got, err := share{group, key}.secret(public)
+				got, err := share{group: group, key: key}.secret(public)
 				switch {
 				case err == nil && !bytes.Equal(got, unhex(t, tt.Shared)), tt.Result == "valid" && err != nil, tt.Result == "invalid" && err == nil,
 					err == nil && group == groupX25519 && bytes.Equal(got, make([]byte, len(got))): // RFC 8031, 5

@@ -99,7 +99,7 @@ var transformNames = map[TransformType]string{
 
 func (t TransformType) String() string { return named(transformNames, t, "transform") }
 
-// Transform IDs that we use or must recognise (RFC 7296, 3.3.2; RFC 5282; RFC 7634; RFC 8031).
+// Transform IDs that we use or must recognise (RFC 7296, 3.3.2; RFC 3526; RFC 4868; RFC 5282; RFC 7634; RFC 8031).
 const (
 	EncrAESGCM16         uint16 = 20 // with a Key Length of 128 or 256
 	EncrChaCha20Poly1305 uint16 = 28 // without one
@@ -112,6 +112,8 @@ const (
 
 	GroupNone       uint16 = 0
 	GroupMODP2048   uint16 = 14
+	GroupMODP3072   uint16 = 15
+	GroupMODP4096   uint16 = 16
 	GroupP256       uint16 = 19
 	GroupP384       uint16 = 20
 	GroupP521       uint16 = 21

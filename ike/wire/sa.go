@@ -69,15 +69,24 @@ func (p *Proposal) marshal(b *cryptobyte.Builder) {
 		if i+1 < len(p.Transforms) {
 			more = moreTransforms
 		}
-		addCounted(b, more, 0, p.Transforms[i].marshal)
+		p.Transforms[i].marshal(b, more)
 	}
 }
 
-func (t *Transform) marshal(b *cryptobyte.Builder) {
+// marshal writes the transform with its header: there are dozens in a message, so that a builder for each would cost more than all
+// else.
+func (t *Transform) marshal(b *cryptobyte.Builder, more uint8) {
 	if t.UnknownAttribute {
 		b.SetError(fmt.Errorf("wire: %v transform %d has an unknown attribute", t.Type, t.ID))
 		return
 	}
+	length := uint16(genericLen + 4)
+	if t.KeyLength != 0 {
+		length += 4
+	}
+	b.AddUint8(more)
+	b.AddUint8(0)
+	b.AddUint16(length)
 	b.AddUint8(uint8(t.Type))
 	b.AddUint8(0)
 	b.AddUint16(t.ID)
