@@ -115,6 +115,8 @@ func (l *loop) engineEvent(now time.Time, e ike.Event) {
 		l.output(now, l.engine.Authorize(now, e.SA, l.authorize(now, e)))
 	case ike.SignatureWanted:
 		l.sign(e)
+	case ike.SharedSecretWanted:
+		l.compute(e)
 	case ike.ChildWanted:
 		l.install(now, e)
 	case ike.Established:
@@ -199,6 +201,16 @@ func (l *loop) sign(e ike.SignatureWanted) {
 		l.signers <- struct{}{}
 		r := ike.Signature{Token: e.Token}
 		r.Sig, r.Err = l.d.cfg.Signer.Sign(rand.Reader, e.Data, e.Opts)
+		<-l.signers
+		l.report(func(now time.Time) { l.output(now, l.engine.Supply(now, e.SA, r)) })
+	}()
+}
+
+// compute does the arithmetic of a key exchange beside the loop.
+func (l *loop) compute(e ike.SharedSecretWanted) {
+	go func() {
+		l.signers <- struct{}{}
+		r := e.Compute()
 		<-l.signers
 		l.report(func(now time.Time) { l.output(now, l.engine.Supply(now, e.SA, r)) })
 	}()

@@ -1,12 +1,14 @@
 package ike
 
 import (
+	"bytes"
 	"crypto/ecdh"
 	"errors"
 	"fmt"
 	"io"
 
 	"tacit/ike/wire"
+	"tacit/ipsec"
 )
 
 // The key exchange methods by their IANA numbers (RFC 8031, RFC 5903, RFC 3526).
@@ -40,7 +42,7 @@ var methods = map[uint16]method{
 }
 
 // groups are the methods that we speak, best first.
-var groups = []uint16{groupX25519, groupP256, groupP384, groupP521}
+var groups = []uint16{groupX25519, groupP256, groupP384, groupP521, groupMODP3072, groupMODP4096, groupMODP2048}
 
 func groupName(g uint16) string {
 	if m, ok := methods[g]; ok {
@@ -56,7 +58,8 @@ func slow(group uint16) bool { return methods[group].modp != nil }
 type share struct {
 	group uint16
 	key   *ecdh.PrivateKey // curves
-	x     []byte           // MODP: the exponent
+	x     ipsec.Secret     // MODP: the exponent
+	pub   []byte           // the public value, once it was computed
 }
 
 // newShare draws a private key. The group must be one of ours.
@@ -90,6 +93,9 @@ func prime(group uint16) bool {
 
 // public is the data of our KE payload.
 func (s share) public() []byte {
+	if s.pub != nil {
+		return s.pub
+	}
 	if m := methods[s.group].modp; m != nil {
 		return m.public(s.x)
 	}
@@ -105,6 +111,9 @@ var errOwnShare = errors.New("our own public value")
 // secret is g^ir: of the curves modulo a prime the x coordinate (RFC 5903, 7). It refuses a point that is not on its curve, for X25519
 // a result of zero (RFC 8031, 5: "MUST be checked"), and a number that generates nothing (RFC 6989, 2.1).
 func (s share) secret(peer []byte) ([]byte, error) {
+	if bytes.Equal(peer, s.public()) {
+		return nil, errOwnShare
+	}
 	m := methods[s.group]
 	if m.modp != nil {
 		return m.modp.secret(s.x, peer)
@@ -115,9 +124,6 @@ func (s share) secret(peer []byte) ([]byte, error) {
 	pub, err := m.curve.NewPublicKey(peer)
 	if err != nil {
 		return nil, err
-	}
-	if pub.Equal(s.key.PublicKey()) {
-		return nil, errOwnShare
 	}
 	return s.key.ECDH(pub)
 }

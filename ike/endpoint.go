@@ -25,7 +25,8 @@ func New(cfg Config) *Endpoint {
 	e := &Endpoint{
 		cfg:   withDefaults(cfg),
 		offer: defaultOffer,
-		sas:   map[SAID]*sa{}, heirs: map[SAID]*sa{}, young: map[youngKey]*sa{}, half: map[halfKey]*sa{}, prefixes: map[netip.Prefix]int{}, spis: map[ipsec.SPI]struct{}{},
+		sas:   map[SAID]*sa{}, heirs: map[SAID]*sa{}, young: map[youngKey]*sa{}, half: map[halfKey]*sa{},
+		prefixes: map[netip.Prefix]int{}, spis: map[ipsec.SPI]struct{}{}, work: map[uint64]work{},
 	}
 	e.stats.Drops = map[string]uint64{}
 	e.nextPair = max(e.cfg.FirstPair, 1)
@@ -143,8 +144,11 @@ func (e *Endpoint) Authorize(now time.Time, id SAID, a Authorization) Output {
 	return e.with(now, id, func(s *sa) { s.authorize(a) })
 }
 
-// Supply answers SignatureWanted and ChildWanted. An answer that nobody waits for is ignored.
+// Supply answers SignatureWanted, SharedSecretWanted and ChildWanted. An answer that nobody waits for is ignored.
 func (e *Endpoint) Supply(now time.Time, id SAID, r Result) Output {
+	if r, ok := r.(SharedSecret); ok {
+		return e.onSharedSecret(now, r)
+	}
 	return e.with(now, id, func(s *sa) {
 		switch r := r.(type) {
 		case Signature:

@@ -99,6 +99,7 @@ type Endpoint struct {
 	prefixes map[netip.Prefix]int // how many of them, by network
 	spis     map[ipsec.SPI]struct{}
 	timers   timers
+	work     map[uint64]work // key exchanges that are out, by token
 
 	fragmented  int // octets of messages that are not whole
 	nextPair    uint32
@@ -109,7 +110,7 @@ type Endpoint struct {
 	out Output    // and what it returns
 }
 
-// Result is Signature or Installed.
+// Result is Signature, SharedSecret or Installed.
 type Result interface{ result() }
 
 // Signature answers SignatureWanted.

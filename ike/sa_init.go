@@ -24,7 +24,8 @@ type handshake struct {
 	attempts   []attempt // initiator: our IKE_SA_INIT requests, by group
 	cookie     []byte
 	usedCookie bool
-	usedKE     bool
+	usedKE     int   // INVALID_KE_PAYLOADs obeyed: one, and one that leads back if that was forged
+	agreeing   bool  // a response is in, and its key exchange is being computed
 	hint       error // an error notification that nobody has signed: the reason if nothing better comes (TRUST.md A-16)
 
 	auths authState // sa_auth.go
@@ -62,16 +63,26 @@ func (s *sa) sendInit(group uint16) {
 	if hs.ni == nil {
 		hs.ni = s.e.random(nonceLen)
 	}
-	a := s.attempt(group)
-	if a == nil {
-		sh, err := newShare(s.e.cfg.Rand, group)
-		if err != nil {
-			s.fail(err)
-			return
-		}
-		hs.attempts = append(hs.attempts, attempt{share: sh})
-		a = &hs.attempts[len(hs.attempts)-1]
+	if a := s.attempt(group); a != nil {
+		s.sendAttempt(a)
+		return
 	}
+	sh, err := newShare(s.e.cfg.Rand, group)
+	if err != nil {
+		s.fail(err)
+		return
+	}
+	s.compute(sh, nil, func(r SharedSecret) {
+		if s.state == initSent && s.attempt(group) == nil {
+			hs.attempts = append(hs.attempts, attempt{share: r.share})
+			s.sendAttempt(s.current())
+		}
+	})
+}
+
+// sendAttempt sends the request, as it is with what is known by now.
+func (s *sa) sendAttempt(a *attempt) {
+	hs, group := s.hs, a.share.group
 	var ps []wire.Payload
 	if hs.cookie != nil {
 		ps = append(ps, status(wire.Cookie, hs.cookie))
@@ -109,13 +120,16 @@ func (s *sa) onInitResponse(d Datagram, h wire.Header) {
 		s.onInitNotify(m.Payloads)
 		return
 	}
+	if s.hs.agreeing {
+		s.e.drop("repeat")
+		return
+	}
 	if err := s.acceptInit(d, h, m.Payloads); err != nil {
-		s.e.drop("bad-init-response")
-		s.hs.hint = errPeer("IKE_SA_INIT response: %v", err)
+		s.badInit(err)
 	}
 }
 
-// onInitNotify: COOKIE and INVALID_KE_PAYLOAD are obeyed once each, all else is only remembered.
+// onInitNotify: COOKIE is obeyed once, INVALID_KE_PAYLOAD twice, all else is only remembered.
 func (s *sa) onInitNotify(ps []wire.Payload) {
 	if ruleNotifyOnly.check(ps) != nil {
 		s.e.drop("malformed")
@@ -138,11 +152,11 @@ func (s *sa) onInitNotify(ps []wire.Payload) {
 	}
 	if n.Type == wire.InvalidKEPayload && len(n.Data) == 2 {
 		g := binary.BigEndian.Uint16(n.Data)
-		if hs.usedKE || !s.e.offer.has(g) || s.attempt(g) != nil {
+		if hs.usedKE == 2 || !s.e.offer.has(g) || s.current().share.group == g {
 			s.e.drop("invalid-ke")
 			return
 		}
-		hs.usedKE = true
+		hs.usedKE++
 		s.sendInit(g)
 		return
 	}
@@ -173,26 +187,49 @@ func (s *sa) acceptInit(d Datagram, h wire.Header, ps []wire.Payload) error {
 	if len(nonce) < suite.prf.Size()/2 || bytes.Equal(nonce, s.hs.ni) {
 		return errPeer("nonce")
 	}
-	shared, err := a.share.secret(ke.Data)
-	if err != nil {
-		return err
-	}
+	rtt := s.e.now.Sub(s.out.last)
+	d.Data = bytes.Clone(d.Data)
+	s.hs.agreeing = true
+	s.compute(a.share, ke.Data, func(r SharedSecret) {
+		if s.state != initSent {
+			return
+		}
+		s.hs.agreeing = false
+		if r.err != nil {
+			s.badInit(r.err)
+			return
+		}
+		s.hs.rtt = rtt
+		s.agreed(d, h, ps, suite, a.message, r.secret)
+	})
+	return nil
+}
+
+// badInit: the response made no sense. Nothing of it is authentic, so the timer goes on (TRUST.md A-16).
+func (s *sa) badInit(err error) {
+	s.e.drop("bad-init-response")
+	s.hs.hint = errPeer("IKE_SA_INIT response: %v", err)
+}
+
+// agreed goes on with the keys of the exchange.
+func (s *sa) agreed(d Datagram, h wire.Header, ps []wire.Payload, suite ikeSuite, request, shared []byte) {
+	nonce := get[*wire.Nonce](ps).Data
 	keys := deriveSA(suite, s.hs.ni, nonce, shared, s.spiI, h.ResponderSPI)
 	crypto, err := newCrypto(suite, keys, true)
 	if err != nil {
-		return err
+		s.badInit(err)
+		return
 	}
 	s.spiR = h.ResponderSPI
 	s.initDone(crypto, keys, d, ps)
-	s.hs.nr, s.hs.message1, s.hs.message2 = nonce, a.message, bytes.Clone(d.Data)
-	s.hs.rtt, s.hs.attempts = s.e.now.Sub(s.out.last), nil
+	s.hs.nr, s.hs.message1, s.hs.message2 = nonce, request, d.Data
+	s.hs.attempts = nil
 	s.nat = detect(ps, s.spiI, s.spiR, d.Local, d.Remote)
 	s.answered()
 	if s.encapsulates() {
 		s.local, s.remote = float(s.local), float(s.remote)
 	}
 	s.beginAuth()
-	return nil
 }
 
 // initDone notes what both roles know after IKE_SA_INIT.
@@ -251,15 +288,19 @@ func (e *Endpoint) onInitRequest(d Datagram, h wire.Header) {
 		return
 	}
 	ni := get[*wire.Nonce](m.Payloads).Data
-	if e.cfg.CookieAbove < 0 || e.stats.HalfOpen >= e.cfg.CookieAbove {
-		c := notify(m.Payloads, wire.Cookie)
-		if c == nil || !e.cookies.valid(c.Data, ni, d.Remote.Addr(), h.InitiatorSPI) {
-			e.drop("cookie-demanded")
-			e.answerInit(d, h, status(wire.Cookie, e.cookies.give(ni, d.Remote.Addr(), h.InitiatorSPI)))
-			return
-		}
+	c := notify(m.Payloads, wire.Cookie)
+	shown := c != nil && e.cookies.valid(c.Data, ni, d.Remote.Addr(), h.InitiatorSPI)
+	if !shown && (e.cfg.CookieAbove < 0 || e.stats.HalfOpen >= e.cfg.CookieAbove) {
+		e.demandCookie(d, h, ni)
+		return
 	}
-	e.respondInit(d, h, m.Payloads)
+	e.respondInit(d, h, m.Payloads, shown)
+}
+
+// demandCookie answers without keeping anything (RFC 7296, 2.6).
+func (e *Endpoint) demandCookie(d Datagram, h wire.Header, ni []byte) {
+	e.drop("cookie-demanded")
+	e.answerInit(d, h, status(wire.Cookie, e.cookies.give(ni, d.Remote.Addr(), h.InitiatorSPI)))
 }
 
 // repeatedInit answers a repeat from memory. Anything else from the same SPI and address is not believed, but for the same
@@ -291,8 +332,9 @@ func addsCookie(a, b []byte) bool {
 	return ok && n.Type == wire.Cookie && len(b)-len(a) == 8+len(n.SPI)+len(n.Data)
 }
 
-// respondInit chooses, derives the keys and answers.
-func (e *Endpoint) respondInit(d Datagram, h wire.Header, ps []wire.Payload) {
+// respondInit chooses the algorithms and has the key exchange computed. shown: the initiator has returned a cookie, without which it
+// gets no arithmetic that takes long (TRUST.md A-22).
+func (e *Endpoint) respondInit(d Datagram, h wire.Header, ps []wire.Payload, shown bool) {
 	ke, ni := get[*wire.KE](ps), get[*wire.Nonce](ps).Data
 	suite, sap, ok := e.offer.chooseIKE(get[*wire.SA](ps), ke.Group)
 	switch {
@@ -307,28 +349,49 @@ func (e *Endpoint) respondInit(d Datagram, h wire.Header, ps []wire.Payload) {
 	case len(ni) < suite.prf.Size()/2:
 		e.drop("malformed")
 		return
+	case slow(suite.group) && !shown:
+		e.demandCookie(d, h, ni)
+		return
+	case slow(suite.group) && len(e.work) >= maxWork:
+		e.drop("busy")
+		return
 	}
 	sh, err := newShare(e.cfg.Rand, suite.group)
 	if err != nil {
 		e.drop("random")
 		return
 	}
-	shared, err := sh.secret(ke.Data)
-	if err != nil {
-		e.drop("bad-ke")
-		return
-	}
 	s := e.newSA(false, d.Local, d.Remote)
-	s.spiI, s.quiet = h.InitiatorSPI, true                          // the caller hears of it when it has something to decide
+	s.spiI, s.quiet = h.InitiatorSPI, true // the caller hears of it when it has something to decide
+	d.Data = bytes.Clone(d.Data)
+	s.hs.message1 = d.Data
+	s.in = window{next: 1, busy: true, seen: sha256.Sum256(d.Data)}
+	e.half[halfKey{s.spiI, d.Remote}] = s
+	s.compute(sh, ke.Data, func(r SharedSecret) {
+		if s.state != initReceived || s.keys != nil {
+			return
+		}
+		if r.err == nil {
+			r.err = s.finishInit(d, ps, suite, sap, r)
+		}
+		if r.err != nil {
+			e.drop("bad-ke")
+			e.forget(s)
+		}
+	})
+	e.schedule(s)
+}
+
+// finishInit derives the keys and answers IKE_SA_INIT.
+func (s *sa) finishInit(d Datagram, ps []wire.Payload, suite ikeSuite, sap *wire.SA, r SharedSecret) error {
+	e, ni := s.e, get[*wire.Nonce](ps).Data
 	nr := e.random(max(min(nonceLen, len(ni)), suite.prf.Size()/2)) // no longer than the initiator's (TRUST.md A-21)
-	keys := deriveSA(suite, ni, nr, shared, s.spiI, s.spiR)
+	keys := deriveSA(suite, ni, nr, r.secret, s.spiI, s.spiR)
 	crypto, err := newCrypto(suite, keys, false)
 	if err != nil {
-		e.drop("no-cipher")
-		e.forget(s)
-		return
+		return err
 	}
-	out := []wire.Payload{sap, &wire.KE{Group: suite.group, Data: sh.public()}, &wire.Nonce{Data: nr}}
+	out := []wire.Payload{sap, &wire.KE{Group: suite.group, Data: r.share.public()}, &wire.Nonce{Data: nr}}
 	s.nat = detect(ps, s.spiI, 0, d.Local, d.Remote)
 	if s.nat.supported {
 		out = append(out, e.natPayloads(s.spiI, s.spiR, d.Local, d.Remote)...)
@@ -340,11 +403,10 @@ func (e *Endpoint) respondInit(d Datagram, h wire.Header, ps []wire.Payload) {
 		out = append(out, status(wire.IKEv2FragmentationSupport, nil))
 	}
 	s.initDone(crypto, keys, d, ps)
-	s.hs.ni, s.hs.nr, s.hs.message1 = ni, nr, bytes.Clone(d.Data)
+	s.hs.ni, s.hs.nr = ni, nr
 	s.hs.message2 = e.answer(d, &wire.Message{Header: s.header(wire.IKESAInit, 0, true), Payloads: out})
-	s.in = window{next: 1, seen: sha256.Sum256(d.Data), reply: [][]byte{s.hs.message2}}
-	e.half[halfKey{s.spiI, d.Remote}] = s
-	e.schedule(s)
+	s.in.busy, s.in.reply = false, [][]byte{s.hs.message2}
+	return nil
 }
 
 // answerInit is a stateless answer of one notification, with no SPI of ours.

@@ -59,6 +59,8 @@ type host struct {
 	held      bool // do not answer ChildWanted: the test will
 	events    []Event
 	wake      time.Time
+	work      []SharedSecretWanted // what the engine had computed
+	busy      bool                 // do not answer SharedSecretWanted: the test will
 
 	plane
 }
@@ -233,6 +235,11 @@ func (h *host) handle(w *world, ev Event) {
 	case SignatureWanted:
 		sig, err := h.key.Sign(crand.Reader, ev.Data, ev.Opts)
 		w.take(h, h.e.Supply(w.now, ev.SA, Signature{ev.Token, sig, err}))
+	case SharedSecretWanted:
+		h.work = append(h.work, ev)
+		if !h.busy {
+			w.take(h, h.e.Supply(w.now, ev.SA, ev.Compute()))
+		}
 	case ChildWanted:
 		if h.held {
 			return
