@@ -46,49 +46,44 @@ func allowed(a Authorization, local, remote netip.Addr) ipsec.Selector {
 	return ipsec.Host(local.Unmap(), remote.Unmap())
 }
 
-// covers reports whether t holds all addresses of p.
-func covers(t wire.TrafficSelector, p netip.Prefix) bool {
-	first, last := p.Masked().Addr(), lastAddr(p)
-	return t.Start.BitLen() == first.BitLen() && !first.Less(t.Start) && !t.End.Less(last)
-}
-
-// ports returns the one port of t, 0 for any. ok is false for what an ipsec.Selector cannot say.
-func ports(t wire.TrafficSelector) (port uint16, ok bool) {
-	switch {
-	case t.StartPort == 0 && t.EndPort == 65535:
-		return 0, true
-	case t.StartPort == t.EndPort && t.StartPort != 0:
-		return t.StartPort, true
-	}
-	return 0, false
-}
-
 // narrow finds, as a responder, what of the peer's traffic selectors we allow (RFC 7296, 2.9): the widest choice that is
-// within want and that an ipsec.Selector can say. The first selector may be that of the packet that started it all;
-// it is no more than one of the choices. Addresses are narrowed to those of want and never wider (TRUST.md A-28).
+// within want and that an ipsec.Selector can say. Where we allow the peer's first selectors, which are those of the packet that
+// started it all, the choice includes them. Addresses are never wider than those of want (TRUST.md A-28). There is always one choice
+// that we may make, so that we have no use for SINGLE_PAIR_REQUIRED.
 func narrow(want ipsec.Selector, remote, local []wire.TrafficSelector) (ipsec.Selector, bool) {
+	if len(remote) == 0 || len(local) == 0 {
+		return ipsec.Selector{}, false
+	}
+	r0, l0 := remote[0], local[0]
 	var best ipsec.Selector
-	found := false
+	found, includes := false, false
 	for _, r := range remote {
 		for _, l := range local {
-			s, ok := meet(want, r, l)
-			if ok && (!found || wider(s, best)) {
-				best, found = s, true
+			s, ok := meet(want, r, l, r0, l0)
+			if !ok {
+				continue
+			}
+			first := includesFlow(s, want, r0, l0)
+			if !found || first && !includes || first == includes && wider(s, best) {
+				best, found, includes = s, true, first
 			}
 		}
 	}
 	return best, found
 }
 
-// meet intersects one pair of traffic selectors with want.
-func meet(want ipsec.Selector, r, l wire.TrafficSelector) (ipsec.Selector, bool) {
-	rp, okR := ports(r)
-	lp, okL := ports(l)
-	if !okR || !okL || !covers(r, want.Remote) || !covers(l, want.Local) {
+// meet intersects one pair of traffic selectors with want. Where the result must be less than the intersection, for an ipsec.Selector has
+// prefixes and single ports, it is about what the first selectors r0 and l0 are about.
+func meet(want ipsec.Selector, r, l, r0, l0 wire.TrafficSelector) (ipsec.Selector, bool) {
+	s := want
+	var okL, okR bool
+	s.Local, okL = within(want.Local, l, l0)
+	s.Remote, okR = within(want.Remote, r, r0)
+	if !okL || !okR || !same(&s.Proto, r.Proto) || !same(&s.Proto, l.Proto) {
 		return ipsec.Selector{}, false
 	}
-	s := want
-	if !same8(&s.Proto, r.Proto) || !same8(&s.Proto, l.Proto) || !same16(&s.RemotePort, rp) || !same16(&s.LocalPort, lp) {
+	icmp := s.Proto == 1 || s.Proto == 58 // types and codes, which an ipsec.Selector has not
+	if !port(&s.RemotePort, r, r0, icmp) || !port(&s.LocalPort, l, l0, icmp) {
 		return ipsec.Selector{}, false
 	}
 	if s.Proto == 0 && (s.LocalPort != 0 || s.RemotePort != 0) {
@@ -97,23 +92,82 @@ func meet(want ipsec.Selector, r, l wire.TrafficSelector) (ipsec.Selector, bool)
 	return s, true
 }
 
-// same8 and same16 intersect two values of which 0 is any.
-func same8(v *uint8, with uint8) bool {
+// clip returns the part of t's addresses that is in p.
+func clip(t wire.TrafficSelector, p netip.Prefix) (first, last netip.Addr, ok bool) {
+	first, last = p.Masked().Addr(), lastAddr(p)
+	if t.Start.BitLen() != first.BitLen() {
+		return first, last, false
+	}
+	if first.Less(t.Start) {
+		first = t.Start
+	}
+	if t.End.Less(last) {
+		last = t.End
+	}
+	return first, last, !last.Less(first)
+}
+
+// within is the widest prefix of p in t: if that is not all of p, the one around the first address of t0.
+func within(p netip.Prefix, t, t0 wire.TrafficSelector) (netip.Prefix, bool) {
+	first, last, ok := clip(t, p)
+	if !ok {
+		return netip.Prefix{}, false
+	}
+	around := first
+	if t0.Start.BitLen() == first.BitLen() && !t0.Start.Less(first) && !last.Less(t0.Start) {
+		around = t0.Start
+	}
+	for bits := p.Bits(); ; bits++ { // ends with one address, which is in
+		q := netip.PrefixFrom(around, bits).Masked()
+		if !q.Addr().Less(first) && !last.Less(lastAddr(q)) {
+			return q, true
+		}
+	}
+}
+
+// same intersects two protocols, of which 0 is any.
+func same(v *uint8, with uint8) bool {
 	if *v == 0 {
 		*v = with
 	}
 	return with == 0 || *v == with
 }
 
-func same16(v *uint16, with uint16) bool {
-	if *v == 0 {
-		*v = with
+// port intersects v, of which 0 is any, with the ports of t. Of a range it takes the port that t0 has.
+func port(v *uint16, t, t0 wire.TrafficSelector, icmp bool) bool {
+	only := *v
+	if only == 0 && t0.StartPort == t0.EndPort {
+		only = t0.StartPort
 	}
-	return with == 0 || *v == with
+	switch {
+	case t.StartPort == 0 && t.EndPort == 65535:
+		return true
+	case icmp || t.Opaque():
+		return false
+	case *v == 0 && t.StartPort == t.EndPort && t.StartPort != 0:
+		*v = t.StartPort
+		return true
+	}
+	*v = only
+	return only != 0 && t.StartPort <= only && only <= t.EndPort
 }
 
-// wider reports whether a selects more than b; both have the same addresses.
+// includesFlow reports whether s selects what want leaves of the flow from l to r.
+func includesFlow(s, want ipsec.Selector, r, l wire.TrafficSelector) bool {
+	holds := func(p, of netip.Prefix, t wire.TrafficSelector) bool {
+		first, last, ok := clip(t, of)
+		return ok && p.Contains(first) && p.Contains(last)
+	}
+	is := func(v uint16, t wire.TrafficSelector) bool { return v == 0 || v == t.StartPort && v == t.EndPort }
+	return holds(s.Local, want.Local, l) && holds(s.Remote, want.Remote, r) && (s.Proto == 0 || s.Proto == l.Proto && s.Proto == r.Proto) &&
+		is(s.LocalPort, l) && is(s.RemotePort, r)
+}
+
+// wider reports whether a selects more than b: by addresses, then by the rest.
 func wider(a, b ipsec.Selector) bool {
+	if x, y := a.Local.Bits()+a.Remote.Bits(), b.Local.Bits()+b.Remote.Bits(); x != y {
+		return x < y
+	}
 	count := func(s ipsec.Selector) (n int) {
 		for _, any := range []bool{s.Proto == 0, s.LocalPort == 0, s.RemotePort == 0} {
 			if any {
@@ -138,5 +192,5 @@ func accept(want ipsec.Selector, tsi, tsr *wire.TS) (ipsec.Selector, bool) {
 	if !exact(l, want.Local) || !exact(r, want.Remote) {
 		return ipsec.Selector{}, false
 	}
-	return meet(want, r, l)
+	return meet(want, r, l, r, l)
 }
