@@ -85,10 +85,15 @@ type ikeSuite struct {
 	prfID  uint16
 	prf    crypto.Hash
 	group  uint16
+	add    uint16 // an additional key exchange (RFC 9370), or groupNone
 }
 
 func (s ikeSuite) String() string {
-	return fmt.Sprintf("%v prf-sha%d %s", s.cipher, s.prf.Size()*8, groupName(s.group))
+	text := fmt.Sprintf("%v prf-sha%d %s", s.cipher, s.prf.Size()*8, groupName(s.group))
+	if s.add != groupNone {
+		text += "+" + groupName(s.add)
+	}
+	return text
 }
 
 // espSuite is what a Child SA has agreed upon. group is groupNone without a key exchange of its own.

@@ -3,6 +3,7 @@ package ike
 import (
 	"bytes"
 	"crypto/ecdh"
+	"crypto/mlkem"
 	"errors"
 	"fmt"
 	"io"
@@ -21,9 +22,10 @@ const (
 	groupMODP2048 = wire.GroupMODP2048
 	groupMODP3072 = wire.GroupMODP3072
 	groupMODP4096 = wire.GroupMODP4096
+	kemMLKEM768   = wire.KEMLKEM768
 )
 
-// method is how a key exchange is computed: on a curve, or modulo a prime.
+// method is how a key exchange is computed: on a curve, modulo a prime, or by a key encapsulation.
 type method struct {
 	name  string
 	curve ecdh.Curve
@@ -39,6 +41,7 @@ var methods = map[uint16]method{
 	groupMODP2048: {name: "modp2048", modp: modp2048},
 	groupMODP3072: {name: "modp3072", modp: modp3072},
 	groupMODP4096: {name: "modp4096", modp: modp4096},
+	kemMLKEM768:   {name: "mlkem768"},
 }
 
 // groups are the methods that we speak, best first.
@@ -59,7 +62,8 @@ type share struct {
 	group uint16
 	key   *ecdh.PrivateKey // curves
 	x     ipsec.Secret     // MODP: the exponent
-	pub   []byte           // the public value, once it was computed
+	kem   *mlkem.DecapsulationKey768
+	pub   []byte // the public value, once it was computed
 }
 
 // newShare draws a private key. The group must be one of ours.
@@ -69,6 +73,14 @@ func newShare(rand io.Reader, group uint16) (share, error) {
 		x := make([]byte, m.modp.exponent)
 		_, err := io.ReadFull(rand, x)
 		return share{group: group, x: x}, err
+	}
+	if group == kemMLKEM768 {
+		seed := make([]byte, mlkem.SeedSize)
+		if _, err := io.ReadFull(rand, seed); err != nil {
+			return share{}, fmt.Errorf("random numbers: %w", err)
+		}
+		key, err := mlkem.NewDecapsulationKey768(seed)
+		return share{group: group, kem: key}, err
 	}
 	b := make([]byte, m.size)
 	for range 64 { // scalars out of range are refused: one in 2^32 for P-256
@@ -99,6 +111,9 @@ func (s share) public() []byte {
 	if m := methods[s.group].modp; m != nil {
 		return m.public(s.x)
 	}
+	if s.kem != nil {
+		return s.kem.EncapsulationKey().Bytes()
+	}
 	b := s.key.PublicKey().Bytes()
 	if prime(s.group) {
 		return b[1:]
@@ -118,6 +133,9 @@ func (s share) secret(peer []byte) ([]byte, error) {
 	if m.modp != nil {
 		return m.modp.secret(s.x, peer)
 	}
+	if s.kem != nil {
+		return s.kem.Decapsulate(peer)
+	}
 	if prime(s.group) {
 		peer = append([]byte{4}, peer...)
 	}
@@ -126,4 +144,14 @@ func (s share) secret(peer []byte) ([]byte, error) {
 		return nil, err
 	}
 	return s.key.ECDH(pub)
+}
+
+// encapsulate is the responder's half of ML-KEM: what it sends, and the secret. It refuses what is no encapsulation key (FIPS 203, 7.2).
+func encapsulate(peer []byte) (public, secret []byte, err error) {
+	key, err := mlkem.NewEncapsulationKey768(peer)
+	if err != nil {
+		return nil, nil, err
+	}
+	secret, public = key.Encapsulate()
+	return public, secret, nil
 }

@@ -25,6 +25,7 @@ type task uint8
 
 const (
 	taskInit task = iota + 1
+	taskIntermediate
 	taskAuth
 	taskProbe
 	taskChild       // CREATE_CHILD_SA of a Child SA
@@ -61,6 +62,7 @@ type window struct {
 	reply [][]byte // and its answer, for repeats
 	exch  wire.ExchangeType
 	parts *reassembly // of the next request
+	open  *sealer     // what the last request was opened with, if the keys have changed since
 }
 
 // send seals a request and sends it.
@@ -177,6 +179,8 @@ func (s *sa) onRequest(d Datagram, h wire.Header) {
 	s.chosen(ps)
 	s.child.sure()
 	switch h.Exchange {
+	case wire.Intermediate:
+		s.onIntermediateRequest(h, got)
 	case wire.IKEAuth:
 		s.onAuthRequest(d, ps)
 	case wire.CreateChildSA:
@@ -211,6 +215,9 @@ func (s *sa) unseal(parts **reassembly, d Datagram) (got received, ours bool, er
 func (s *sa) admits(x wire.ExchangeType) bool {
 	switch s.state {
 	case initReceived:
+		if s.keys.suite.add != groupNone && !s.hs.mix.done {
+			return x == wire.Intermediate
+		}
 		return x == wire.IKEAuth
 	case established, rekeying, replaced, deleting:
 		return x == wire.CreateChildSA || x == wire.Informational
@@ -267,11 +274,17 @@ func (s *sa) onResponse(d Datagram, h wire.Header) {
 	}
 	t := s.out.task
 	s.answered()
+	if t == taskIntermediate && s.state == mixing {
+		s.onIntermediateResponse(h, got, err)
+		return
+	}
 	s.onAnswer(t, got.payloads, err)
 }
 
 func exchangeOf(t task) wire.ExchangeType {
 	switch t {
+	case taskIntermediate:
+		return wire.Intermediate
 	case taskAuth:
 		return wire.IKEAuth
 	case taskChild, taskRekey:

@@ -115,6 +115,8 @@ type reassembly struct {
 type received struct {
 	payloads []wire.Payload
 	seen     [32]byte // hash of the datagram, or of fragment 1
+	first    wire.PayloadType
+	plain    []byte // the payloads as they came
 }
 
 // receive decrypts a datagram that has the Message ID we wait for; r is where its fragments are kept. Errors are open's, and
@@ -137,6 +139,7 @@ func (s *sa) receive(r **reassembly, d Datagram) (received, error) {
 		s.answerInKind((*r).longest)
 	}
 	s.e.release(r)
+	got.first, got.plain = first, plain
 	got.payloads, err = wire.ParsePayloads(first, plain)
 	return got, err
 }
@@ -212,7 +215,11 @@ func (s *sa) repeats(d Datagram) bool {
 	if s.keys == nil || !s.frag.on || s.in.exch == wire.IKESAInit {
 		return false
 	}
-	p, _, err := s.keys.open.disclose(d.Data)
+	open := s.in.open
+	if open == nil {
+		open = s.keys.open
+	}
+	p, _, err := open.disclose(d.Data)
 	f, ok := p.(*wire.EncryptedFragment)
 	return err == nil && ok && f.Number == 1
 }

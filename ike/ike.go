@@ -62,6 +62,7 @@ type Config struct {
 	MaxHalfOpen   int             // half-open SAs above which nothing new is accepted; 0: 10,000
 	FirstPair     uint32          // Pair ids start here
 	Path          int             // octets of an IP datagram that pass everywhere, at least 576; longer messages go in fragments (RFC 7383); 0: 1280
+	PostQuantum   PostQuantum     // when the keys are made by the hybrid with ML-KEM; 0: After
 	Retransmit    []time.Duration // the wait after each send of a request; after the last it is given up. nil: 0.5 s, 1, 2, 4, 8 s
 }
 

@@ -72,6 +72,29 @@ func (o offer) appendGroups(ts []wire.Transform, first uint16) []wire.Transform 
 	return ts
 }
 
+// hybridProposal is ikeProposal with the combined-mode ciphers and ML-KEM beside the group (RFC 9370, 2.2.1).
+func (o offer) hybridProposal(group uint16) *wire.SA {
+	sa := o.ikeProposal(group)
+	p := &sa.Proposals[0]
+	p.Transforms = append(p.Transforms, wire.Transform{Type: wire.TransformAddKE, ID: kemMLKEM768})
+	sa.Proposals = sa.Proposals[:1]
+	return sa
+}
+
+// initProposal is what we ask for in IKE_SA_INIT: with Before first of all a proposal that has an additional key exchange, which those
+// who do not know it pass over.
+func (e *Endpoint) initProposal(group uint16) *wire.SA {
+	sa := e.offer.ikeProposal(group)
+	if e.cfg.PostQuantum != Before {
+		return sa
+	}
+	for i := range sa.Proposals {
+		sa.Proposals[i].Number++
+	}
+	sa.Proposals = append(e.offer.hybridProposal(group).Proposals, sa.Proposals...)
+	return sa
+}
+
 // espProposal is what we ask for as a Child SA: ESN preferred. group is that of the KE payload, groupNone without one.
 func (o offer) espProposal(in ipsec.SPI, group uint16) *wire.SA {
 	var ts []wire.Transform
@@ -104,6 +127,7 @@ type chosen struct {
 	hash        crypto.Hash
 	group       uint16
 	esn         uint16
+	add         uint16
 	seen, have  uint16 // bits of the transform types
 	noInteg     bool   // INTEG is NONE, among others
 	noKE        bool   // the key exchange may be left out
@@ -113,11 +137,12 @@ type chosen struct {
 func bit(t wire.TransformType) uint16 { return 1 << t }
 
 // choose picks from a proposal, in its own order of preference. want is the group of the KE payload, 0 for none: it is preferred
-// where the proposal has it, so that no round trip is lost, but MODP to no curve.
-func (o offer) choose(p wire.Proposal, want uint16) chosen {
+// where the proposal has it, so that no round trip is lost, but MODP to no curve. An additional key exchange is chosen if it
+// is the first and hybrid allows it; NONE is always.
+func (o offer) choose(p wire.Proposal, want uint16, hybrid bool) chosen {
 	var c chosen
 	for _, t := range p.Transforms {
-		if t.Type == 0 || t.Type > wire.TransformESN {
+		if t.Type == 0 || t.Type > wire.LastTransform {
 			c.foreign = true
 			continue
 		}
@@ -144,6 +169,13 @@ func (o offer) choose(p wire.Proposal, want uint16) chosen {
 		case wire.TransformESN:
 			if c.have&bit(t.Type) == 0 && (t.ID == wire.ESNYes || t.ID == wire.ESNNo) {
 				c.esn = t.ID
+				c.have |= bit(t.Type)
+			}
+		default: // the additional key exchanges
+			if t.ID == groupNone {
+				c.have |= bit(t.Type)
+			} else if t.Type == wire.TransformAddKE && t.ID == kemMLKEM768 && hybrid {
+				c.add = t.ID
 				c.have |= bit(t.Type)
 			}
 		}
@@ -215,6 +247,9 @@ func (c chosen) complete(need ...wire.TransformType) bool {
 // cost is by how much a proposal is worse than what we would like; of equals the peer's first is taken.
 func (c chosen) cost() int {
 	cost := 0
+	if c.add == groupNone {
+		cost += 4
+	}
 	if c.cipher.integ != ipsec.NoIntegrity {
 		cost++
 	}
@@ -225,20 +260,23 @@ func (c chosen) cost() int {
 }
 
 // chooseIKE picks the best proposal that we can take and answers it. ke is the group of the KE payload. ok is false for
-// NO_PROPOSAL_CHOSEN.
-func (o offer) chooseIKE(sa *wire.SA, ke uint16) (s ikeSuite, answer *wire.SA, ok bool) {
+// NO_PROPOSAL_CHOSEN. hybrid: with an additional key exchange if a proposal has one.
+func (o offer) chooseIKE(sa *wire.SA, ke uint16, hybrid bool) (s ikeSuite, answer *wire.SA, ok bool) {
 	best := -1
 	for i, p := range sa.Proposals {
 		if p.Protocol != wire.ProtocolIKE || len(p.SPI) != 0 {
 			continue
 		}
-		c := o.choose(p, ke)
+		c := o.choose(p, ke, hybrid)
 		if !c.complete(wire.TransformEncr, wire.TransformPRF, wire.TransformKE) || c.seen&bit(wire.TransformESN) != 0 {
 			continue
 		}
 		if cost := c.cost(); !ok || cost < best {
-			s, best, ok = ikeSuite{c.cipher, c.prf, c.hash, c.group}, cost, true
+			s, best, ok = ikeSuite{c.cipher, c.prf, c.hash, c.group, c.add}, cost, true
 			ts := append(s.cipher.transforms(), wire.Transform{Type: wire.TransformPRF, ID: s.prfID}, wire.Transform{Type: wire.TransformKE, ID: s.group})
+			if s.add != groupNone {
+				ts = append(ts, wire.Transform{Type: wire.TransformAddKE, ID: s.add})
+			}
 			answer = &wire.SA{Proposals: []wire.Proposal{{Number: sa.Proposals[i].Number, Protocol: p.Protocol, Transforms: ts}}}
 		}
 	}
@@ -254,7 +292,7 @@ func (o offer) chooseESP(sa *wire.SA, withKE bool, ke uint16, in ipsec.SPI) (s e
 		if p.Protocol != wire.ProtocolESP || !valid {
 			continue
 		}
-		c := o.choose(p, ke)
+		c := o.choose(p, ke, false)
 		if !withKE || ke == groupNone && c.noKE {
 			c.seen &^= bit(wire.TransformKE)
 			c.group = groupNone
@@ -285,11 +323,11 @@ func (s espSuite) proposal(number uint8, in ipsec.SPI) *wire.SA {
 }
 
 // acceptIKE reads the responder's choice: one of our proposals, with one transform of each type.
-func (o offer) acceptIKE(sa *wire.SA) (ikeSuite, bool) {
-	if !answers(sa, o.ikeProposal(groupNone)) {
+func (o offer) acceptIKE(sa, sent *wire.SA) (ikeSuite, bool) {
+	if !answers(sa, sent) {
 		return ikeSuite{}, false
 	}
-	s, _, ok := o.chooseIKE(sa, 0)
+	s, _, ok := o.chooseIKE(sa, 0, true)
 	return s, ok
 }
 

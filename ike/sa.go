@@ -11,11 +11,11 @@ import (
 
 // saState is where an IKE SA stands.
 //
-//	initiator  initSent ──► signing ──► authSent ──┐               ┌─────────────────┐
-//	                                               ├──► established ──► deleting ──► closed
-//	responder  initReceived ──► authWaiting ───────┘      ▲  │  └──► replaced ─┘
-//	                                                      ▼  │           ▲
-//	                                                    rekeying ────────┘
+//	initiator  initSent ─► (mixing) ─► signing ─► authSent ─┐               ┌─────────────────┐
+//	                                                        ├──► established ──► deleting ──► closed
+//	responder  initReceived ──► authWaiting ────────────────┘      ▲  │  └──► replaced ─┘
+//	                                                               ▼  │           ▲
+//	                                                             rekeying ────────┘
 //
 // From every state an arrow leads to closed; from authSent also one to deleting, when the peer's AUTH is not good, and from
 // rekeying, when it is done.
@@ -23,6 +23,7 @@ type saState uint8
 
 const (
 	initSent     saState = iota + 1 // our IKE_SA_INIT request is out
+	mixing                          // our IKE_INTERMEDIATE request is out
 	signing                         // the response is in; our signature is being made
 	authSent                        // our IKE_AUTH request is out
 	initReceived                    // we answered an IKE_SA_INIT request and keep the keys
@@ -35,13 +36,14 @@ const (
 )
 
 func (s saState) String() string {
-	names := [...]string{"none", "init-sent", "signing", "auth-sent", "init-received", "auth-waiting", "established", "rekeying", "replaced", "deleting", "closed"}
+	names := [...]string{"none", "init-sent", "mixing", "signing", "auth-sent", "init-received", "auth-waiting", "established", "rekeying", "replaced", "deleting", "closed"}
 	return names[s]
 }
 
 // arrows are the allowed changes of state.
 var arrows = map[saState][]saState{
-	initSent:     {signing, authSent, closed},
+	initSent:     {mixing, signing, authSent, closed},
+	mixing:       {signing, authSent, closed},
 	signing:      {authSent, closed},
 	authSent:     {established, deleting, closed},
 	initReceived: {authWaiting, closed},
@@ -125,7 +127,7 @@ func (s *sa) leave(to saState) {
 		s.e.halfOpen(s, -1)
 	}
 	switch to {
-	case signing, authSent, authWaiting:
+	case mixing, signing, authSent, authWaiting:
 		return
 	case established:
 		if s.state == rekeying { // the peer has refused

@@ -28,6 +28,7 @@ type handshake struct {
 	agreeing   bool  // a response is in, and its key exchange is being computed
 	hint       error // an error notification that nobody has signed: the reason if nothing better comes (TRUST.md A-16)
 
+	mix   intermediate
 	auths authState // sa_auth.go
 }
 
@@ -87,9 +88,12 @@ func (s *sa) sendAttempt(a *attempt) {
 	if hs.cookie != nil {
 		ps = append(ps, status(wire.Cookie, hs.cookie))
 	}
-	ps = append(ps, s.e.offer.ikeProposal(group), &wire.KE{Group: group, Data: a.share.public()}, &wire.Nonce{Data: hs.ni})
+	ps = append(ps, s.e.initProposal(group), &wire.KE{Group: group, Data: a.share.public()}, &wire.Nonce{Data: hs.ni})
 	ps = append(ps, s.e.natPayloads(s.spiI, 0, s.local, s.remote)...)
 	ps = append(ps, status(wire.SignatureHashAlgorithms, ourHashes()), status(wire.IKEv2FragmentationSupport, nil))
+	if s.e.cfg.PostQuantum != Off {
+		ps = append(ps, status(wire.IntermediateExchange, nil))
+	}
 	data, err := (&wire.Message{Header: s.header(wire.IKESAInit, 0, false), Payloads: ps}).Marshal()
 	if err != nil {
 		s.fail(err)
@@ -175,12 +179,15 @@ func (s *sa) acceptInit(d Datagram, h wire.Header, ps []wire.Payload) error {
 	if h.ResponderSPI == 0 || h.ResponderSPI == h.InitiatorSPI {
 		return errPeer("responder SPI %x", h.ResponderSPI)
 	}
-	suite, ok := s.e.offer.acceptIKE(get[*wire.SA](ps))
+	suite, ok := s.e.offer.acceptIKE(get[*wire.SA](ps), s.e.initProposal(groupNone))
 	if !ok {
 		return errPeer("it chose what we did not offer")
 	}
 	ke, nonce := get[*wire.KE](ps), get[*wire.Nonce](ps).Data
 	a := s.attempt(ke.Group) // of several attempts the response's group tells which one it answers
+	if suite.add != groupNone && !s.e.hybrid(ps) {
+		return errPeer("an additional key exchange without IKE_INTERMEDIATE")
+	}
 	if a == nil || ke.Group != suite.group {
 		return errPeer("key exchange of group %d", ke.Group)
 	}
@@ -228,6 +235,10 @@ func (s *sa) agreed(d Datagram, h wire.Header, ps []wire.Payload, suite ikeSuite
 	s.answered()
 	if s.encapsulates() {
 		s.local, s.remote = float(s.local), float(s.remote)
+	}
+	if suite.add != groupNone {
+		s.startIntermediate()
+		return
 	}
 	s.beginAuth()
 }
@@ -336,7 +347,7 @@ func addsCookie(a, b []byte) bool {
 // gets no arithmetic that takes long (TRUST.md A-22).
 func (e *Endpoint) respondInit(d Datagram, h wire.Header, ps []wire.Payload, shown bool) {
 	ke, ni := get[*wire.KE](ps), get[*wire.Nonce](ps).Data
-	suite, sap, ok := e.offer.chooseIKE(get[*wire.SA](ps), ke.Group)
+	suite, sap, ok := e.offer.chooseIKE(get[*wire.SA](ps), ke.Group, e.hybrid(ps))
 	switch {
 	case !ok:
 		e.drop("no-proposal")
@@ -401,6 +412,9 @@ func (s *sa) finishInit(d Datagram, ps []wire.Payload, suite ikeSuite, sap *wire
 	}
 	if notify(ps, wire.IKEv2FragmentationSupport) != nil {
 		out = append(out, status(wire.IKEv2FragmentationSupport, nil))
+	}
+	if e.hybrid(ps) {
+		out = append(out, status(wire.IntermediateExchange, nil))
 	}
 	s.initDone(crypto, keys, d, ps)
 	s.hs.ni, s.hs.nr = ni, nr

@@ -130,12 +130,12 @@ func (s *sa) onIKERekeyResponse(ps []wire.Payload, err error) {
 // acceptHeir checks the response before anything changes.
 func (s *sa) acceptHeir(r *succession, ps []wire.Payload) (t *sa, low []byte, err error) {
 	bare, spis := withoutSPIs(get[*wire.SA](ps))
-	suite, ok := s.e.offer.acceptIKE(bare)
-	ke, nonce := get[*wire.KE](ps), get[*wire.Nonce](ps).Data
+	suite, ok := s.e.offer.acceptIKE(bare, s.e.offer.ikeProposal(groupNone))
+	ke, nonce, theirs := get[*wire.KE](ps), get[*wire.Nonce](ps).Data, spis[get[*wire.SA](ps).Proposals[0].Number]
 	switch {
 	case !ok || len(get[*wire.SA](ps).Proposals) != 1 || suite.group != r.share.group || ke.Group != suite.group:
 		return nil, nil, errPeer("the new IKE SA is not what we asked for")
-	case spis[1] == uint64(r.spi):
+	case theirs == uint64(r.spi):
 		return nil, nil, errPeer("the new IKE SA has our own SPI")
 	case len(nonce) < max(suite.prf.Size(), s.keys.suite.prf.Size())/2 || bytes.Equal(nonce, r.ni):
 		return nil, nil, errPeer("nonce")
@@ -144,11 +144,11 @@ func (s *sa) acceptHeir(r *succession, ps []wire.Payload) (t *sa, low []byte, er
 	if err != nil {
 		return nil, nil, err
 	}
-	c, err := newCrypto(suite, s.rekeySA(suite, shared, r.ni, nonce, uint64(r.spi), spis[1]), true)
+	c, err := newCrypto(suite, s.rekeySA(suite, shared, r.ni, nonce, uint64(r.spi), theirs), true)
 	if err != nil {
 		return nil, nil, err
 	}
-	return s.beget(true, r.spi, spis[1], c), lower(r.ni, nonce), nil
+	return s.beget(true, r.spi, theirs, c), lower(r.ni, nonce), nil
 }
 
 // beget makes an IKE SA that may become the heir. The caller does not hear of it before it does.
@@ -250,7 +250,7 @@ func (s *sa) answerIKERekey(ps []wire.Payload) error {
 	}
 	ke, ni := get[*wire.KE](ps), get[*wire.Nonce](ps).Data
 	bare, spis := withoutSPIs(get[*wire.SA](ps))
-	suite, sap, ok := s.e.offer.chooseIKE(bare, ke.Group)
+	suite, sap, ok := s.e.offer.chooseIKE(bare, ke.Group, false)
 	switch {
 	case !ok:
 		return refuse(wire.NoProposalChosen, "no IKE proposal of ours")

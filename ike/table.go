@@ -51,6 +51,7 @@ var (
 		must: types(wire.PayloadSA, wire.PayloadKE, wire.PayloadNonce),
 		many: anyTime,
 	}
+	ruleIntermediate  = rule{must: types(wire.PayloadKE), many: anyTime} // RFC 9370, 2.2.2
 	ruleNotifyOnly    = rule{many: anyTime}
 	ruleInformational = rule{may: types(wire.PayloadConfig), many: anyTime | types(wire.PayloadDelete)}
 )

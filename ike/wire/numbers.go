@@ -46,10 +46,13 @@ const (
 	IKEAuth       ExchangeType = 35
 	CreateChildSA ExchangeType = 36
 	Informational ExchangeType = 37
+	Intermediate  ExchangeType = 43 // RFC 9242
+	FollowupKE    ExchangeType = 44 // RFC 9370
 )
 
 var exchangeNames = map[ExchangeType]string{
 	IKESAInit: "IKE_SA_INIT", IKEAuth: "IKE_AUTH", CreateChildSA: "CREATE_CHILD_SA", Informational: "INFORMATIONAL",
+	Intermediate: "IKE_INTERMEDIATE", FollowupKE: "IKE_FOLLOWUP_KE",
 }
 
 func (t ExchangeType) String() string { return named(exchangeNames, t, "exchange") }
@@ -91,10 +94,14 @@ const (
 	TransformInteg TransformType = 3
 	TransformKE    TransformType = 4 // Diffie-Hellman group
 	TransformESN   TransformType = 5
+	TransformAddKE TransformType = 6 // additional key exchange 1 (RFC 9370)
+
+	LastTransform TransformType = 12 // additional key exchange 7
 )
 
 var transformNames = map[TransformType]string{
 	TransformEncr: "ENCR", TransformPRF: "PRF", TransformInteg: "INTEG", TransformKE: "D-H", TransformESN: "ESN",
+	TransformAddKE: "ADDKE1",
 }
 
 func (t TransformType) String() string { return named(transformNames, t, "transform") }
@@ -119,6 +126,7 @@ const (
 	GroupP521       uint16 = 21
 	GroupCurve25519 uint16 = 31
 	GroupCurve448   uint16 = 32
+	KEMLKEM768      uint16 = 36
 
 	ESNNo  uint16 = 0
 	ESNYes uint16 = 1
