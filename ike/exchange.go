@@ -30,6 +30,7 @@ const (
 	taskProbe
 	taskChild       // CREATE_CHILD_SA of a Child SA
 	taskRekey       // CREATE_CHILD_SA of the IKE SA
+	taskFollowUp    // its additional key exchange
 	taskDeleteChild // of the child that a rekey replaced
 	taskDelete      // of the IKE SA: Closed follows
 	taskReject      // of the IKE SA: Closed was reported
@@ -185,6 +186,8 @@ func (s *sa) onRequest(d Datagram, h wire.Header) {
 		s.onAuthRequest(d, ps)
 	case wire.CreateChildSA:
 		s.onCreateChildRequest(ps)
+	case wire.FollowupKE:
+		s.onFollowUpRequest(ps)
 	case wire.Informational:
 		s.onInformational(ps)
 	}
@@ -220,7 +223,7 @@ func (s *sa) admits(x wire.ExchangeType) bool {
 		}
 		return x == wire.IKEAuth
 	case established, rekeying, replaced, deleting:
-		return x == wire.CreateChildSA || x == wire.Informational
+		return x == wire.CreateChildSA || x == wire.FollowupKE || x == wire.Informational
 	}
 	return false
 }
@@ -289,6 +292,8 @@ func exchangeOf(t task) wire.ExchangeType {
 		return wire.IKEAuth
 	case taskChild, taskRekey:
 		return wire.CreateChildSA
+	case taskFollowUp:
+		return wire.FollowupKE
 	}
 	return wire.Informational
 }
@@ -314,6 +319,8 @@ func (s *sa) onAnswer(t task, ps []wire.Payload, err error) {
 		s.onChildResponse(ps, err)
 	case taskRekey:
 		s.onIKERekeyResponse(ps, err)
+	case taskFollowUp:
+		s.onFollowUpResponse(ps, err)
 	case taskDeleteChild:
 		s.child.deleted(s)
 	}
@@ -325,6 +332,9 @@ func (s *sa) pump() {
 		return
 	}
 	stale, p, old := s.child.stale(s.e.now), (*child)(nil), (*childSA)(nil)
+	if s.awaits() && !s.out.wantDelete { // of what comes we know too little to begin anything else
+		return
+	}
 	if stale == nil {
 		p, old = s.child.toRekey(s.e.now)
 	}

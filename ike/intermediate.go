@@ -80,7 +80,7 @@ func (s *sa) onIntermediateResponse(h wire.Header, got received, err error) {
 		err = ruleIntermediate.check(got.payloads)
 	}
 	if err == nil {
-		secret, err = s.acceptKEM(get[*wire.KE](got.payloads))
+		secret, err = s.hs.mix.share.accept(get[*wire.KE](got.payloads))
 	}
 	var theirs []byte
 	if err == nil {
@@ -97,36 +97,21 @@ func (s *sa) onIntermediateResponse(h wire.Header, got received, err error) {
 	s.beginAuth()
 }
 
-func (s *sa) acceptKEM(ke *wire.KE) ([]byte, error) {
-	if ke.Group != s.hs.mix.share.group {
-		return nil, errPeer("additional key exchange %d", ke.Group)
-	}
-	secret, err := s.hs.mix.share.secret(ke.Data)
-	if err != nil {
-		return nil, errPeer("additional key exchange: %v", err)
-	}
-	return secret, nil
-}
-
 // onIntermediateRequest encapsulates a secret. The answer goes out under the keys that the request came with.
 func (s *sa) onIntermediateRequest(h wire.Header, got received) {
 	err := ruleIntermediate.check(got.payloads)
-	var public, secret, theirs, ours []byte
+	var secret, theirs, ours []byte
+	var ke *wire.KE
 	if err == nil {
-		if ke := get[*wire.KE](got.payloads); ke.Group != s.keys.suite.add {
-			err = refuse(wire.InvalidSyntax, "additional key exchange %d", ke.Group)
-		} else if public, secret, err = encapsulate(ke.Data); err != nil {
-			err = refuse(wire.InvalidSyntax, "additional key exchange: %v", err)
-		}
+		secret, ke, err = encapsulated(s.keys.suite.add, get[*wire.KE](got.payloads))
 	}
-	reply := []wire.Payload{&wire.KE{Group: s.keys.suite.add, Data: public}}
 	if err == nil {
 		theirs, err = s.intAuth(h, got.first, got.plain, true)
 	}
 	if err == nil {
 		var first wire.PayloadType
 		var plain []byte
-		if first, plain, err = wire.MarshalPayloads(reply); err == nil {
+		if first, plain, err = wire.MarshalPayloads([]wire.Payload{ke}); err == nil {
 			ours, err = s.intAuth(s.header(wire.Intermediate, s.in.next-1, true), first, plain, false)
 		}
 	}
@@ -134,7 +119,7 @@ func (s *sa) onIntermediateRequest(h wire.Header, got received) {
 		s.malformed(err)
 		return
 	}
-	s.reply(reply...)
+	s.reply(ke)
 	s.in.open = s.keys.open
 	if err := s.mixKeys(secret, concat(theirs, ours), s.in.next); err != nil {
 		s.fail(err)

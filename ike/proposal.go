@@ -72,27 +72,25 @@ func (o offer) appendGroups(ts []wire.Transform, first uint16) []wire.Transform 
 	return ts
 }
 
-// hybridProposal is ikeProposal with the combined-mode ciphers and ML-KEM beside the group (RFC 9370, 2.2.1).
+// hybridProposal is ikeProposal with one before all others that has ML-KEM beside the group (RFC 9370, 2.2.1), with the better
+// ciphers alone. Who does not know it passes it over.
 func (o offer) hybridProposal(group uint16) *wire.SA {
 	sa := o.ikeProposal(group)
-	p := &sa.Proposals[0]
-	p.Transforms = append(p.Transforms, wire.Transform{Type: wire.TransformAddKE, ID: kemMLKEM768})
-	sa.Proposals = sa.Proposals[:1]
-	return sa
-}
-
-// initProposal is what we ask for in IKE_SA_INIT: with Before first of all a proposal that has an additional key exchange, which those
-// who do not know it pass over.
-func (e *Endpoint) initProposal(group uint16) *wire.SA {
-	sa := e.offer.ikeProposal(group)
-	if e.cfg.PostQuantum != Before {
-		return sa
-	}
+	first := sa.Proposals[0]
+	first.Transforms = append(slices.Clone(first.Transforms), wire.Transform{Type: wire.TransformAddKE, ID: kemMLKEM768})
 	for i := range sa.Proposals {
 		sa.Proposals[i].Number++
 	}
-	sa.Proposals = append(e.offer.hybridProposal(group).Proposals, sa.Proposals...)
+	sa.Proposals = slices.Insert(sa.Proposals, 0, first)
 	return sa
+}
+
+// initProposal is what we ask for in IKE_SA_INIT.
+func (e *Endpoint) initProposal(group uint16) *wire.SA {
+	if e.cfg.PostQuantum == Before {
+		return e.offer.hybridProposal(group)
+	}
+	return e.offer.ikeProposal(group)
 }
 
 // espProposal is what we ask for as a Child SA: ESN preferred. group is that of the KE payload, groupNone without one.

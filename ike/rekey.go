@@ -333,6 +333,7 @@ func (s *sa) onCreateChildRequest(ps []wire.Payload) {
 		s.malformed(err)
 		return
 	}
+	s.forsake()
 	var err error
 	switch r := notify(ps, wire.RekeySA); {
 	case len(get[*wire.Nonce](ps).Data) < s.keys.suite.prf.Size()/2:
@@ -411,36 +412,48 @@ func (c *children) rekeyable(x *childSA) bool {
 func (s *sa) answerChild(n *negotiation, suite espSuite, ps []wire.Payload) error {
 	ni, nr := get[*wire.Nonce](ps).Data, s.e.random(nonceLen)
 	n.reply = append(n.reply, &wire.Nonce{Data: nr})
-	// RFC 7296, 2.17: with a key exchange of its own the new Child SA has perfect forward secrecy.
-	shared, ke, err := s.answerKE(suite.group, get[*wire.KE](ps))
-	if err != nil {
-		delete(s.e.spis, n.fresh.in)
-		return err
-	}
-	if ke != nil {
-		n.reply = append(n.reply, ke)
-	}
-	n.replyMode()
 	s.child.theirs = n
-	s.want(n, suite, ni, nr, shared)
-	if m := s.child.mine; n.old != nil && m != nil && m.old == n.old {
-		m.rival = n
-	}
+	// RFC 7296, 2.17: with a key exchange of its own the new Child SA has perfect forward secrecy.
+	s.answerKE(suite.group, get[*wire.KE](ps), func(shared []byte, ke *wire.KE, err error) {
+		if s.child.theirs != n { // the IKE SA has ended
+			return
+		}
+		if err != nil {
+			s.child.abandon(s.e, n)
+			s.reply(answer(err))
+			return
+		}
+		if ke != nil {
+			n.reply = append(n.reply, ke)
+		}
+		n.replyMode()
+		s.want(n, suite, ni, nr, shared)
+		if m := s.child.mine; n.old != nil && m != nil && m.old == n.old {
+			m.rival = n
+		}
+	})
 	return nil
 }
 
-// answerKE makes our half of a key exchange and the shared secret; nothing for groupNone.
-func (s *sa) answerKE(group uint16, theirs *wire.KE) ([]byte, *wire.KE, error) {
+// answerKE makes our half of a key exchange and the shared secret, and goes on with then; nothing for groupNone.
+func (s *sa) answerKE(group uint16, theirs *wire.KE, then func(shared []byte, ours *wire.KE, err error)) {
 	if group == groupNone {
-		return nil, nil, nil
+		then(nil, nil, nil)
+		return
 	}
 	sh, err := newShare(s.e.cfg.Rand, group)
 	if err != nil {
-		return nil, nil, refuse(wire.TemporaryFailure, "%v", err)
+		then(nil, nil, refuse(wire.TemporaryFailure, "%v", err))
+		return
 	}
-	shared, err := sh.secret(theirs.Data)
-	if err != nil {
-		return nil, nil, refuse(wire.InvalidSyntax, "key exchange: %v", err)
-	}
-	return shared, &wire.KE{Group: group, Data: sh.public()}, nil
+	s.compute(sh, theirs.Data, func(r SharedSecret) {
+		if !s.open() || !s.in.busy {
+			return
+		}
+		if r.err != nil {
+			then(nil, nil, refuse(wire.InvalidSyntax, "key exchange: %v", r.err))
+			return
+		}
+		then(r.secret, &wire.KE{Group: group, Data: r.share.public()}, nil)
+	})
 }

@@ -77,6 +77,7 @@ type sa struct {
 	origin        netip.AddrPort // remote, when the SA began
 	nat           nat
 	frag          fragments
+	hybrid        bool       // the peer knows additional key exchanges, and we may use them
 	keys          *saCrypto  // nil in initSent
 	hs            *handshake // nil once it is over
 	out           request
@@ -246,13 +247,16 @@ func (s *sa) tick() time.Time {
 		s.timer.report = time.Time{}
 		s.report(nil)
 	}
+	if due(s.followUpDue(), now) {
+		s.forsake()
+	}
 	if s.open() {
 		s.child.tick(s)
 		s.reconsider()
 		s.pump()
 	}
-	wake := earliest(s.timer.end, s.timer.report, s.out.due, s.child.wake(), s.keepAliveDue(), s.reconsiderDue(), s.expireFragments())
-	if s.state == established && s.out.state == idle {
+	wake := earliest(s.timer.end, s.timer.report, s.out.due, s.child.wake(), s.keepAliveDue(), s.reconsiderDue(), s.expireFragments(), s.followUpDue())
+	if s.state == established && s.out.state == idle && !s.awaits() {
 		wake = earliest(wake, s.timer.childless, s.timer.rekey, s.child.workDue(), s.livenessDue())
 	}
 	return wake

@@ -247,6 +247,7 @@ func (s *sa) agreed(d Datagram, h wire.Header, ps []wire.Payload, suite ikeSuite
 func (s *sa) initDone(c *saCrypto, keys saKeys, d Datagram, ps []wire.Payload) {
 	s.keys, s.hs.keys = c, keys
 	s.hs.hashes = parseHashes(notify(ps, wire.SignatureHashAlgorithms))
+	s.hybrid = s.e.hybrid(ps)
 	s.frag.on = notify(ps, wire.IKEv2FragmentationSupport) != nil // we say so always
 	s.follow(d)
 	s.timer.heard = s.e.now

@@ -14,12 +14,13 @@ import (
 
 // kin are the other IKE SAs that an IKE SA has to do with.
 type kin struct {
-	rekey  *succession // our request for an heir is out
-	elder  *sa         // it may become the heir of: the peer has asked for it while our own request was out
-	before *sa         // what it has replaced, while that is still there
-	heir   *sa         // what has replaced it
-	cross  *crossing
-	since  time.Time // since when the peer answers our rekeys with TEMPORARY_FAILURE
+	rekey          *succession // our request for an heir is out
+	asked, awaited *followUp   // additional key exchanges, ours and the peer's, that are under way
+	elder          *sa         // it may become the heir of: the peer has asked for it while our own request was out
+	before         *sa         // what it has replaced, while that is still there
+	heir           *sa         // what has replaced it
+	cross          *crossing
+	since          time.Time // since when the peer answers our rekeys with TEMPORARY_FAILURE
 }
 
 // family is the SA's kin, made on the first call.
@@ -36,6 +37,7 @@ type succession struct {
 	ni       []byte
 	share    share
 	again    bool   // INVALID_KE_PAYLOAD was obeyed
+	answered bool   // the response is in, and more is computed or asked for
 	rival    *sa    // the new one that the peer has asked for meanwhile
 	rivalLow []byte // the lower nonce of that
 }
@@ -45,9 +47,10 @@ func (r *succession) rivalLives() bool {
 	return r != nil && r.rival != nil && r.rival.state == established
 }
 
-// rekeySA derives the keys of the new IKE SA: "SKEYSEED = prf(SK_d (old), g^ir (new) | Ni | Nr)", with the old SA's PRF (RFC 7296, 2.18).
-func (s *sa) rekeySA(suite ikeSuite, shared, ni, nr []byte, spiI, spiR uint64) saKeys {
-	return expandSA(suite, prf(s.keys.suite.prf, s.keys.d, shared, ni, nr), ni, nr, spiI, spiR)
+// rekeySA derives the keys of the new IKE SA: "SKEYSEED = prf(SK_d (old), g^ir (new) | Ni | Nr)", with the old SA's PRF (RFC 7296, 2.18);
+// with an additional key exchange it ends in "| SK(1)" (RFC 9370, 2.2.4), which is nil without.
+func (s *sa) rekeySA(suite ikeSuite, shared, added, ni, nr []byte, spiI, spiR uint64) saKeys {
+	return expandSA(suite, prf(s.keys.suite.prf, s.keys.d, shared, ni, nr, added), ni, nr, spiI, spiR)
 }
 
 // withoutSPIs makes the proposals of a rekey look like those of IKE_SA_INIT, which carry no SPI. spis are the SPIs by the number of
@@ -74,17 +77,31 @@ func (s *sa) startIKERekey() {
 // askHeir sends the request with a share of the group: "implementations MUST perform a new Diffie-Hellman exchange" (RFC 7296, 2.18).
 func (s *sa) askHeir(group uint16) {
 	r := s.kin.rekey
-	var err error
-	if r.share, err = newShare(s.e.cfg.Rand, group); err != nil {
+	sh, err := newShare(s.e.cfg.Rand, group)
+	if err != nil {
 		s.heirRefused(&wire.Notify{Type: wire.TemporaryFailure})
 		return
 	}
-	r.ni = s.e.random(nonceLen)
-	sap := s.e.offer.ikeProposal(group)
-	for i := range sap.Proposals {
-		sap.Proposals[i].SPI = spiBytes(uint64(r.spi))
+	r.share, r.ni = sh, s.e.random(nonceLen)
+	s.compute(sh, nil, func(got SharedSecret) {
+		if s.state != rekeying || s.kin.rekey != r { // the peer's own rekey was quicker
+			return
+		}
+		r.share = got.share
+		sap := s.heirProposal(group)
+		for i := range sap.Proposals {
+			sap.Proposals[i].SPI = spiBytes(uint64(r.spi))
+		}
+		s.send(taskRekey, wire.CreateChildSA, sap, &wire.Nonce{Data: r.ni}, &wire.KE{Group: group, Data: r.share.public()})
+	})
+}
+
+// heirProposal is what we ask for.
+func (s *sa) heirProposal(group uint16) *wire.SA {
+	if s.hybrid {
+		return s.e.offer.hybridProposal(group)
 	}
-	s.send(taskRekey, wire.CreateChildSA, sap, &wire.Nonce{Data: r.ni}, &wire.KE{Group: group, Data: r.share.public()})
+	return s.e.offer.ikeProposal(group)
 }
 
 // onIKERekeyResponse takes the heir that the peer has made, and decides between it and the one that the peer may have asked for.
@@ -100,15 +117,57 @@ func (s *sa) onIKERekeyResponse(ps []wire.Payload, err error) {
 		err = ruleIKERekey.check(ps)
 	}
 	r := s.kin.rekey
-	var t *sa
-	var low []byte
 	if err == nil {
-		t, low, err = s.acceptHeir(r, ps)
+		err = s.acceptHeir(r, ps)
 	}
 	if err != nil {
 		s.reject(err, bye())
-		return
 	}
+}
+
+// acceptHeir checks the response before anything changes, and has the key exchanges made.
+func (s *sa) acceptHeir(r *succession, ps []wire.Payload) error {
+	bare, spis := withoutSPIs(get[*wire.SA](ps))
+	suite, ok := s.e.offer.acceptIKE(bare, s.heirProposal(groupNone))
+	ke, nonce, theirs := get[*wire.KE](ps), get[*wire.Nonce](ps).Data, spis[get[*wire.SA](ps).Proposals[0].Number]
+	switch {
+	case !ok || len(get[*wire.SA](ps).Proposals) != 1 || suite.group != r.share.group || ke.Group != suite.group:
+		return errPeer("the new IKE SA is not what we asked for")
+	case theirs == uint64(r.spi):
+		return errPeer("the new IKE SA has our own SPI")
+	case len(nonce) < max(suite.prf.Size(), s.keys.suite.prf.Size())/2 || bytes.Equal(nonce, r.ni):
+		return errPeer("nonce")
+	}
+	r.answered = true
+	s.compute(r.share, ke.Data, func(got SharedSecret) {
+		if s.state != rekeying || s.kin.rekey != r {
+			return
+		}
+		if got.err != nil {
+			s.reject(got.err, bye())
+			return
+		}
+		inherit := func(added []byte, _ *wire.KE) {
+			keys := s.rekeySA(suite, got.secret, added, r.ni, nonce, uint64(r.spi), theirs)
+			c, err := newCrypto(suite, keys, true)
+			if err != nil {
+				s.reject(err, bye())
+				return
+			}
+			s.inherit(r, s.beget(true, r.spi, theirs, c), lower(r.ni, nonce))
+		}
+		if suite.add == groupNone {
+			s.hybrid = false // the peer does not want it
+			inherit(nil, nil)
+		} else if err := s.askFollowUp(suite.add, ps, inherit, s.heirRefused); err != nil {
+			s.reject(err, bye())
+		}
+	})
+	return nil
+}
+
+// inherit decides between the heir that we have asked for and the one that the peer may have asked for.
+func (s *sa) inherit(r *succession, t *sa, low []byte) {
 	if r.rivalLives() && bytes.Compare(low, r.rivalLow) < 0 { // ours has the lowest nonce: its creator deletes it
 		s.yield()
 		t.setState(deleting)
@@ -124,38 +183,17 @@ func (s *sa) onIKERekeyResponse(ps []wire.Payload, err error) {
 	s.kin.rekey = nil
 	s.setState(deleting)
 	s.succeed(t)
+	if t.keys.suite.add != s.keys.suite.add { // the children get keys of the hybrid as well
+		t.child.rekeyNow(s.e.now)
+	}
 	s.send(taskDelete, wire.Informational, bye()) // "MUST be the last request sent over the old IKE SA"
-}
-
-// acceptHeir checks the response before anything changes.
-func (s *sa) acceptHeir(r *succession, ps []wire.Payload) (t *sa, low []byte, err error) {
-	bare, spis := withoutSPIs(get[*wire.SA](ps))
-	suite, ok := s.e.offer.acceptIKE(bare, s.e.offer.ikeProposal(groupNone))
-	ke, nonce, theirs := get[*wire.KE](ps), get[*wire.Nonce](ps).Data, spis[get[*wire.SA](ps).Proposals[0].Number]
-	switch {
-	case !ok || len(get[*wire.SA](ps).Proposals) != 1 || suite.group != r.share.group || ke.Group != suite.group:
-		return nil, nil, errPeer("the new IKE SA is not what we asked for")
-	case theirs == uint64(r.spi):
-		return nil, nil, errPeer("the new IKE SA has our own SPI")
-	case len(nonce) < max(suite.prf.Size(), s.keys.suite.prf.Size())/2 || bytes.Equal(nonce, r.ni):
-		return nil, nil, errPeer("nonce")
-	}
-	shared, err := r.share.secret(ke.Data)
-	if err != nil {
-		return nil, nil, err
-	}
-	c, err := newCrypto(suite, s.rekeySA(suite, shared, r.ni, nonce, uint64(r.spi), theirs), true)
-	if err != nil {
-		return nil, nil, err
-	}
-	return s.beget(true, r.spi, theirs, c), lower(r.ni, nonce), nil
 }
 
 // beget makes an IKE SA that may become the heir. The caller does not hear of it before it does.
 func (s *sa) beget(initiator bool, ours SAID, theirs uint64, c *saCrypto) *sa {
 	t := &sa{
 		e: s.e, id: ours, initiator: initiator, state: established, quiet: true, key: s.key,
-		spiI: uint64(ours), spiR: theirs, local: s.local, remote: s.remote, origin: s.origin, nat: s.nat, frag: s.frag, keys: c, slot: -1,
+		spiI: uint64(ours), spiR: theirs, local: s.local, remote: s.remote, origin: s.origin, nat: s.nat, frag: s.frag, hybrid: s.hybrid, keys: c, slot: -1,
 	}
 	if !initiator {
 		t.spiI, t.spiR = t.spiR, t.spiI
@@ -235,14 +273,14 @@ func (s *sa) heirRefused(f *wire.Notify) {
 	s.timer.rekey = now.Add(s.backoff(s.e.cfg.IKELifetime))
 }
 
-// answerIKERekey makes the heir that the peer asks for. While our own request is out it is only kept; else it takes over at once.
+// answerIKERekey makes the heir that the peer asks for.
 func (s *sa) answerIKERekey(ps []wire.Payload) error {
 	switch {
 	case !s.open():
 		return refuse(wire.TemporaryFailure, "it is %v", s.state)
 	case s.child.busy():
 		return refuse(wire.TemporaryFailure, "a Child SA is being made or closed")
-	case s.kin != nil && (s.kin.before != nil || s.kin.rekey.rivalLives()): // TRUST.md A-23: one at a time
+	case s.kin != nil && (s.kin.before != nil || s.kin.rekey.rivalLives() || s.kin.rekey != nil && s.kin.rekey.answered): // TRUST.md A-23: one at a time
 		return refuse(wire.TemporaryFailure, "its last rekey is not over")
 	}
 	if err := ruleIKERekey.check(ps); err != nil {
@@ -250,7 +288,7 @@ func (s *sa) answerIKERekey(ps []wire.Payload) error {
 	}
 	ke, ni := get[*wire.KE](ps), get[*wire.Nonce](ps).Data
 	bare, spis := withoutSPIs(get[*wire.SA](ps))
-	suite, sap, ok := s.e.offer.chooseIKE(bare, ke.Group, false)
+	suite, sap, ok := s.e.offer.chooseIKE(bare, ke.Group, s.hybrid)
 	switch {
 	case !ok:
 		return refuse(wire.NoProposalChosen, "no IKE proposal of ours")
@@ -258,27 +296,52 @@ func (s *sa) answerIKERekey(ps []wire.Payload) error {
 		return invalidKE(suite.group, ke.Group)
 	case len(ni) < suite.prf.Size()/2:
 		return refuse(wire.InvalidSyntax, "nonce")
-	}
-	shared, ours, err := s.answerKE(suite.group, ke)
-	if err != nil {
-		return err
+	case suite.add != groupNone && s.state == rekeying: // two with follow-ups would cross for too long
+		return refuse(wire.TemporaryFailure, "we rekey it as well")
 	}
 	spi, theirs, nr := s.e.newSAID(), spis[sap.Proposals[0].Number], s.e.random(nonceLen)
-	c, err := newCrypto(suite, s.rekeySA(suite, shared, ni, nr, theirs, uint64(spi)), false)
-	if err != nil {
-		return refuse(wire.NoProposalChosen, "%v", err)
-	}
 	sap.Proposals[0].SPI = spiBytes(uint64(spi))
-	t := s.beget(false, spi, theirs, c)
-	s.reply(sap, &wire.Nonce{Data: nr}, ours)
+	s.answerKE(suite.group, ke, func(shared []byte, ours *wire.KE, err error) {
+		if err != nil {
+			s.reply(answer(err))
+			return
+		}
+		first := []wire.Payload{sap, &wire.Nonce{Data: nr}, ours}
+		grant := func(added []byte, last *wire.KE) {
+			if last != nil && s.child.busy() { // it was not when the peer asked first
+				s.reply(&wire.Notify{Type: wire.TemporaryFailure})
+				return
+			}
+			c, err := newCrypto(suite, s.rekeySA(suite, shared, added, ni, nr, theirs, uint64(spi)), false)
+			if err != nil {
+				s.reply(&wire.Notify{Type: wire.NoProposalChosen})
+				return
+			}
+			t := s.beget(false, spi, theirs, c)
+			if last != nil {
+				first = []wire.Payload{last}
+			}
+			s.reply(first...)
+			s.grantHeir(t, lower(ni, nr))
+		}
+		if suite.add == groupNone {
+			grant(nil, nil)
+			return
+		}
+		s.reply(append(first, s.awaitFollowUp(suite.add, grant, func(*wire.Notify) {}))...)
+	})
+	return nil
+}
+
+// grantHeir: the peer has been told of the heir that it asked for. While our own request is out it is only kept.
+func (s *sa) grantHeir(t *sa, low []byte) {
 	if s.state == rekeying {
-		s.kin.rekey.rival, s.kin.rekey.rivalLow = t, bytes.Clone(lower(ni, nr))
+		s.kin.rekey.rival, s.kin.rekey.rivalLow = t, bytes.Clone(low)
 		t.family().elder = s
-		return nil
+		return
 	}
 	s.setState(replaced)
 	s.succeed(t)
-	return nil
 }
 
 // chosen: the peer uses the heir that it has asked for, so it has decided already that this one stays.
