@@ -153,29 +153,29 @@ func parseAuth(a *wire.Auth) (scheme, []byte, error) {
 	return scheme{}, nil, fmt.Errorf("AUTH: method %d with AlgorithmIdentifier %x is not ours", a.Method, alg)
 }
 
-// verify checks a signature. The key has passed floor.
-func (s scheme) verify(pub crypto.PublicKey, octets, sig []byte) bool {
+// verify checks a signature over what digest made. The key has passed floor.
+func (s scheme) verify(pub crypto.PublicKey, signed, sig []byte) bool {
 	switch pub := pub.(type) {
 	case ed25519.PublicKey:
-		return s.family == famEd25519 && ed25519.Verify(pub, octets, sig)
+		return s.family == famEd25519 && ed25519.Verify(pub, signed, sig)
 	case *ecdsa.PublicKey:
 		if s.family != famECDSA {
 			return false
 		}
 		if s.rawSize == 0 {
-			return ecdsa.VerifyASN1(pub, s.digest(octets), sig)
+			return ecdsa.VerifyASN1(pub, signed, sig)
 		}
 		if len(sig) != 2*s.rawSize || (pub.Params().BitSize+7)/8 != s.rawSize {
 			return false
 		}
 		r, t := new(big.Int).SetBytes(sig[:s.rawSize]), new(big.Int).SetBytes(sig[s.rawSize:])
-		return ecdsa.Verify(pub, s.digest(octets), r, t)
+		return ecdsa.Verify(pub, signed, r, t)
 	case *rsa.PublicKey:
 		switch s.family {
 		case famPKCS1:
-			return rsa.VerifyPKCS1v15(pub, s.hash, s.digest(octets), sig) == nil
+			return rsa.VerifyPKCS1v15(pub, s.hash, signed, sig) == nil
 		case famPSS:
-			return rsa.VerifyPSS(pub, s.hash, s.digest(octets), sig, s.pss()) == nil
+			return rsa.VerifyPSS(pub, s.hash, signed, sig, s.pss()) == nil
 		}
 	}
 	return false
@@ -285,10 +285,10 @@ func floor(pub crypto.PublicKey) error {
 // maxKeys bounds how many of Authorization.Keys are tried (TRUST.md A-31).
 const maxKeys = 8
 
-// prove finds the key that made the signature.
-func (s scheme) prove(keys []crypto.PublicKey, octets, sig []byte) (crypto.PublicKey, bool) {
+// prove finds the key that made the signature over what digest made.
+func (s scheme) prove(keys []crypto.PublicKey, signed, sig []byte) (crypto.PublicKey, bool) {
 	for _, k := range keys[:min(len(keys), maxKeys)] {
-		if floor(k) == nil && s.verify(k, octets, sig) {
+		if floor(k) == nil && s.verify(k, signed, sig) {
 			return k, true
 		}
 	}

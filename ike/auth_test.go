@@ -50,7 +50,7 @@ func TestSignatures(t *testing.T) {
 				if err != nil {
 					return false
 				}
-				_, ok := got.prove(keys, octets, sig)
+				_, ok := got.prove(keys, got.digest(octets), sig)
 				return ok
 			}
 			if !verify(a, testKeys()["p256"].Public(), key.Public()) {
@@ -155,10 +155,10 @@ func TestWeakKeyProvesNothing(t *testing.T) {
 	}
 	s := schemes[7]
 	_, sig, _ := parseAuth(sign(t, weak, s, []byte("x")))
-	if !s.verify(weak.Public(), []byte("x"), sig) {
+	if !s.verify(weak.Public(), s.digest([]byte("x")), sig) {
 		t.Fatal("the test's signature is not good")
 	}
-	if _, ok := s.prove([]crypto.PublicKey{weak.Public()}, []byte("x"), sig); ok {
+	if _, ok := s.prove([]crypto.PublicKey{weak.Public()}, s.digest([]byte("x")), sig); ok {
 		t.Error("proved")
 	}
 }
@@ -184,7 +184,7 @@ func TestHostileSignatures(t *testing.T) {
 	for _, s := range schemes {
 		for _, sig := range [][]byte{n, make([]byte, len(n)), bytes.Repeat([]byte{0xff}, len(n)), append([]byte{0}, n...), {}, {1}} {
 			for name, key := range testKeys() {
-				if s.verify(key.Public(), []byte("x"), sig) {
+				if s.verify(key.Public(), s.digest([]byte("x")), sig) {
 					t.Errorf("%s accepts %x...", name, sig[:min(4, len(sig))])
 				}
 			}

@@ -179,16 +179,18 @@ func (s *sa) onRequest(d Datagram, h wire.Header) {
 	}
 	s.chosen(ps)
 	s.child.sure()
-	switch h.Exchange {
-	case wire.Intermediate:
+	switch {
+	case h.Exchange == wire.Intermediate:
 		s.onIntermediateRequest(h, got)
-	case wire.IKEAuth:
+	case h.Exchange == wire.IKEAuth && s.state == authAgain:
+		s.onSecondAuth(ps)
+	case h.Exchange == wire.IKEAuth:
 		s.onAuthRequest(d, ps)
-	case wire.CreateChildSA:
+	case h.Exchange == wire.CreateChildSA:
 		s.onCreateChildRequest(ps)
-	case wire.FollowupKE:
+	case h.Exchange == wire.FollowupKE:
 		s.onFollowUpRequest(ps)
-	case wire.Informational:
+	case h.Exchange == wire.Informational:
 		s.onInformational(ps)
 	}
 }
@@ -222,6 +224,8 @@ func (s *sa) admits(x wire.ExchangeType) bool {
 			return x == wire.Intermediate
 		}
 		return x == wire.IKEAuth
+	case authAgain: // also what says that our AUTH was not good
+		return x == wire.IKEAuth || x == wire.Informational
 	case established, rekeying, replaced, deleting:
 		return x == wire.CreateChildSA || x == wire.FollowupKE || x == wire.Informational
 	}
@@ -248,7 +252,7 @@ func (s *sa) malformed(err error) {
 	n := answer(err)
 	s.e.drop("malformed")
 	s.reply(n)
-	if s.state == initReceived || s.open() && n.Type == wire.InvalidSyntax {
+	if s.state == initReceived || s.state == authAgain || s.open() && n.Type == wire.InvalidSyntax {
 		s.fail(err)
 	}
 }

@@ -71,13 +71,26 @@ type Peer struct {
 	Local, Remote netip.AddrPort // port 500; a NAT moves it to 4500
 	RemoteID      ID             // the IDr that we require (TRUST.md A-14)
 	LocalID       ID             // IDNull: NULL authentication (RFC 7619); IDFQDN: Config.Name, signed with our key
+	Tell          Tell           // when the peer learns LocalID
 	Auth          Authorization  // what the peer must prove
 }
+
+// Tell says when a peer that we initiate to learns our name.
+type Tell uint8
+
+// IDi leaves before the responder has proved itself (RFC 7296, 1.2), unless it goes in a second authentication (RFC 4739), which costs
+// a round trip and which the responder must know (TRUST.md A-52).
+const (
+	TellFirst     Tell = iota // at once
+	TellAfter                 // in a second authentication where the responder knows that, else at once
+	TellOnlyAfter             // in a second authentication, else never: we stay nobody
+)
 
 // Authorization says who the peer may be and what it may have: the PAD's word (RFC 4301, 4.4.3).
 type Authorization struct {
 	Keys      []crypto.PublicKey // any one of them suffices; at most 8 are tried
 	Anonymous bool               // NULL authentication, or a signature by an unknown key, is allowed as nobody
+	Pending   bool               // keys are still being looked up: with Anonymous the peer comes up as nobody, and Promote may follow
 	Refuse    bool               // AUTHENTICATION_FAILED
 	Mode      ipsec.Mode         // preferred; Tunnel is the fallback where the peer does not echo USE_TRANSPORT_MODE
 	// Selector is what the peer may ask for; zero: our address and its own, everything.
@@ -178,8 +191,16 @@ type Established struct {
 	Initiator     bool
 	RemoteID      ID               // what the peer says it is
 	Key           crypto.PublicKey // the key of Authorization.Keys that it proved; nil: anonymous
+	Raw           crypto.PublicKey // anonymous: the key that it sent in CERT and proved; nobody says whose it is, but it can be known again
 	Summary       string           // suite in a few words, for status
 	RTT           time.Duration    // of the first exchange (initiator)
+}
+
+// Promoted: a peer that came up as nobody has proved a key by now.
+type Promoted struct {
+	SA       SAID
+	RemoteID ID
+	Key      crypto.PublicKey
 }
 
 // ChildUp: the Child SA carries traffic. An initiator's follows its Supply, a responder's its reply.
@@ -237,6 +258,7 @@ func (AuthorizationWanted) event() {}
 func (SignatureWanted) event()     {}
 func (ChildWanted) event()         {}
 func (Established) event()         {}
+func (Promoted) event()            {}
 func (ChildUp) event()             {}
 func (ChildRefused) event()        {}
 func (ChildPreferred) event()      {}

@@ -11,10 +11,11 @@ import (
 
 // saState is where an IKE SA stands.
 //
+//	                                   ┌─────────────┐ (second authentication)
 //	initiator  initSent ─► (mixing) ─► signing ─► authSent ─┐               ┌─────────────────┐
 //	                                                        ├──► established ──► deleting ──► closed
 //	responder  initReceived ──► authWaiting ────────────────┘      ▲  │  └──► replaced ─┘
-//	                                                               ▼  │           ▲
+//	               authAgain ◄──►─┘                                ▼  │           ▲
 //	                                                             rekeying ────────┘
 //
 // From every state an arrow leads to closed; from authSent also one to deleting, when the peer's AUTH is not good, and from
@@ -28,6 +29,7 @@ const (
 	authSent                        // our IKE_AUTH request is out
 	initReceived                    // we answered an IKE_SA_INIT request and keep the keys
 	authWaiting                     // an IKE_AUTH request is in and not answered: authorization, signature or data plane are out
+	authAgain                       // we have proved ourselves, and wait for the initiator's second authentication
 	established                     // both ends are authenticated, or allowed not to be
 	rekeying                        // our request for an IKE SA in its place is out; it has its children still
 	replaced                        // another has taken its place, and the peer is to delete it
@@ -36,7 +38,7 @@ const (
 )
 
 func (s saState) String() string {
-	names := [...]string{"none", "init-sent", "mixing", "signing", "auth-sent", "init-received", "auth-waiting", "established", "rekeying", "replaced", "deleting", "closed"}
+	names := [...]string{"none", "init-sent", "mixing", "signing", "auth-sent", "init-received", "auth-waiting", "auth-again", "established", "rekeying", "replaced", "deleting", "closed"}
 	return names[s]
 }
 
@@ -45,9 +47,10 @@ var arrows = map[saState][]saState{
 	initSent:     {mixing, signing, authSent, closed},
 	mixing:       {signing, authSent, closed},
 	signing:      {authSent, closed},
-	authSent:     {established, deleting, closed},
+	authSent:     {authSent, signing, established, deleting, closed},
 	initReceived: {authWaiting, closed},
-	authWaiting:  {established, closed},
+	authWaiting:  {authAgain, established, closed},
+	authAgain:    {authWaiting, closed},
 	established:  {rekeying, replaced, deleting, closed},
 	rekeying:     {established, replaced, deleting, closed},
 	replaced:     {deleting, closed},
@@ -71,6 +74,8 @@ type sa struct {
 	quiet     bool             // Closed was reported: nothing of this SA is any more
 	counted   bool             // as half-open
 	key       crypto.PublicKey // that the peer has proved; nil: none
+	remoteID  ID               // what it says it is
+	late      *lateProof
 
 	spiI, spiR    uint64
 	local, remote netip.AddrPort
@@ -128,7 +133,7 @@ func (s *sa) leave(to saState) {
 		s.e.halfOpen(s, -1)
 	}
 	switch to {
-	case mixing, signing, authSent, authWaiting:
+	case mixing, signing, authSent, authWaiting, authAgain:
 		return
 	case established:
 		if s.state == rekeying { // the peer has refused
@@ -255,7 +260,7 @@ func (s *sa) tick() time.Time {
 		s.reconsider()
 		s.pump()
 	}
-	wake := earliest(s.timer.end, s.timer.report, s.out.due, s.child.wake(), s.keepAliveDue(), s.reconsiderDue(), s.expireFragments(), s.followUpDue())
+	wake := earliest(s.timer.end, s.timer.report, s.out.due, s.child.wake(), s.keepAliveDue(), s.reconsiderDue(), s.expireFragments(), s.followUpDue(), s.forgetLate())
 	if s.state == established && s.out.state == idle && !s.awaits() {
 		wake = earliest(wake, s.timer.childless, s.timer.rekey, s.child.workDue(), s.livenessDue())
 	}

@@ -4,8 +4,6 @@ import (
 	"crypto"
 	"crypto/hmac"
 	"fmt"
-	"net/netip"
-	"strings"
 	"time"
 
 	"tacit/ike/wire"
@@ -16,14 +14,21 @@ import (
 type authState struct {
 	local, remote *wire.ID
 	remoteID      ID
-	method        *wire.Auth // the peer's AUTH
-	family        family     // how the peer signed, if it did
+	method        *wire.Auth       // the peer's AUTH
+	family        family           // how the peer signed, if it did
+	remoteKey     crypto.PublicKey // the key of Authorization.Keys that it proved
+	remoteRaw     crypto.PublicKey // the key of its CERT, if it proved that
+	asked         ID               // the IDr that the initiator asked for
+	asksKey       bool             // it wants our key in a CERT
+	methods       bool             // it has said that it takes NULL and a second authentication
+	second        secondState
 
 	scheme scheme
 	token  uint64     // of the SignatureWanted that is out
 	ours   *wire.Auth // our AUTH, when it is made
 
 	request []wire.Payload // responder: the request, until the caller has authorized it
+	offer   []wire.Payload // responder: the first of two requests, which has the Child SA in it
 	child   []wire.Payload // responder: what it says about the Child SA; nil: the data plane has not answered
 }
 
@@ -51,18 +56,23 @@ func (s *sa) remoteOctets() []byte {
 // beginAuth makes our ID and AUTH as initiator.
 func (s *sa) beginAuth() {
 	a := &s.hs.auths
-	a.local = &wire.ID{Kind: wire.IDNull}
-	if s.hs.peer.LocalID.Kind == IDFQDN {
-		a.local = &wire.ID{Kind: wire.IDFQDN, Data: []byte(s.e.cfg.Name)}
-		s.setState(signing)
-		if err := s.wantSignature(); err != nil {
-			s.fail(err)
-			s.e.forget(s)
-		}
+	if s.hs.peer.LocalID.Kind == IDFQDN && s.tellsNow() {
+		s.signName()
 		return
 	}
+	a.local = &wire.ID{Kind: wire.IDNull}
 	s.signNull()
 	s.sendAuth()
+}
+
+// signName makes our ID and AUTH with our name and key.
+func (s *sa) signName() {
+	s.hs.auths.local = &wire.ID{Kind: wire.IDFQDN, Data: []byte(s.e.cfg.Name)}
+	s.setState(signing)
+	if err := s.wantSignature(); err != nil {
+		s.fail(err)
+		s.e.forget(s)
+	}
 }
 
 // signNull makes our AUTH without a key.
@@ -99,6 +109,8 @@ func (s *sa) onSignature(r Signature) {
 		s.fail(fmt.Errorf("our signature: %w", err))
 	case err != nil:
 		s.deny(fmt.Errorf("our signature: %w", err))
+	case s.initiator && a.second == secondDue:
+		s.sendSecond()
 	case s.initiator:
 		s.sendAuth()
 	default:
@@ -112,7 +124,10 @@ func (s *sa) sendAuth() {
 	want := allowed(hs.auth, s.local.Addr(), s.remote.Addr())
 	n := &negotiation{fresh: &childSA{initiator: true, in: s.e.newSPI()}, mode: hs.auth.Mode, selector: want}
 	s.child.mine = n
-	ps := []wire.Payload{hs.auths.local}
+	ps := append([]wire.Payload{hs.auths.local}, s.ourCert()...)
+	if hs.auth.Anonymous { // the key of nobody we know is worth something too: we know it again
+		ps = append(ps, &wire.CertReq{Encoding: wire.CertRawKey})
+	}
 	if id := hs.peer.RemoteID; id.Kind != 0 {
 		w, err := fromID(id)
 		if err != nil {
@@ -128,43 +143,44 @@ func (s *sa) sendAuth() {
 	}
 	ps = append(ps, s.e.offer.espProposal(n.fresh.in, groupNone))
 	ps = append(ps, tsPayloads(want, true)...)
+	ps = append(ps, s.announceSecond()...)
 	s.setState(authSent)
 	s.send(taskAuth, wire.IKEAuth, ps...)
 }
 
 // onAuthResponse verifies the responder, and only then believes what it says.
 func (s *sa) onAuthResponse(ps []wire.Payload, err error) {
+	a := &s.hs.auths
 	if err == nil && get[*wire.Auth](ps) == nil {
-		if n := failure(ps); n != nil { // the responder has no SA: there is nothing to delete
+		if n := s.refusal(ps); n != nil { // the responder has no SA: there is nothing to delete
 			s.fail(NotifyError{n.Type})
 			s.e.forget(s)
 			return
 		}
 	}
 	if err == nil {
-		err = ruleAuthResponse.check(ps)
+		err = s.authResponseRule().check(ps)
 	}
-	var key crypto.PublicKey
-	if err == nil {
-		a := &s.hs.auths
+	if err == nil && a.second != secondDue {
 		a.remote, a.method = getID(ps, true), get[*wire.Auth](ps)
-		key, err = s.verifyResponder()
+		a.remoteKey, err = s.verifyResponder(ps)
 	}
-	if err != nil {
+	switch {
+	case err != nil:
 		s.reject(err, &wire.Notify{Type: wire.AuthenticationFailed})
-		return
-	}
-	if s.quiet { // deleted while we waited
+	case s.quiet: // deleted while we waited
 		s.reject(nil, bye())
-		return
+	case a.second == secondAnnounced:
+		s.beginSecond()
+	default:
+		s.setState(established)
+		s.emitEstablished(s.hs.rtt)
+		s.firstChild(ps)
 	}
-	s.setState(established)
-	s.emitEstablished(key, s.hs.rtt)
-	s.firstChild(ps)
 }
 
 // verifyResponder checks IDr (TRUST.md A-14) and AUTH.
-func (s *sa) verifyResponder() (crypto.PublicKey, error) {
+func (s *sa) verifyResponder(ps []wire.Payload) (crypto.PublicKey, error) {
 	a := &s.hs.auths
 	var err error
 	if a.remoteID, err = toID(a.remote); err != nil {
@@ -173,41 +189,55 @@ func (s *sa) verifyResponder() (crypto.PublicKey, error) {
 	if want := s.hs.peer.RemoteID; want.Kind != 0 && a.remoteID != normal(want) {
 		return nil, fmt.Errorf("%w: the peer says it is %q, not %q", ErrAuthentication, a.remoteID.Value, want.Value)
 	}
-	return s.verify(s.hs.auth)
+	return s.verify(s.hs.auth, ps)
 }
 
-// verify checks the peer's AUTH: a key of auth's that made the signature, or nobody where that is allowed.
-func (s *sa) verify(auth Authorization) (crypto.PublicKey, error) {
+// verifyNull checks AUTH of NULL authentication: it proves that the peer made the key exchange, and no more.
+func (s *sa) verifyNull() error {
+	_, _, _, skp := s.hs.keys.local(s.initiator)
+	if !hmac.Equal(s.hs.auths.method.Data, nullAuth(s.keys.suite.prf, skp, s.remoteOctets())) {
+		return fmt.Errorf("%w: AUTH is wrong", ErrAuthentication)
+	}
+	return nil
+}
+
+// verify checks the peer's AUTH: a key of auth's that made the signature, or nobody where that is allowed. A key that comes in CERT
+// is never one of auth's: who proves that is still nobody (RFC 7670, 5).
+func (s *sa) verify(auth Authorization, ps []wire.Payload) (crypto.PublicKey, error) {
 	a := &s.hs.auths
 	if a.method.Method == wire.AuthNull {
-		_, _, _, skp := s.hs.keys.local(s.initiator)
-		switch {
-		case !auth.Anonymous:
+		if !auth.Anonymous {
 			return nil, fmt.Errorf("%w: NULL authentication is not allowed", ErrAuthentication)
-		case !hmac.Equal(a.method.Data, nullAuth(s.keys.suite.prf, skp, s.remoteOctets())):
-			return nil, fmt.Errorf("%w: AUTH is wrong", ErrAuthentication)
 		}
-		return nil, nil
+		return nil, s.verifyNull()
 	}
 	sch, sig, err := parseAuth(a.method)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrAuthentication, err)
 	}
 	a.family = sch.family
-	if key, ok := sch.prove(auth.Keys, s.remoteOctets(), sig); ok {
+	signed := sch.digest(s.remoteOctets())
+	if key, ok := sch.prove(auth.Keys, signed, sig); ok {
 		return key, nil
 	}
 	if !auth.Anonymous {
 		return nil, fmt.Errorf("%w: the signature is by none of the %d keys", ErrAuthentication, len(auth.Keys))
 	}
+	if raw, ok := sch.prove(rawKeys(ps), signed, sig); ok {
+		a.remoteRaw = raw
+	}
+	if auth.Pending {
+		s.late = &lateProof{sch, signed, sig, s.e.now.Add(lateFor)}
+	}
 	return nil, nil
 }
 
-func (s *sa) emitEstablished(key crypto.PublicKey, rtt time.Duration) {
-	s.key = key
+func (s *sa) emitEstablished(rtt time.Duration) {
+	a := &s.hs.auths
+	s.key, s.remoteID = a.remoteKey, a.remoteID
 	s.emit(Established{
 		SA: s.id, Local: s.local, Remote: s.remote, Initiator: s.initiator,
-		RemoteID: s.hs.auths.remoteID, Key: key, Summary: s.keys.suite.String(), RTT: rtt,
+		RemoteID: a.remoteID, Key: a.remoteKey, Raw: a.remoteRaw, Summary: s.keys.suite.String(), RTT: rtt,
 	})
 }
 
@@ -226,19 +256,28 @@ func (s *sa) onAuthRequest(d Datagram, ps []wire.Payload) {
 	}
 	var err error
 	a.remote, a.method, a.request = getID(ps, false), get[*wire.Auth](ps), ps
+	a.asksKey = a.asksKey || asksRawKey(ps)
 	if a.remoteID, err = toID(a.remote); err != nil {
 		s.deny(err)
 		return
 	}
-	asked, err := s.asked(getID(ps, true))
-	if err != nil {
+	if a.asked, err = s.asked(getID(ps, true)); err != nil {
 		s.deny(err)
 		return
 	}
 	s.quiet = false
+	if notify(ps, wire.AnotherAuthFollows) != nil {
+		s.answerFirst()
+		return
+	}
+	s.wantAuthorization()
+}
+
+func (s *sa) wantAuthorization() {
+	a := &s.hs.auths
 	s.emit(AuthorizationWanted{
 		SA: s.id, Local: s.local, Remote: s.remote, ID: a.remoteID,
-		Null: a.method.Method == wire.AuthNull, Asked: asked,
+		Null: a.method.Method == wire.AuthNull, Asked: a.asked,
 	})
 }
 
@@ -273,97 +312,69 @@ func (s *sa) authorize(auth Authorization) {
 		s.deny(ErrRefused)
 		return
 	}
-	key, err := s.verify(auth)
-	if err != nil {
+	var err error
+	if a.remoteKey, err = s.verify(auth, ps); err != nil {
 		s.deny(err)
 		return
 	}
-	a.local = &wire.ID{Responder: true, Kind: wire.IDNull}
-	signs := s.e.cfg.Public != nil && s.e.cfg.Name != ""
-	if signs {
-		a.local = &wire.ID{Responder: true, Kind: wire.IDFQDN, Data: []byte(s.e.cfg.Name)}
-		if _, err := chooseScheme(s.e.cfg.Public, s.hs.hashes, a.family); err != nil {
-			s.deny(fmt.Errorf("%w: %w", ErrAuthentication, err))
+	first := a.second != secondDue
+	if first {
+		if err := s.identify(); err != nil {
+			s.deny(err)
 			return
 		}
-	}
-	s.emitEstablished(key, 0)
-	if signs {
-		_ = s.wantSignature() // the scheme was found above
 	} else {
-		s.signNull()
+		ps = a.offer
+	}
+	s.emitEstablished(0)
+	if first {
+		s.proveOurselves()
 	}
 	s.answerFirstChild(ps)
 	s.finishAuth()
 }
 
+// identify chooses our IDr: our name if we have one and the peer can verify our signature.
+func (s *sa) identify() error {
+	a := &s.hs.auths
+	a.local = &wire.ID{Responder: true, Kind: wire.IDNull}
+	if s.e.cfg.Public == nil || s.e.cfg.Name == "" {
+		return nil
+	}
+	a.local = &wire.ID{Responder: true, Kind: wire.IDFQDN, Data: []byte(s.e.cfg.Name)}
+	if _, err := chooseScheme(s.e.cfg.Public, s.hs.hashes, a.family); err != nil {
+		return fmt.Errorf("%w: %w", ErrAuthentication, err)
+	}
+	return nil
+}
+
+// proveOurselves makes our AUTH as responder; identify has found that it can be made.
+func (s *sa) proveOurselves() {
+	if s.hs.auths.local.Kind == wire.IDNull {
+		s.signNull()
+		return
+	}
+	_ = s.wantSignature()
+}
+
 // finishAuth answers IKE_AUTH when signature and data plane have answered.
 func (s *sa) finishAuth() {
 	a := &s.hs.auths
+	if s.state == authWaiting && a.second == secondAnnounced && a.ours != nil {
+		s.reply(s.ourProof()...)
+		a.second = secondDue
+		s.setState(authAgain)
+		return
+	}
 	if s.state != authWaiting || a.ours == nil || a.child == nil {
 		return
 	}
-	s.reply(append([]wire.Payload{a.local, a.ours}, a.child...)...)
+	if a.second == secondDue {
+		s.reply(a.child...)
+	} else {
+		s.reply(append(s.ourProof(), a.child...)...)
+	}
 	s.setState(established)
 	s.hs = nil
 	s.child.answered(s)
-}
-
-// toID reads an identity. FQDNs are held to what a host name is made of, so that none can lie to a terminal or a log.
-func toID(p *wire.ID) (ID, error) {
-	id := ID{Kind: IDKind(p.Kind)}
-	switch p.Kind {
-	case wire.IDFQDN:
-		id = normal(ID{IDFQDN, string(p.Data)})
-		if !isName(id.Value) {
-			return ID{}, fmt.Errorf("identity %q is not a host name", p.Data)
-		}
-	case wire.IDIPv4Addr, wire.IDIPv6Addr:
-		addr, _ := netip.AddrFromSlice(p.Data)
-		id.Value = addr.String()
-	case wire.IDNull:
-	default:
-		if len(p.Data) > 255 {
-			return ID{}, fmt.Errorf("identity of %d octets", len(p.Data))
-		}
-		id.Value = fmt.Sprintf("%x", p.Data)
-	}
-	return id, nil
-}
-
-// fromID is its inverse for the kinds that we send.
-func fromID(id ID) (*wire.ID, error) {
-	switch id.Kind {
-	case IDFQDN:
-		return &wire.ID{Kind: wire.IDFQDN, Data: []byte(normal(id).Value)}, nil
-	case IDIPv4, IDIPv6:
-		addr, err := netip.ParseAddr(id.Value)
-		if err != nil {
-			return nil, err
-		}
-		return &wire.ID{Kind: uint8(id.Kind), Data: addr.AsSlice()}, nil
-	case IDNull:
-		return &wire.ID{Kind: wire.IDNull}, nil
-	}
-	return nil, fmt.Errorf("no identity of type %d", id.Kind)
-}
-
-// normal is the form that identities are compared in.
-func normal(id ID) ID {
-	if id.Kind == IDFQDN {
-		id.Value = strings.ToLower(strings.TrimSuffix(id.Value, "."))
-	}
-	return id
-}
-
-func isName(s string) bool {
-	if s == "" || len(s) > 253 {
-		return false
-	}
-	for _, c := range []byte(s) {
-		if !(c >= 'a' && c <= 'z' || c >= '0' && c <= '9' || c == '-' || c == '.' || c == '_') {
-			return false
-		}
-	}
-	return true
 }

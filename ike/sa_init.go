@@ -94,6 +94,9 @@ func (s *sa) sendAttempt(a *attempt) {
 	if s.e.cfg.PostQuantum != Off {
 		ps = append(ps, status(wire.IntermediateExchange, nil))
 	}
+	if s.asksSecond() {
+		ps = append(ps, methodPayloads()...)
+	}
 	data, err := (&wire.Message{Header: s.header(wire.IKESAInit, 0, false), Payloads: ps}).Marshal()
 	if err != nil {
 		s.fail(err)
@@ -248,6 +251,7 @@ func (s *sa) initDone(c *saCrypto, keys saKeys, d Datagram, ps []wire.Payload) {
 	s.keys, s.hs.keys = c, keys
 	s.hs.hashes = parseHashes(notify(ps, wire.SignatureHashAlgorithms))
 	s.hybrid = s.e.hybrid(ps)
+	s.hs.auths.asksKey, s.hs.auths.methods = asksRawKey(ps), takesSecond(ps)
 	s.frag.on = notify(ps, wire.IKEv2FragmentationSupport) != nil // we say so always
 	s.follow(d)
 	s.timer.heard = s.e.now
@@ -416,6 +420,9 @@ func (s *sa) finishInit(d Datagram, ps []wire.Payload, suite ikeSuite, sap *wire
 	}
 	if e.hybrid(ps) {
 		out = append(out, status(wire.IntermediateExchange, nil))
+	}
+	if takesSecond(ps) {
+		out = append(out, methodPayloads()...)
 	}
 	s.initDone(crypto, keys, d, ps)
 	s.hs.ni, s.hs.nr = ni, nr

@@ -37,6 +37,19 @@ var (
 		may:  types(wire.PayloadSA, wire.PayloadTSi, wire.PayloadTSr, wire.PayloadConfig),
 		many: anyTime | types(wire.PayloadCert),
 	}
+	// With a second authentication (RFC 4739) the responder proves itself first, and speaks of the Child SA in the end.
+	ruleFirstAuthResponse = rule{
+		must: types(wire.PayloadIDr, wire.PayloadAuth),
+		many: anyTime | types(wire.PayloadCert),
+	}
+	ruleSecondAuthRequest = rule{
+		must: types(wire.PayloadIDi, wire.PayloadAuth),
+		many: anyTime | types(wire.PayloadCert, wire.PayloadCertReq),
+	}
+	ruleSecondAuthResponse = rule{
+		may:  types(wire.PayloadSA, wire.PayloadTSi, wire.PayloadTSr, wire.PayloadConfig),
+		many: anyTime,
+	}
 	ruleCreateChildRequest = rule{
 		must: types(wire.PayloadSA, wire.PayloadNonce),
 		may:  types(wire.PayloadKE, wire.PayloadTSi, wire.PayloadTSr, wire.PayloadConfig),

@@ -111,7 +111,7 @@ func TestWycheproofSignatures(t *testing.T) {
 			key := c.key(g)
 			for _, tt := range g.Tests {
 				ran++
-				good := s.verify(key, unhex(t, tt.Msg), unhex(t, tt.Sig))
+				good := s.verify(key, s.digest(unhex(t, tt.Msg)), unhex(t, tt.Sig))
 				if tt.Result == "valid" && !good || tt.Result == "invalid" && good {
 					t.Errorf("%s %d (%s): verified %v, want %s", c.file, tt.TcID, tt.Comment, good, tt.Result)
 				}

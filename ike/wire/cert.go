@@ -2,9 +2,12 @@ package wire
 
 import "golang.org/x/crypto/cryptobyte"
 
+// CertRawKey is the encoding of a SubjectPublicKeyInfo in DER (RFC 7670, 3).
+const CertRawKey uint8 = 15
+
 // Cert is the Certificate payload (RFC 7296, 3.6). tacit trusts none, but peers send them.
 type Cert struct {
-	Encoding uint8 // 4: X.509 signature, 15: raw public key (RFC 7670)
+	Encoding uint8 // 4: X.509 signature, 15: CertRawKey
 	Data     []byte
 }
 

@@ -1,0 +1,226 @@
+package ike
+
+import (
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	crand "crypto/rand"
+	"crypto/rsa"
+	"crypto/x509"
+	"testing"
+	"time"
+
+	"tacit/ike/wire"
+)
+
+func spki(t testing.TB, pub crypto.PublicKey) []byte {
+	t.Helper()
+	der, err := x509.MarshalPKIXPublicKey(pub)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return der
+}
+
+func equalKeys(a, b crypto.PublicKey) bool {
+	k, ok := a.(interface{ Equal(crypto.PublicKey) bool })
+	return ok && k.Equal(b)
+}
+
+// certs notes the raw keys that pass in the IKE_AUTH messages of a host.
+func certs(t *testing.T, w *world, of *host) *[][]byte {
+	var seen [][]byte
+	w.tap = rewrite(t, of, func(ps []wire.Payload) []wire.Payload {
+		for _, p := range ps {
+			if c, ok := p.(*wire.Cert); ok && c.Encoding == wire.CertRawKey {
+				seen = append(seen, c.Data)
+			}
+		}
+		return ps
+	})
+	return &seen
+}
+
+// Our key goes in CERT to who asked, and to nobody else (RFC 7670). An initiator asks where it would take a stranger.
+func TestRawKeySentWhenAsked(t *testing.T) {
+	for kind, key := range testKeys() {
+		for _, asks := range []bool{true, false} {
+			a := newHost(t, "alice.example", addrA, nil, Config{})
+			b := newHost(t, "bob.example", addrB, key, Config{})
+			w := newWorld(t, a, b)
+			p := peerOf(a, b)
+			if asks {
+				p.Auth = Authorization{Anonymous: true}
+			}
+			seen := certs(t, w, b)
+			establish(t, w, a, b, p)
+			e, _ := find[Established](a)
+			switch {
+			case asks && (len(*seen) != 1 || e.Key != nil || !equalKeys(e.Raw, key.Public())):
+				t.Errorf("%s: %d keys sent, established %+v", kind, len(*seen), e)
+			case !asks && (len(*seen) != 0 || e.Key == nil || e.Raw != nil):
+				t.Errorf("%s: nobody asked: %d keys sent, established %+v", kind, len(*seen), e)
+			}
+			if up, _ := find[ChildUp](a); up.Pair.Authenticated == asks {
+				t.Errorf("%s: asks %v, authenticated %v", kind, asks, up.Pair.Authenticated)
+			}
+		}
+	}
+}
+
+// A responder's request is honoured too, by an initiator that signs; ID_NULL has no key.
+func TestRawKeyOfInitiator(t *testing.T) {
+	for _, name := range []bool{true, false} {
+		a := newHost(t, "alice.example", addrA, testKeys()["p384"], Config{})
+		b := newHost(t, "bob.example", addrB, testKeys()["ed25519"], Config{})
+		w := newWorld(t, a, b)
+		p := named(a, b)
+		if !name {
+			p.LocalID = ID{Kind: IDNull}
+		}
+		b.authorize = func(AuthorizationWanted) Authorization { return Authorization{Anonymous: true} }
+		seen := certs(t, w, a)
+		look, ask := w.tap, stranger(t, b, func(ps []wire.Payload) []wire.Payload {
+			return append(ps, &wire.CertReq{Encoding: 4, Data: make([]byte, 20)}, &wire.CertReq{Encoding: wire.CertRawKey})
+		})
+		w.tap = func(from *host, d *Datagram) bool { return ask(from, d) && look(from, d) }
+		w.initiate(a, p)
+		if !w.until(time.Second, bothUp(a, b)) {
+			t.Fatalf("not up\n%s\n%s", a.dump(), b.dump())
+		}
+		e, _ := find[Established](b)
+		if e.Key != nil || name != equalKeys(e.Raw, a.key.Public()) || len(*seen) > 1 || !name && len(*seen) != 0 {
+			t.Errorf("named %v: %+v, %d keys sent", name, e, len(*seen))
+		}
+	}
+}
+
+// A raw key is never a name, however good: only the keys of the Authorization count. "A raw-key check that accepts any key must fail a
+// test" (TRUST.md 5): this one.
+func TestRawKeyIsNoName(t *testing.T) {
+	a, b, w := pairOf(t)
+	p := peerOf(a, b)
+	p.Auth.Keys = []crypto.PublicKey{testKeys()["other"].Public()}
+	w.tap = rewrite(t, b, func(ps []wire.Payload) []wire.Payload { // sent unasked: tolerated, and worth nothing
+		return append(ps, &wire.Cert{Encoding: wire.CertRawKey, Data: spki(t, b.key.Public())})
+	})
+	closedWith(t, w, a, b, p, ErrAuthentication)
+	if count[Established](a) != 0 {
+		t.Error("established by the key that came in CERT")
+	}
+}
+
+// Of CERTs that are no proof nothing is reported, and they disturb nobody.
+func TestRawKeysThatProveNothing(t *testing.T) {
+	weak, err := rsa.GenerateKey(crand.Reader, 1024)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p224, err := ecdsa.GenerateKey(elliptic.P224(), crand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	long := make([]byte, maxRawKey+1)
+	copy(long, spki(t, testKeys()["ed25519"].Public()))
+	for name, c := range map[string]*wire.Cert{
+		"another's":      {Encoding: wire.CertRawKey, Data: spki(t, testKeys()["other"].Public())},
+		"another kind's": {Encoding: wire.CertRawKey, Data: spki(t, testKeys()["rsa"].Public())},
+		"RSA 1024":       {Encoding: wire.CertRawKey, Data: spki(t, weak.Public())},
+		"P-224":          {Encoding: wire.CertRawKey, Data: spki(t, p224.Public())},
+		"empty":          {Encoding: wire.CertRawKey},
+		"not DER":        {Encoding: wire.CertRawKey, Data: []byte{1, 2, 3}},
+		"too long":       {Encoding: wire.CertRawKey, Data: long},
+		"X.509":          {Encoding: 4, Data: spki(t, testKeys()["ed25519"].Public())},
+		"old raw RSA":    {Encoding: 11, Data: spki(t, testKeys()["ed25519"].Public())},
+	} {
+		a, b, w := pairOf(t)
+		p := peerOf(a, b)
+		p.Auth = Authorization{Anonymous: true}
+		w.tap = rewrite(t, b, func(ps []wire.Payload) []wire.Payload {
+			for i, p := range ps {
+				if _, ok := p.(*wire.Cert); ok {
+					ps[i] = c
+				}
+			}
+			return ps
+		})
+		w.initiate(a, p)
+		if !w.until(time.Second, bothUp(a, b)) {
+			t.Fatalf("%s: not up\n%s", name, a.dump())
+		}
+		if e, _ := find[Established](a); e.Raw != nil || e.Key != nil {
+			t.Errorf("%s: %+v", name, e)
+		}
+	}
+}
+
+// TRUST.md R7: a client comes up as nobody while its name is looked up, and is somebody when the keys arrive; its Pair then too.
+func TestPromotion(t *testing.T) {
+	for kind, key := range testKeys() {
+		a := newHost(t, "alice.example", addrA, key, Config{})
+		b := newHost(t, "bob.example", addrB, testKeys()["ed25519"], Config{})
+		w := newWorld(t, a, b)
+		p := named(a, b)
+		b.authorize = func(AuthorizationWanted) Authorization { return Authorization{Anonymous: true, Pending: true} }
+		establish(t, w, a, b, p)
+		e, _ := find[Established](b)
+		if up, _ := find[ChildUp](b); e.Key != nil || up.Pair.Authenticated {
+			t.Fatalf("%s: somebody too early: %+v", kind, e)
+		}
+		w.take(b, b.e.Promote(w.now, e.SA, []crypto.PublicKey{testKeys()["other"].Public(), key.Public()}))
+		got, ok := find[Promoted](b)
+		if !ok || !equalKeys(got.Key, key.Public()) || got.RemoteID != (ID{IDFQDN, "alice.example"}) || got.SA != e.SA {
+			t.Errorf("%s: %v %+v", kind, ok, got)
+		}
+		w.run(2 * time.Second)
+		if up, _ := find[ChildUp](b); !up.Rekey || !up.Pair.Authenticated {
+			t.Errorf("%s: the pair is %+v", kind, up)
+		}
+		checkPaired(t, a, b)
+		w.take(b, b.e.Promote(w.now, e.SA, []crypto.PublicKey{key.Public()}))
+		if count[Promoted](b) != 1 {
+			t.Errorf("%s: promoted twice", kind)
+		}
+	}
+}
+
+// Who stays nobody: another key, too late, a second try, NULL, and who was not pending.
+func TestNoPromotion(t *testing.T) {
+	for name, c := range map[string]struct {
+		auth Authorization
+		keys string
+		wait time.Duration
+		null bool
+	}{
+		"another key": {Authorization{Anonymous: true, Pending: true}, "other", 0, false},
+		"too late":    {Authorization{Anonymous: true, Pending: true}, "p256", lateFor, false},
+		"not pending": {Authorization{Anonymous: true}, "p256", 0, false},
+		"NULL":        {Authorization{Anonymous: true, Pending: true}, "p256", 0, true},
+	} {
+		a := newHost(t, "alice.example", addrA, testKeys()["p256"], Config{})
+		b := newHost(t, "bob.example", addrB, testKeys()["ed25519"], Config{})
+		w := newWorld(t, a, b)
+		p := named(a, b)
+		if c.null {
+			p.LocalID = ID{Kind: IDNull}
+		}
+		b.authorize = func(AuthorizationWanted) Authorization { return c.auth }
+		establish(t, w, a, b, p)
+		e, _ := find[Established](b)
+		w.run(c.wait)
+		w.take(b, b.e.Promote(w.now, e.SA, []crypto.PublicKey{testKeys()[c.keys].Public()}))
+		w.take(b, b.e.Promote(w.now, e.SA, []crypto.PublicKey{testKeys()["p256"].Public()}))
+		w.run(2 * time.Second)
+		if up, _ := find[ChildUp](b); count[Promoted](b) != 0 || up.Pair.Authenticated || b.e.sas[e.SA].late != nil {
+			t.Errorf("%s: promoted", name)
+		}
+		checkSound(t, a, b)
+	}
+}
+
+// Pending without Anonymous is no way in.
+func TestPendingIsNoPermission(t *testing.T) {
+	a, b, w, p := toldPair(t, TellFirst)
+	b.authorize = func(AuthorizationWanted) Authorization { return Authorization{Pending: true} }
+	closedWith(t, w, a, b, p, ErrAuthentication)
+}
