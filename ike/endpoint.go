@@ -26,7 +26,7 @@ func New(cfg Config) *Endpoint {
 		cfg:   withDefaults(cfg),
 		offer: defaultOffer,
 		sas:   map[SAID]*sa{}, heirs: map[SAID]*sa{}, young: map[youngKey]*sa{}, half: map[halfKey]*sa{},
-		prefixes: map[netip.Prefix]int{}, spis: map[ipsec.SPI]struct{}{}, work: map[uint64]work{},
+		prefixes: map[netip.Prefix]int{}, peers: map[netip.Prefix][]*sa{}, spis: map[ipsec.SPI]struct{}{}, work: map[uint64]work{},
 	}
 	e.stats.Drops = map[string]uint64{}
 	e.nextPair = max(e.cfg.FirstPair, 1)
@@ -52,6 +52,12 @@ func withDefaults(c Config) Config {
 		c.Path = usualPath
 	}
 	c.Path = max(c.Path, leastIPv4)
+	if c.MaxSAs == 0 {
+		c.MaxSAs = 250_000
+	}
+	if c.MaxPerPeer == 0 {
+		c.MaxPerPeer = 64
+	}
 	if c.MaxHalfOpen == 0 {
 		c.MaxHalfOpen = 10_000
 	}
@@ -105,7 +111,7 @@ func (e *Endpoint) dispatch(d Datagram, h wire.Header) {
 	s := e.sas[SAID(ours)]
 	switch {
 	case s == nil:
-		e.drop("unknown-spi")
+		e.onUnknown(d, h)
 		return
 	case s.initiator == fromInitiator:
 		e.drop("reflected")
@@ -239,7 +245,7 @@ func (e *Endpoint) schedule(s *sa) {
 
 // newSA draws an SPI. The SA is half-open.
 func (e *Endpoint) newSA(initiator bool, local, remote netip.AddrPort) *sa {
-	s := &sa{e: e, initiator: initiator, local: local, remote: remote, origin: remote, slot: -1, hs: &handshake{}}
+	s := &sa{e: e, initiator: initiator, guest: !initiator, local: local, remote: remote, origin: remote, slot: -1, hs: &handshake{}}
 	s.id = e.newSAID()
 	if initiator {
 		s.state, s.spiI = initSent, uint64(s.id)
@@ -281,6 +287,7 @@ func (e *Endpoint) forget(s *sa) {
 	s.child.drop(e)
 	e.release(&s.in.parts)
 	e.release(&s.out.parts)
+	e.depart(s)
 	s.disown()
 	s.grown()
 	delete(e.sas, s.spi())

@@ -171,6 +171,10 @@ func (s *sa) onRequest(d Datagram, h wire.Header) {
 	if !ours {
 		return
 	}
+	if s.state >= established && !s.spend() { // it comes again
+		s.e.drop("over-budget")
+		return
+	}
 	s.in = window{next: h.MessageID + 1, busy: true, seen: got.seen, exch: h.Exchange}
 	ps := got.payloads
 	if err != nil {
@@ -261,6 +265,9 @@ func (s *sa) malformed(err error) {
 func (s *sa) onResponse(d Datagram, h wire.Header) {
 	if s.out.state != waiting || h.MessageID != s.out.next {
 		s.e.drop("message-id")
+		return
+	}
+	if s.crashed(d, h) {
 		return
 	}
 	if s.out.task == taskInit || h.Exchange == wire.IKESAInit {
@@ -355,6 +362,6 @@ func (s *sa) pump() {
 	case s.startWish():
 	case s.out.wantProbe, due(s.livenessDue(), s.e.now):
 		s.out.wantProbe = false
-		s.send(taskProbe, wire.Informational)
+		s.send(taskProbe, wire.Informational, s.probePayloads()...)
 	}
 }

@@ -269,7 +269,7 @@ func BenchmarkHandshake(b *testing.B) {
 func BenchmarkSAMemory(b *testing.B) {
 	const n = 1000
 	for b.Loop() {
-		y := newHost(b, "bob.example", addrB, testKeys()["ed25519"], Config{CookieAbove: 2 * n, MaxHalfOpen: 8 * n})
+		y := newHost(b, "bob.example", addrB, testKeys()["ed25519"], Config{CookieAbove: 2 * n, MaxHalfOpen: 8 * n, MaxPerPeer: 2 * n})
 		heap := func() uint64 {
 			var m runtime.MemStats
 			runtime.GC()

@@ -61,6 +61,9 @@ type Config struct {
 	CookieAbove   int             // half-open SAs above which a cookie is demanded (RFC 7296, 2.6); 0: 100; -1: always
 	MaxHalfOpen   int             // half-open SAs above which nothing new is accepted; 0: 10,000
 	FirstPair     uint32          // Pair ids start here
+	MaxSAs        int             // IKE SAs of all states above which no initiator is accepted; 0: 250,000
+	MaxPerPeer    int             // IKE SAs that one address (IPv6: one /64) may ask for; then its oldest go; 0: 64
+	CrashSecret   []byte          // makes the tokens of quick crash detection (RFC 6290); it must outlive the process; empty: we give none
 	Path          int             // octets of an IP datagram that pass everywhere, at least 576; longer messages go in fragments (RFC 7383); 0: 1280
 	PostQuantum   PostQuantum     // when the keys are made by the hybrid with ML-KEM; 0: After
 	Retransmit    []time.Duration // the wait after each send of a request; after the last it is given up. nil: 0.5 s, 1, 2, 4, 8 s
@@ -72,6 +75,7 @@ type Peer struct {
 	RemoteID      ID             // the IDr that we require (TRUST.md A-14)
 	LocalID       ID             // IDNull: NULL authentication (RFC 7619); IDFQDN: Config.Name, signed with our key
 	Tell          Tell           // when the peer learns LocalID
+	Childless     bool           // no Child SA, if the responder can do without (RFC 6023): only the proof is wanted
 	Auth          Authorization  // what the peer must prove
 }
 
@@ -115,6 +119,9 @@ type Endpoint struct {
 	timers   timers
 	work     map[uint64]work // key exchanges that are out, by token
 
+	peers       map[netip.Prefix][]*sa // established, oldest first
+	shown       int                    // tokens of quick crash detection since shownSince
+	shownSince  time.Time
 	fragmented  int // octets of messages that are not whole
 	nextPair    uint32
 	lastToken   uint64
@@ -192,9 +199,14 @@ type Established struct {
 	RemoteID      ID               // what the peer says it is
 	Key           crypto.PublicKey // the key of Authorization.Keys that it proved; nil: anonymous
 	Raw           crypto.PublicKey // anonymous: the key that it sent in CERT and proved; nobody says whose it is, but it can be known again
-	Summary       string           // suite in a few words, for status
-	RTT           time.Duration    // of the first exchange (initiator)
+	NAT           NAT
+	Summary       string        // suite in a few words, for status
+	RTT           time.Duration // of the first exchange (initiator)
 }
+
+// NAT is what NAT detection found (RFC 7296, 2.23). Remote is the peer's word: one that wants its ESP in UDP says so too, so that only
+// an address that differs from the one it owns tells a real one.
+type NAT struct{ Local, Remote bool }
 
 // Promoted: a peer that came up as nobody has proved a key by now.
 type Promoted struct {

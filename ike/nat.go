@@ -21,6 +21,9 @@ type nat struct {
 	remote    bool // the peer is, or says so to have its ESP in UDP
 }
 
+// facts are what the caller learns of it.
+func (n nat) facts() NAT { return NAT{Local: n.supported && n.local, Remote: n.supported && n.remote} }
+
 // detect compares the peer's hashes with the addresses that its message has come from and to.
 func detect(ps []wire.Payload, spiI, spiR uint64, local, remote netip.AddrPort) nat {
 	var sources, dests int

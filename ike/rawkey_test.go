@@ -22,11 +22,6 @@ func spki(t testing.TB, pub crypto.PublicKey) []byte {
 	return der
 }
 
-func equalKeys(a, b crypto.PublicKey) bool {
-	k, ok := a.(interface{ Equal(crypto.PublicKey) bool })
-	return ok && k.Equal(b)
-}
-
 // certs notes the raw keys that pass in the IKE_AUTH messages of a host.
 func certs(t *testing.T, w *world, of *host) *[][]byte {
 	var seen [][]byte
@@ -56,7 +51,7 @@ func TestRawKeySentWhenAsked(t *testing.T) {
 			establish(t, w, a, b, p)
 			e, _ := find[Established](a)
 			switch {
-			case asks && (len(*seen) != 1 || e.Key != nil || !equalKeys(e.Raw, key.Public())):
+			case asks && (len(*seen) != 1 || e.Key != nil || !sameKey(e.Raw, key.Public())):
 				t.Errorf("%s: %d keys sent, established %+v", kind, len(*seen), e)
 			case !asks && (len(*seen) != 0 || e.Key == nil || e.Raw != nil):
 				t.Errorf("%s: nobody asked: %d keys sent, established %+v", kind, len(*seen), e)
@@ -89,7 +84,7 @@ func TestRawKeyOfInitiator(t *testing.T) {
 			t.Fatalf("not up\n%s\n%s", a.dump(), b.dump())
 		}
 		e, _ := find[Established](b)
-		if e.Key != nil || name != equalKeys(e.Raw, a.key.Public()) || len(*seen) > 1 || !name && len(*seen) != 0 {
+		if e.Key != nil || name != sameKey(e.Raw, a.key.Public()) || len(*seen) > 1 || !name && len(*seen) != 0 {
 			t.Errorf("named %v: %+v, %d keys sent", name, e, len(*seen))
 		}
 	}
@@ -169,7 +164,7 @@ func TestPromotion(t *testing.T) {
 		}
 		w.take(b, b.e.Promote(w.now, e.SA, []crypto.PublicKey{testKeys()["other"].Public(), key.Public()}))
 		got, ok := find[Promoted](b)
-		if !ok || !equalKeys(got.Key, key.Public()) || got.RemoteID != (ID{IDFQDN, "alice.example"}) || got.SA != e.SA {
+		if !ok || !sameKey(got.Key, key.Public()) || got.RemoteID != (ID{IDFQDN, "alice.example"}) || got.SA != e.SA {
 			t.Errorf("%s: %v %+v", kind, ok, got)
 		}
 		w.run(2 * time.Second)

@@ -73,9 +73,15 @@ type sa struct {
 	state     saState
 	quiet     bool             // Closed was reported: nothing of this SA is any more
 	counted   bool             // as half-open
+	guest     bool             // the peer asked for it, or for what it succeeded
 	key       crypto.PublicKey // that the peer has proved; nil: none
 	remoteID  ID               // what it says it is
 	late      *lateProof
+	token     []byte // of quick crash detection, the peer's
+
+	network netip.Prefix // under which Endpoint.peers has it
+	since   time.Time    // when it was established
+	spent   time.Time    // the budget of the peer's requests is what lies between this and now
 
 	spiI, spiR    uint64
 	local, remote netip.AddrPort
@@ -131,6 +137,7 @@ func (s *sa) leave(to saState) {
 	open := func(st saState) bool { return st < established }
 	if open(s.state) && to == established {
 		s.e.halfOpen(s, -1)
+		s.e.join(s)
 	}
 	switch to {
 	case mixing, signing, authSent, authWaiting, authAgain:

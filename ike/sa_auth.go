@@ -22,6 +22,8 @@ type authState struct {
 	asksKey       bool             // it wants our key in a CERT
 	methods       bool             // it has said that it takes NULL and a second authentication
 	second        secondState
+	offersNone    bool // responder: it has said that it takes an IKE SA without a Child SA
+	childless     bool // there will be no Child SA
 
 	scheme scheme
 	token  uint64     // of the SignatureWanted that is out
@@ -121,9 +123,6 @@ func (s *sa) onSignature(r Signature) {
 // sendAuth sends the IKE_AUTH request with the offer of the first Child SA.
 func (s *sa) sendAuth() {
 	hs := s.hs
-	want := allowed(hs.auth, s.local.Addr(), s.remote.Addr())
-	n := &negotiation{fresh: &childSA{initiator: true, in: s.e.newSPI()}, mode: hs.auth.Mode, selector: want}
-	s.child.mine = n
 	ps := append([]wire.Payload{hs.auths.local}, s.ourCert()...)
 	if hs.auth.Anonymous { // the key of nobody we know is worth something too: we know it again
 		ps = append(ps, &wire.CertReq{Encoding: wire.CertRawKey})
@@ -138,14 +137,24 @@ func (s *sa) sendAuth() {
 		ps = append(ps, w)
 	}
 	ps = append(ps, hs.auths.ours)
+	if !hs.auths.childless {
+		ps = append(ps, s.offerFirstChild()...)
+	}
+	ps = append(append(ps, s.announceSecond()...), s.e.crashToken(s.initiator, s.spi())...)
+	s.setState(authSent)
+	s.send(taskAuth, wire.IKEAuth, ps...)
+}
+
+// offerFirstChild is the offer of the first Child SA.
+func (s *sa) offerFirstChild() []wire.Payload {
+	want := allowed(s.hs.auth, s.local.Addr(), s.remote.Addr())
+	n := &negotiation{fresh: &childSA{initiator: true, in: s.e.newSPI()}, mode: s.hs.auth.Mode, selector: want}
+	s.child.mine = n
+	var ps []wire.Payload
 	if n.mode == ipsec.Transport {
 		ps = append(ps, status(wire.UseTransportMode, nil))
 	}
-	ps = append(ps, s.e.offer.espProposal(n.fresh.in, groupNone))
-	ps = append(ps, tsPayloads(want, true)...)
-	ps = append(ps, s.announceSecond()...)
-	s.setState(authSent)
-	s.send(taskAuth, wire.IKEAuth, ps...)
+	return append(append(ps, s.e.offer.espProposal(n.fresh.in, groupNone)), tsPayloads(want, true)...)
 }
 
 // onAuthResponse verifies the responder, and only then believes what it says.
@@ -175,6 +184,12 @@ func (s *sa) onAuthResponse(ps []wire.Payload, err error) {
 	default:
 		s.setState(established)
 		s.emitEstablished(s.hs.rtt)
+		s.keepToken(ps)
+		s.onInitialContact(ps)
+		if a.childless {
+			s.stayChildless()
+			return
+		}
 		s.firstChild(ps)
 	}
 }
@@ -237,7 +252,7 @@ func (s *sa) emitEstablished(rtt time.Duration) {
 	s.key, s.remoteID = a.remoteKey, a.remoteID
 	s.emit(Established{
 		SA: s.id, Local: s.local, Remote: s.remote, Initiator: s.initiator,
-		RemoteID: a.remoteID, Key: a.remoteKey, Raw: a.remoteRaw, Summary: s.keys.suite.String(), RTT: rtt,
+		RemoteID: a.remoteID, Key: a.remoteKey, Raw: a.remoteRaw, NAT: s.nat.facts(), Summary: s.keys.suite.String(), RTT: rtt,
 	})
 }
 
@@ -249,7 +264,11 @@ func (s *sa) onAuthRequest(d Datagram, ps []wire.Payload) {
 		s.deny(fmt.Errorf("%w: no AUTH", ErrAuthentication))
 		return
 	}
-	if err := ruleAuthRequest.check(ps); err != nil {
+	rule := ruleAuthRequest
+	if a.childless = s.asksNone(ps); a.childless {
+		rule = ruleChildlessAuthRequest
+	}
+	if err := rule.check(ps); err != nil {
 		s.reply(answer(err))
 		s.fail(err)
 		return
@@ -327,10 +346,16 @@ func (s *sa) authorize(auth Authorization) {
 		ps = a.offer
 	}
 	s.emitEstablished(0)
+	s.keepToken(ps)
+	s.onInitialContact(ps)
 	if first {
 		s.proveOurselves()
 	}
-	s.answerFirstChild(ps)
+	if a.childless {
+		a.child = []wire.Payload{}
+	} else {
+		s.answerFirstChild(ps)
+	}
 	s.finishAuth()
 }
 
@@ -369,12 +394,15 @@ func (s *sa) finishAuth() {
 	if s.state != authWaiting || a.ours == nil || a.child == nil {
 		return
 	}
-	if a.second == secondDue {
-		s.reply(a.child...)
-	} else {
-		s.reply(append(s.ourProof(), a.child...)...)
+	ps := append(a.child, s.e.crashToken(s.initiator, s.spi())...)
+	if a.second != secondDue {
+		ps = append(s.ourProof(), ps...)
 	}
+	s.reply(ps...)
 	s.setState(established)
+	if a.childless {
+		s.stayChildless()
+	}
 	s.hs = nil
 	s.child.answered(s)
 }

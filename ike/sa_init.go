@@ -251,7 +251,8 @@ func (s *sa) initDone(c *saCrypto, keys saKeys, d Datagram, ps []wire.Payload) {
 	s.keys, s.hs.keys = c, keys
 	s.hs.hashes = parseHashes(notify(ps, wire.SignatureHashAlgorithms))
 	s.hybrid = s.e.hybrid(ps)
-	s.hs.auths.asksKey, s.hs.auths.methods = asksRawKey(ps), takesSecond(ps)
+	a := &s.hs.auths
+	a.asksKey, a.methods, a.childless = asksRawKey(ps), takesSecond(ps), s.choosesNone(ps)
 	s.frag.on = notify(ps, wire.IKEv2FragmentationSupport) != nil // we say so always
 	s.follow(d)
 	s.timer.heard = s.e.now
@@ -287,6 +288,9 @@ func (e *Endpoint) onInitRequest(d Datagram, h wire.Header) {
 		e.drop("malformed")
 		return
 	case e.repeatedInit(d, h):
+		return
+	case len(e.sas) >= e.cfg.MaxSAs:
+		e.drop("too-many-sas")
 		return
 	case e.stats.HalfOpen >= e.cfg.MaxHalfOpen || e.prefixes[network(d.Remote)] >= max(e.cfg.MaxHalfOpen/4, 1):
 		e.drop("too-many-half-open")
@@ -424,6 +428,7 @@ func (s *sa) finishInit(d Datagram, ps []wire.Payload, suite ikeSuite, sap *wire
 	if takesSecond(ps) {
 		out = append(out, methodPayloads()...)
 	}
+	out = s.sayChildless(out, len(d.Data))
 	s.initDone(crypto, keys, d, ps)
 	s.hs.ni, s.hs.nr = ni, nr
 	s.hs.message2 = e.answer(d, &wire.Message{Header: s.header(wire.IKESAInit, 0, true), Payloads: out})

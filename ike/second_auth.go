@@ -76,11 +76,11 @@ func (s *sa) announceSecond() []wire.Payload {
 
 // authResponseRule is which payloads the response to our latest IKE_AUTH request may hold.
 func (s *sa) authResponseRule() rule {
-	switch s.hs.auths.second {
-	case secondAnnounced:
-		return ruleFirstAuthResponse
-	case secondDue:
+	switch a := &s.hs.auths; {
+	case a.second == secondDue:
 		return ruleSecondAuthResponse
+	case a.second == secondAnnounced, a.childless:
+		return ruleProofResponse
 	}
 	return ruleAuthResponse
 }

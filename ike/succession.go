@@ -92,7 +92,8 @@ func (s *sa) askHeir(group uint16) {
 		for i := range sap.Proposals {
 			sap.Proposals[i].SPI = spiBytes(uint64(r.spi))
 		}
-		s.send(taskRekey, wire.CreateChildSA, sap, &wire.Nonce{Data: r.ni}, &wire.KE{Group: group, Data: r.share.public()})
+		ps := []wire.Payload{sap, &wire.Nonce{Data: r.ni}, &wire.KE{Group: group, Data: r.share.public()}}
+		s.send(taskRekey, wire.CreateChildSA, append(ps, s.e.crashToken(true, r.spi)...)...)
 	})
 }
 
@@ -154,7 +155,9 @@ func (s *sa) acceptHeir(r *succession, ps []wire.Payload) error {
 				s.reject(err, bye())
 				return
 			}
-			s.inherit(r, s.beget(true, r.spi, theirs, c), lower(r.ni, nonce))
+			t := s.beget(true, r.spi, theirs, c)
+			t.keepToken(ps)
+			s.inherit(r, t, lower(r.ni, nonce))
 		}
 		if suite.add == groupNone {
 			s.hybrid = false // the peer does not want it
@@ -192,7 +195,7 @@ func (s *sa) inherit(r *succession, t *sa, low []byte) {
 // beget makes an IKE SA that may become the heir. The caller does not hear of it before it does.
 func (s *sa) beget(initiator bool, ours SAID, theirs uint64, c *saCrypto) *sa {
 	t := &sa{
-		e: s.e, id: ours, initiator: initiator, state: established, quiet: true, key: s.key, remoteID: s.remoteID, late: s.late,
+		e: s.e, id: ours, initiator: initiator, state: established, quiet: true, key: s.key, remoteID: s.remoteID, late: s.late, guest: s.guest,
 		spiI: uint64(ours), spiR: theirs, local: s.local, remote: s.remote, origin: s.origin, nat: s.nat, frag: s.frag, hybrid: s.hybrid, keys: c, slot: -1,
 	}
 	if !initiator {
@@ -216,6 +219,7 @@ func (s *sa) succeed(t *sa) {
 	s.e.heirs[t.id] = t
 	t.child, s.child = s.child, children{}
 	t.timer.childless = s.timer.childless
+	s.e.rejoin(s, t)
 	t.out.wantProbe, t.out.wantDelete = s.out.wantProbe, s.out.wantDelete
 	s.out.wantProbe, s.out.wantDelete = false, false
 	s.quiet, t.quiet = true, false
@@ -306,7 +310,7 @@ func (s *sa) answerIKERekey(ps []wire.Payload) error {
 			s.reply(answer(err))
 			return
 		}
-		first := []wire.Payload{sap, &wire.Nonce{Data: nr}, ours}
+		first := append([]wire.Payload{sap, &wire.Nonce{Data: nr}, ours}, s.e.crashToken(false, spi)...)
 		grant := func(added []byte, last *wire.KE) {
 			if last != nil && s.child.busy() { // it was not when the peer asked first
 				s.reply(&wire.Notify{Type: wire.TemporaryFailure})
@@ -318,6 +322,7 @@ func (s *sa) answerIKERekey(ps []wire.Payload) error {
 				return
 			}
 			t := s.beget(false, spi, theirs, c)
+			t.keepToken(ps)
 			if last != nil {
 				first = []wire.Payload{last}
 			}

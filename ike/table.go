@@ -37,8 +37,13 @@ var (
 		may:  types(wire.PayloadSA, wire.PayloadTSi, wire.PayloadTSr, wire.PayloadConfig),
 		many: anyTime | types(wire.PayloadCert),
 	}
+	ruleChildlessAuthRequest = rule{ // RFC 6023
+		must: types(wire.PayloadIDi, wire.PayloadAuth),
+		may:  types(wire.PayloadIDr, wire.PayloadConfig),
+		many: anyTime | types(wire.PayloadCert, wire.PayloadCertReq),
+	}
 	// With a second authentication (RFC 4739) the responder proves itself first, and speaks of the Child SA in the end.
-	ruleFirstAuthResponse = rule{
+	ruleProofResponse = rule{
 		must: types(wire.PayloadIDr, wire.PayloadAuth),
 		many: anyTime | types(wire.PayloadCert),
 	}
