@@ -12,11 +12,11 @@ import (
 // childlessPeer is how long a peer that began without a Child SA may stay without.
 const childlessPeer = time.Minute
 
-// sayChildless adds CHILDLESS_IKEV2_SUPPORTED to a response, if that is not longer than its request then (TRUST.md A-21).
-func (s *sa) sayChildless(out []wire.Payload, request int) []wire.Payload {
+// sayChildless adds CHILDLESS_IKEV2_SUPPORTED to a response, which nobody has asked for: if it is not longer than its request then, or
+// may be (TRUST.md A-21).
+func (s *sa) sayChildless(out []wire.Payload, request int, long bool) []wire.Payload {
 	n := status(wire.ChildlessIKEv2Supported, nil)
-	_, b, err := wire.MarshalPayloads(append(out, n))
-	if err != nil || wire.HeaderLen+len(b) > request {
+	if m := (&wire.Message{Payloads: append(out, n)}); m.Len() > request && !long {
 		return out
 	}
 	s.hs.auths.offersNone = true

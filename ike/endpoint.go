@@ -46,7 +46,7 @@ func withDefaults(c Config) Config {
 	set(&c.IKELifetime, 8*time.Hour)
 	set(&c.ChildLifetime, time.Hour)
 	if c.CookieAbove == 0 {
-		c.CookieAbove = 100
+		c.CookieAbove = 32
 	}
 	if c.Path == 0 {
 		c.Path = usualPath

@@ -60,8 +60,9 @@ func (s *sa) sealed(h wire.Header, ps []wire.Payload, other int) ([][]byte, erro
 	if err != nil || !s.frag.on || len(data) <= s.room() {
 		return [][]byte{data}, err
 	}
-	step := s.room() - (len(data) - len(plain)) - 4
-	return s.keys.seal.cut(h, first, plain, max((len(plain)+step-1)/step, other+1))
+	k := s.keys.seal
+	step := s.room() - wire.HeaderLen - 8 - k.ivLen - k.align - k.aead.Overhead()
+	return k.cut(h, first, plain, max((len(plain)+step-1)/step, other+1))
 }
 
 // cut encrypts plain in so many fragments of one size.

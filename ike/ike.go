@@ -58,7 +58,7 @@ type Config struct {
 	IKELifetime   time.Duration   // 0: 8 h
 	ChildLifetime time.Duration   // soft, for children that we initiated; a responder's is half as long again; 0: 1 h
 	Liveness      time.Duration   // an SA that is silent for so long is probed by Do(Probe) of the caller or by itself; 0: never by itself
-	CookieAbove   int             // half-open SAs above which a cookie is demanded (RFC 7296, 2.6); 0: 100; -1: always
+	CookieAbove   int             // half-open SAs, or of one network a quarter of them, above which a cookie is demanded (RFC 7296, 2.6); 0: 32; -1: always
 	MaxHalfOpen   int             // half-open SAs above which nothing new is accepted; 0: 10,000
 	FirstPair     uint32          // Pair ids start here
 	MaxSAs        int             // IKE SAs of all states above which no initiator is accepted; 0: 250,000

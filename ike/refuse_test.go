@@ -7,6 +7,7 @@ import (
 	"errors"
 	"io"
 	"net/netip"
+	"runtime"
 	"slices"
 	"testing"
 	"time"
@@ -290,12 +291,18 @@ func TestNoAmplification(t *testing.T) {
 		for i, ps := range [][]wire.Payload{
 			{&wire.SA{Proposals: []wire.Proposal{{Number: 1, Protocol: wire.ProtocolIKE, Transforms: ts}}}, &wire.KE{Group: groupX25519, Data: sh.public()}, &wire.Nonce{Data: make([]byte, 16)}},
 			{&wire.SA{Proposals: []wire.Proposal{{Number: 1, Protocol: wire.ProtocolIKE, Transforms: ts[:2]}}}, &wire.KE{Group: 1, Data: []byte{1}}, &wire.Nonce{Data: make([]byte, 16)}},
+			{&wire.SA{Proposals: []wire.Proposal{{Number: 1, Protocol: wire.ProtocolIKE, Transforms: ts}}}, &wire.KE{Group: groupX25519, Data: sh.public()}, &wire.Nonce{Data: make([]byte, 16)},
+				status(wire.NATDetectionSourceIP, nil), status(wire.NATDetectionDestinationIP, nil), status(wire.SignatureHashAlgorithms, nil),
+				status(wire.IKEv2FragmentationSupport, nil), status(wire.MultipleAuthSupported, nil), status(wire.SupportedAuthMethods, announcesNull)},
 		} {
 			m := wire.Message{Header: wire.Header{InitiatorSPI: uint64(i + 1), Exchange: wire.IKESAInit, Flags: wire.FlagInitiator}, Payloads: ps}
 			data, _ := m.Marshal()
 			o := b.e.Receive(w.now, Datagram{addrB, addrA, data})
 			if len(o.Send) != 1 || len(o.Send[0].Data) > len(data) {
-				t.Errorf("request of %d octets, %d answers", len(data), len(o.Send))
+				t.Errorf("request %d of %d octets, %d answers", i, len(data), len(o.Send))
+			}
+			if i == 2 && b.e.half[halfKey{3, addrA}] != nil {
+				t.Error("state for a request whose answer was too long")
 			}
 		}
 	}
@@ -402,9 +409,53 @@ func TestFlood(t *testing.T) {
 	}
 }
 
+// 100,000 first messages from spoofed addresses leave no state beyond the threshold, nor memory, and get back less than they are; who is
+// established rekeys meanwhile (TRUST.md ).
+func TestSpoofedFlood(t *testing.T) {
+	a, b, w := pairOf(t)
+	id := establish(t, w, a, b, peerOf(a, b))
+	data := initRequest(1, func(*wire.Message) {})
+	heap := func() uint64 {
+		var m runtime.MemStats
+		runtime.GC()
+		runtime.ReadMemStats(&m)
+		return m.HeapAlloc
+	}
+	var before uint64
+	rekeys := 0
+	for i := range uint32(100_000) {
+		if i == 1000 {
+			before = heap()
+		}
+		binary.BigEndian.PutUint64(data, uint64(i)<<20+1)
+		from := netip.AddrPortFrom(netip.AddrFrom4([4]byte{100, byte(i >> 12), byte(i >> 4), byte(i)}), 500)
+		out := 0
+		for _, s := range b.e.Receive(w.now, Datagram{addrB, from, data}).Send {
+			out += len(s.Data)
+		}
+		if out > len(data) {
+			t.Fatalf("%d octets answered with %d", len(data), out)
+		}
+		if i%10_000 == 0 {
+			up := count[ChildUp](a)
+			w.take(a, a.e.Do(w.now, id, RekeyChild))
+			if w.until(time.Second, func() bool { return count[ChildUp](a) > up }) {
+				rekeys++
+			}
+		}
+	}
+	if st := b.e.Stats(); st.HalfOpen > b.e.cfg.CookieAbove || st.SAs != st.HalfOpen+1 || rekeys != 10 {
+		t.Errorf("%d half-open of %d SAs, %d rekeys", st.HalfOpen, st.SAs, rekeys)
+	}
+	if grown := int64(heap()) - int64(before); grown > 1<<20 {
+		t.Errorf("%d octets more memory", grown)
+	}
+	runtime.KeepAlive(b)
+}
+
 // One network alone cannot take all places.
 func TestFloodFromOneNetwork(t *testing.T) {
-	_, b, w := pairWith(t, Config{}, Config{MaxHalfOpen: 40})
+	_, b, w := pairWith(t, Config{}, Config{MaxHalfOpen: 40, CookieAbove: 1000})
 	flood := New(Config{Rand: newSeeded(9)})
 	for i := range 60 {
 		from := netip.AddrPortFrom(netip.AddrFrom4([4]byte{198, 51, 100, byte(i)}), 500)

@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"fmt"
+	"net/netip"
 	"time"
 
 	"tacit/ike/wire"
@@ -310,11 +311,17 @@ func (e *Endpoint) onInitRequest(d Datagram, h wire.Header) {
 	ni := get[*wire.Nonce](m.Payloads).Data
 	c := notify(m.Payloads, wire.Cookie)
 	shown := c != nil && e.cookies.valid(c.Data, ni, d.Remote.Addr(), h.InitiatorSPI)
-	if !shown && (e.cfg.CookieAbove < 0 || e.stats.HalfOpen >= e.cfg.CookieAbove) {
+	if !shown && e.crowded(d.Remote) {
 		e.demandCookie(d, h, ni)
 		return
 	}
 	e.respondInit(d, h, m.Payloads, shown)
+}
+
+// crowded reports whether there are so many half-open SAs, in all or of one network, that a newcomer must return a cookie.
+func (e *Endpoint) crowded(from netip.AddrPort) bool {
+	most := e.cfg.CookieAbove
+	return most < 0 || e.stats.HalfOpen >= most || e.prefixes[network(from)] >= max(most/4, 1)
 }
 
 // demandCookie answers without keeping anything (RFC 7296, 2.6).
@@ -392,7 +399,7 @@ func (e *Endpoint) respondInit(d Datagram, h wire.Header, ps []wire.Payload, sho
 			return
 		}
 		if r.err == nil {
-			r.err = s.finishInit(d, ps, suite, sap, r)
+			r.err = s.finishInit(d, ps, suite, sap, r, shown)
 		}
 		if r.err != nil {
 			e.drop("bad-ke")
@@ -402,8 +409,9 @@ func (e *Endpoint) respondInit(d Datagram, h wire.Header, ps []wire.Payload, sho
 	e.schedule(s)
 }
 
-// finishInit derives the keys and answers IKE_SA_INIT.
-func (s *sa) finishInit(d Datagram, ps []wire.Payload, suite ikeSuite, sap *wire.SA, r SharedSecret) error {
+// finishInit derives the keys and answers IKE_SA_INIT. An answer that is longer than the request goes only to who has shown, by a cookie,
+// that it is there (TRUST.md A-21).
+func (s *sa) finishInit(d Datagram, ps []wire.Payload, suite ikeSuite, sap *wire.SA, r SharedSecret, shown bool) error {
 	e, ni := s.e, get[*wire.Nonce](ps).Data
 	nr := e.random(max(min(nonceLen, len(ni)), suite.prf.Size()/2)) // no longer than the initiator's (TRUST.md A-21)
 	keys := deriveSA(suite, ni, nr, r.secret, s.spiI, s.spiR)
@@ -428,10 +436,16 @@ func (s *sa) finishInit(d Datagram, ps []wire.Payload, suite ikeSuite, sap *wire
 	if takesSecond(ps) {
 		out = append(out, methodPayloads()...)
 	}
-	out = s.sayChildless(out, len(d.Data))
+	out = s.sayChildless(out, len(d.Data), shown)
 	s.initDone(crypto, keys, d, ps)
 	s.hs.ni, s.hs.nr = ni, nr
-	s.hs.message2 = e.answer(d, &wire.Message{Header: s.header(wire.IKESAInit, 0, true), Payloads: out})
+	m := &wire.Message{Header: s.header(wire.IKESAInit, 0, true), Payloads: out}
+	if !shown && m.Len() > len(d.Data) { // what was asked for in few octets, and is sent in many
+		e.demandCookie(d, wire.Header{InitiatorSPI: s.spiI}, ni)
+		e.forget(s)
+		return nil
+	}
+	s.hs.message2 = e.answer(d, m)
 	s.in.busy, s.in.reply = false, [][]byte{s.hs.message2}
 	return nil
 }

@@ -143,6 +143,15 @@ func Parse(b []byte) (*Message, error) {
 	return &Message{Header: h, Payloads: ps}, nil
 }
 
+// Len is the length of what Marshal writes; MaxMessage+1 of what it does not.
+func (m *Message) Len() int {
+	_, chain, err := marshalChain(m.Payloads, true)
+	if err != nil {
+		return MaxMessage + 1
+	}
+	return HeaderLen + len(chain)
+}
+
 // Marshal writes the message. With a last payload *Encrypted whose Body has room for IV, ciphertext and ICV, the caller
 // then encrypts in place: the body is the tail of the result, and the associated data is all before it (RFC 5282, 5.1).
 func (m *Message) Marshal() ([]byte, error) {
