@@ -3,8 +3,6 @@ package e2e
 import (
 	"crypto/rand"
 	"crypto/rsa"
-	"crypto/x509"
-	"encoding/pem"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -12,7 +10,6 @@ import (
 	"testing"
 	"time"
 
-	"tacit/ipseckey"
 	"tacit/lab"
 )
 
@@ -34,20 +31,7 @@ func rsaIdentity(t *testing.T) identity {
 	if err != nil {
 		t.Fatal(err)
 	}
-	der, err := x509.MarshalPKCS8PrivateKey(key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	r, err := ipseckey.NewRecord(key.Public())
-	if err != nil {
-		t.Fatal(err)
-	}
-	raw, err := r.Marshal()
-	if err != nil {
-		t.Fatal(err)
-	}
-	return identity{pem: string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der})), record: r.String(),
-		typ45: fmt.Sprintf(`TYPE45 \# %d %x`, len(raw), raw)}
+	return identityOf(t, key)
 }
 
 // rawKey is the last field of an IPSECKEY record: the key in base64.

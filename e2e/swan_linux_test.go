@@ -30,6 +30,7 @@ type swanConf struct {
 	peer       *lab.Host
 	child      string // more lines of the children
 	kernel     bool   // the kernel's ESP, in transport mode
+	daemon     string // more lines of charon's own configuration
 }
 
 // The daemon's own packets carry a mark and are routed past its TUN device: the protected address is the IKE peer's
@@ -119,7 +120,7 @@ func startSwan(t *testing.T, h *lab.Host, c swanConf) *swan {
 			t.Fatal(err)
 		}
 	}
-	put(t, h, "/run/strongswan.conf", daemon)
+	put(t, h, "/run/strongswan.conf", strings.Replace(daemon, "charon-systemd {\n", "charon-systemd {\n"+c.daemon, 1))
 	s := &swan{t: t, host: h}
 	s.cmd = start(t, h, "env", "STRONGSWAN_CONF=/run/strongswan.conf", "charon-systemd")
 	eventually(t, 10*time.Second, "charon's control socket", func() bool {

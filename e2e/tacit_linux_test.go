@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"cmp"
 	"context"
+	"crypto"
 	"fmt"
 	"os"
 	"strings"
@@ -137,6 +138,12 @@ func newIdentity(t *testing.T) identity {
 	if err != nil {
 		t.Fatal(err)
 	}
+	return identityOf(t, key)
+}
+
+// identityOf is one with a key of any kind.
+func identityOf(t *testing.T, key crypto.Signer) identity {
+	t.Helper()
 	text, err := ipseckey.MarshalIdentity(key)
 	if err != nil {
 		t.Fatal(err)
