@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"tacit/ike/wire"
+	"tacit/ipsec"
 )
 
 // RFC 6023: the proof without a Child SA, in two round trips, from who heard that it is possible.
@@ -66,5 +67,23 @@ func TestChildlessUnasked(t *testing.T) {
 		if count[AuthorizationWanted](b) != 0 {
 			t.Errorf("%s: somebody was asked", name)
 		}
+	}
+}
+
+// A Child SA can be asked for later, within what the Authorization allows.
+func TestChildlessThenChild(t *testing.T) {
+	a, b, w := pairOf(t)
+	p := peerOf(a, b)
+	p.Childless = true
+	id := w.initiate(a, p)
+	w.run(20 * time.Second)
+	w.take(a, a.e.AddChild(w.now, id, ipsec.Selector{}))
+	if !w.until(time.Second, bothUp(a, b)) {
+		t.Fatalf("not up\n%s\n%s", a.dump(), b.dump())
+	}
+	checkPaired(t, a, b)
+	w.run(2 * time.Minute)
+	if count[Closed](a)+count[Closed](b) != 0 {
+		t.Error("closed, though it has a Child SA")
 	}
 }

@@ -163,3 +163,45 @@ func TestProbeHasRoomForToken(t *testing.T) {
 		t.Errorf("a probe of %d octets is not answered", len(o.Send[0].Data))
 	}
 }
+
+// The rekeyed IKE SA has tokens of its own: those of the old one no longer count, and a crash is still noticed (RFC 6290, 4.3).
+func TestCrashAfterRekey(t *testing.T) {
+	for _, byInitiator := range []bool{true, false} {
+		a, b, w := pairWith(t, Config{CrashSecret: crashSecret}, Config{CrashSecret: crashSecret})
+		establish(t, w, a, b, peerOf(a, b))
+		before := tokens(a.e, b.e)
+		from := a
+		if !byInitiator {
+			from = b
+		}
+		for id := range from.alive() {
+			w.take(from, from.e.Do(w.now, id, RekeyIKE))
+		}
+		w.run(time.Minute)
+		after := tokens(a.e, b.e)
+		if count[Rekeyed](a) != 1 || len(after) != 2 || slices.ContainsFunc(after, func(s string) bool { return slices.Contains(before, s) }) {
+			t.Fatalf("tokens %x, were %x", after, before)
+		}
+		b.e = New(Config{CrashSecret: crashSecret, Rand: newSeeded(77), Name: b.name, Public: b.key.Public()})
+		b.wake = time.Time{}
+		for id := range a.alive() {
+			w.take(a, a.e.Do(w.now, id, Probe))
+		}
+		w.run(300 * time.Millisecond)
+		if c, ok := find[Closed](a); !ok || !errors.Is(c.Err, ErrCrashed) {
+			t.Errorf("rekeyed by the initiator %v: closed %v with %v", byInitiator, ok, c.Err)
+		}
+	}
+}
+
+// tokens are those that the Endpoints keep of their peers.
+func tokens(es ...*Endpoint) (all []string) {
+	for _, e := range es {
+		for _, s := range e.sas {
+			if s.open() {
+				all = append(all, string(s.token))
+			}
+		}
+	}
+	return all
+}

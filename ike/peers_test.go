@@ -152,6 +152,27 @@ func TestInitialContactIsScoped(t *testing.T) {
 	}
 }
 
+// A rekey of the IKE SA changes nothing of that: the SA is as old as it was, counts once, and has no new budget.
+func TestRekeyKeepsAge(t *testing.T) {
+	a, b, w := pairOf(t)
+	establish(t, w, a, b, peerOf(a, b))
+	w.run(20 * time.Second)
+	for id := range a.alive() {
+		w.take(a, a.e.Do(w.now, id, RekeyIKE))
+	}
+	w.run(time.Second)
+	all := b.e.peers[peerNetwork(addrA)]
+	if count[Rekeyed](b) != 1 || len(all) != 1 || all[0].initiator || !all[0].guest || w.now.Sub(all[0].since) < 20*time.Second {
+		t.Errorf("%d SAs of the peer: %+v", len(all), all)
+	}
+	w.run(time.Minute)
+	closeAll(w, a)
+	w.run(time.Minute)
+	if len(b.e.peers) != 0 || len(a.e.peers) != 0 {
+		t.Errorf("%d and %d networks are left", len(b.e.peers), len(a.e.peers))
+	}
+}
+
 // A peer may delete its own Child SAs, named by its own SPIs: those of another SA, though it knows their SPIs, are not found.
 func TestDeleteIsScoped(t *testing.T) {
 	a, b, w := pairOf(t)
