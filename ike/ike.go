@@ -15,7 +15,7 @@ import (
 // SAID names an IKE SA of this host: our own SPI of it. The name stays when the IKE SA is rekeyed, though the SPI does not.
 type SAID uint64
 
-// Datagram is one IKE message on the wire, without the non-ESP marker.
+// Datagram is one IKE message on the wire, without the non-ESP marker; or, outwards, the one octet of a NAT keepalive (RFC 3948, 2.3).
 type Datagram struct {
 	Local, Remote netip.AddrPort
 	Data          []byte

@@ -18,7 +18,8 @@ type Dataplane interface {
 	// is up already this is a rekey: both inbound SAs are accepted, and the first valid packet on the new one
 	// switches to the new outbound SA (RFC 7296, 2.8).
 	InstallInbound(p Pair) error
-	// InstallOutbound arms the Pair now. Held packets leave through it.
+	// InstallOutbound arms the Pair now. Held packets leave through it. For SAs that are installed already it makes the Pair the
+	// one armed last, which outbound packets prefer to others of the same traffic; keys are not needed then.
 	InstallOutbound(p Pair) error
 	// Retire ends an older inbound SA of the Pair.
 	Retire(id uint32, in SPI) error
@@ -42,7 +43,7 @@ type Dataplane interface {
 	Close(keep bool) error
 }
 
-// Conn carries IKE messages. Read returns the local address that the datagram was sent to as well.
+// Conn carries IKE messages, and outwards the keepalives of RFC 3948, of one octet. Read returns the local address that the datagram was sent to as well.
 type Conn interface {
 	Read(b []byte) (n int, local, remote netip.AddrPort, err error)
 	Write(b []byte, local, remote netip.AddrPort) error

@@ -105,9 +105,10 @@ func (c *conn) Read(b []byte) (n int, local, remote netip.AddrPort, err error) {
 	return 0, netip.AddrPort{}, netip.AddrPort{}, fmt.Errorf("read %v: %w", c.local, os.ErrClosed)
 }
 
-// Write sends an IKE message from the local address, or from one that the kernel chooses if it is unspecified.
+// Write sends an IKE message from the local address, or from one that the kernel chooses if it is unspecified. A single octet is a
+// keepalive, which has no marker (RFC 3948, 2.3).
 func (c *conn) Write(b []byte, local, remote netip.AddrPort) error {
-	if c.local.Port() == PortNATT {
+	if c.local.Port() == PortNATT && len(b) != 1 {
 		b = append(make([]byte, NonESP, NonESP+len(b)), b...)
 	}
 	if err := c.all.Send(c.local.Port(), b, local.Addr(), remote); err != nil {

@@ -33,10 +33,13 @@ func TestConns(t *testing.T) {
 	if conns.Dropped.Load() != 2 {
 		t.Errorf("dropped %d, want 2", conns.Dropped.Load())
 	}
-	if err := c.Write([]byte("w"), at, from); err != nil || string(sent) != "\x00\x00\x00\x00w" {
+	if err := c.Write([]byte{0xff}, at, from); err != nil || string(sent) != "\xff" {
+		t.Errorf("a keepalive: sent %q, %v", sent, err)
+	}
+	if err := c.Write([]byte("ww"), at, from); err != nil || string(sent) != "\x00\x00\x00\x00ww" {
 		t.Errorf("sent %q, %v", sent, err)
 	}
-	if message, ok := IsIKE(sent); !ok || string(message) != "w" {
+	if message, ok := IsIKE(sent); !ok || string(message) != "ww" {
 		t.Errorf("IsIKE: got %q, %v", message, ok)
 	}
 	for _, esp := range []string{"", "\xff", "\x00\x00\x00\x00", "\x00\x00\x01\x00payload"} {

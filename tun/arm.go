@@ -68,8 +68,8 @@ func (p *Plane) armPair(pr *pair, out *outbound) error {
 			return err
 		}
 		pr.armed = true
-		f.armed = append(f.armed, pr)
 	}
+	f.armed = append(plane.Without(f.armed, pr), pr)
 	if pr.out == nil || out.order > pr.out.order {
 		pr.out = out
 	}

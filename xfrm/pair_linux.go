@@ -157,10 +157,7 @@ func (p *Plane) armPair(pr *pair, out *outbound) error {
 	if had == nil || out.order > had.order {
 		pr.out = out
 	}
-	armed := f.armed
-	if !pr.armed {
-		armed = append(append([]*pair(nil), f.armed...), pr)
-	}
+	armed := append(plane.Without(f.armed, pr), pr)
 	if err := p.route(f, current(armed)); err != nil {
 		pr.out = had
 		return err

@@ -75,3 +75,36 @@ func testBulk(w *world) {
 		w.Errorf("tap: got %d fragments of TCP, want none", len(fragments))
 	}
 }
+
+// testPrefer: of two Pairs for the same traffic the one armed last sends, and InstallOutbound, without keys, arms again. What the other
+// receives is taken all the while, so that nothing is lost when it goes.
+func testPrefer(w *world) {
+	w.echo(w.bob)
+	da, db := w.open(w.alice), w.open(w.bob)
+	first, firstBob := w.pairs(1, shape{v4, ipsec.Transport, false})
+	second, secondBob := w.pairs(2, shape{v4, ipsec.Transport, false})
+	w.up(da, db, first, firstBob)
+	w.up(da, db, second, secondBob)
+	sends := func(p ipsec.Pair) {
+		w.Helper()
+		before, err := da.Usage(p.ID)
+		w.must(err)
+		w.answered(v4, w.alice, w.bob, 100)
+		after, err := da.Usage(p.ID)
+		w.must(err)
+		if after.OutPackets == before.OutPackets {
+			w.Errorf("Pair %d does not send", p.ID)
+		}
+	}
+	sends(second)
+	for _, p := range []*ipsec.Pair{&first, &second} {
+		p.In.Key, p.In.Salt, p.Out.Key, p.Out.Salt = nil, nil, nil, nil
+	}
+	w.must(da.InstallOutbound(first))
+	sends(first)
+	w.must(da.InstallOutbound(second))
+	sends(second)
+	w.must(da.Remove(second.ID))
+	sends(first)
+	w.noClear(v4)
+}

@@ -69,6 +69,7 @@ func TestDataplane(t *testing.T, s Subject) {
 		{"carry", testCarry},
 		{"ciphers", testCiphers},
 		{"bulk", testBulk},
+		{"prefer", testPrefer},
 		{"latch", testLatch},
 		{"latch race", testLatchRace},
 		{"hold", testHold},
