@@ -134,6 +134,13 @@ func (l *loop) engineEvent(now time.Time, e ike.Event) {
 		if p := l.bySA[e.SA]; p != nil {
 			l.step(now, p, e)
 		}
+	case ike.Rekeyed:
+		if p := l.bySA[e.SA]; p != nil {
+			l.log.Info("ike-rekeyed", "peer", p.remote, "initiator", e.Initiator, "suite", e.Summary)
+			l.step(now, p, e)
+		}
+	case ike.ChildPreferred:
+		l.prefer(e)
 	case ike.Alive:
 		if p := l.bySA[e.SA]; p != nil {
 			l.step(now, p, e)
@@ -144,6 +151,21 @@ func (l *loop) engineEvent(now time.Time, e ike.Event) {
 			l.step(now, p, e)
 		}
 	}
+}
+
+// prefer has the data plane send with a Pair in another's place.
+func (l *loop) prefer(e ike.ChildPreferred) {
+	p := l.bySA[e.SA]
+	if p == nil {
+		return
+	}
+	l.job("preferring", func() error { return l.dp.InstallOutbound(e.Pair) }, func(now time.Time, err error) {
+		if err != nil {
+			l.log.Error("preferring an SA", "peer", p.remote, "err", err)
+			return
+		}
+		l.step(now, p, e)
+	})
 }
 
 // adopt finds the peer of an SA; a responder's is new to us.

@@ -69,10 +69,12 @@ type association struct {
 	key       crypto.PublicKey // proven by the peer; nil: anonymous
 	remoteID  ike.ID
 	suite     string
-	pair      ipsec.Pair // without keys; ID 0: no child yet
+	pair      ipsec.Pair   // without keys; ID 0: no child yet
+	more      []ipsec.Pair // that the peer has asked for beside it
 	up        bool
 	armed     bool
 	born      time.Time // the IKE SA
+	renew     time.Time // when one of ours that the engine could not rekey is set up anew
 	since     time.Time // the Child SA
 	usage     ipsec.Usage
 	probed    time.Time // when a probe was sent that was not answered yet
@@ -99,7 +101,7 @@ type peer struct {
 	since   time.Time
 	why     string
 	linger  time.Duration
-	renew   time.Duration // the age at which an IKE SA of ours is set up anew, before it expires
+	renew   time.Duration // the age at which an IKE SA of ours is set up anew if it could not be rekeyed, before it expires
 	pad     *pad.Address
 	last    pad.Claim // the claim that the address proved last: whom an Acquire means
 	attempt *attempt
@@ -154,7 +156,7 @@ type (
 )
 
 func newPeer(k key, linger, lifetime time.Duration, now time.Time) *peer {
-	return &peer{key: k, linger: linger, renew: lifetime - lifetime/10, pad: pad.NewAddress(k.remote, linger), since: now, sas: map[ike.SAID]*association{}}
+	return &peer{key: k, linger: linger, renew: lifetime - lifetime/20, pad: pad.NewAddress(k.remote, linger), since: now, sas: map[ike.SAID]*association{}}
 }
 
 // setState is the only place where the state changes. why is a sentence for people.
@@ -182,6 +184,10 @@ func (p *peer) step(now time.Time, e any) (do []action, wake time.Time) {
 		do = p.childDown(now, e)
 	case ike.Closed:
 		do = p.closed(now, e)
+	case ike.Rekeyed:
+		p.rekeyed(now, e)
+	case ike.ChildPreferred:
+		p.preferred(e)
 	case ike.Alive:
 		do = p.alive(now, e.SA)
 	case evFirst:
@@ -252,7 +258,7 @@ func (p *peer) forget(w waiter) {
 // nobody can speak as the one who proved himself.
 func (p *peer) established(now time.Time, e ike.Established) (do []action) {
 	p.called = p.called || !e.Initiator
-	p.sas[e.SA] = &association{id: e.SA, initiator: e.Initiator, key: e.Key, remoteID: e.RemoteID, suite: e.Summary, born: now, since: now}
+	p.sas[e.SA] = &association{id: e.SA, initiator: e.Initiator, key: e.Key, remoteID: e.RemoteID, suite: e.Summary, born: now, renew: now.Add(p.renew), since: now}
 	if e.Initiator {
 		return nil
 	}
@@ -279,11 +285,9 @@ func (p *peer) childUp(now time.Time, e ike.ChildUp) (do []action) {
 	if a == nil {
 		return nil
 	}
-	a.pair, a.up = e.Pair, true
-	if a.initiator {
-		a.armed = true
-	}
-	if e.Rekey {
+	stands := a.carry(e.Pair)
+	a.armed = a.armed || a.initiator
+	if e.Rekey || !stands {
 		return nil
 	}
 	a.since = now
@@ -308,12 +312,7 @@ func (p *peer) childUp(now time.Time, e ike.ChildUp) (do []action) {
 
 // dismiss ends an SA that nobody's key is behind, and its Pair at once: whoever holds it may take his time over our DELETE.
 func (p *peer) dismiss(a *association) []action {
-	do := p.end(a)
-	if a.up {
-		a.up = false
-		do = append(do, doRemove{a.pair.ID})
-	}
-	return do
+	return append(p.end(a), a.removal()...)
 }
 
 // prove records that the address showed the association's key just now.
@@ -354,8 +353,7 @@ func (p *peer) describe(a *association) string {
 // childDown ends a Child SA. The Hold policy, if the address proved its key, stands before the Pair goes.
 func (p *peer) childDown(now time.Time, e ike.ChildDown) (do []action) {
 	for _, a := range p.sas {
-		if a.pair.ID == e.Pair && a.up {
-			a.up = false
+		if a.lose(e.Pair) {
 			if p.authenticated() == nil {
 				p.pad.Lost()
 				p.contested = time.Time{}
@@ -489,7 +487,7 @@ func (p *peer) tick(now time.Time) (do []action) {
 	return do
 }
 
-// renewal sets the IKE SA up anew while the old one still serves: before it expires, or when it does not answer a probe. A peer
+// renewal sets the IKE SA up anew while the old one still serves: before it expires, if it could not be rekeyed, or when it does not answer a probe. A peer
 // that was started again has lost it, and would be missed until the probe's last repeat. The end that began it does.
 func (p *peer) renewal(now time.Time) []action {
 	if p.attempt != nil || p.last.Name == "" || p.pad.Lame(now) || p.pad.Failing(now, p.last) {
@@ -500,7 +498,7 @@ func (p *peer) renewal(now time.Time) []action {
 		if a.key == nil || a.deleting {
 			continue
 		}
-		if !a.initiator || now.Sub(a.born) < p.renew && !a.unanswered(now) {
+		if !a.initiator || now.Before(a.renew) && !a.unanswered(now) {
 			return nil
 		}
 		due = true

@@ -380,7 +380,7 @@ func TestForgottenWhenQuiet(t *testing.T) {
 	}
 }
 
-// An IKE SA that will expire is set up anew before, once, and the old one is left to serve until then.
+// An IKE SA that will expire, because it could not be rekeyed, is set up anew before, once, and the old one is left to serve until then.
 func TestRenewedBeforeItExpires(t *testing.T) {
 	p := newProven(t)
 	busy := func(d time.Duration) {
@@ -393,7 +393,7 @@ func TestRenewedBeforeItExpires(t *testing.T) {
 		t.Fatalf("%d negotiations long before the SA expires, want the first alone", n)
 	}
 	p.lookup("bob.example.", 1) // the claim is fresh
-	busy(testLifetime * 15 / 100)
+	busy(testLifetime * 18 / 100)
 	if n := count[doInitiate](p); n != 2 {
 		t.Fatalf("%d negotiations, want one more", n)
 	}
