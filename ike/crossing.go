@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"time"
 
+	"tacit/ike/wire"
 	"tacit/ipsec"
 )
 
@@ -35,6 +36,7 @@ type crossing struct {
 
 // remember keeps the nonces of an SA that has just been authenticated.
 func (s *sa) remember() {
+	s.named = s.hs.auths.ours.Method != wire.AuthNull
 	s.family().cross = &crossing{
 		key: youngKey{s.remote.Addr(), s.initiator}, low: bytes.Clone(lower(s.hs.ni, s.hs.nr)), at: s.e.now.Add(youngFor),
 	}
@@ -94,13 +96,13 @@ func (s *sa) reconsider() {
 	}
 }
 
-// covered reports whether the winner stands in for this SA: the peer has proved no less there, and the same traffic has a Child SA.
+// covered reports whether the winner stands in for this SA: both ends have proved no less there, and the same traffic has a Child SA.
 func (s *sa) covered() bool {
 	if s.kin == nil || s.kin.cross == nil || s.kin.cross.twin == nil {
 		return false
 	}
 	w := s.kin.cross.twin.latest()
-	if !w.open() || w.quiet || s.key != nil && !sameKey(s.key, w.key) {
+	if !w.open() || w.quiet || s.key != nil && !sameKey(s.key, w.key) || s.named && !w.named {
 		return false
 	}
 	for _, p := range s.child.all {

@@ -238,19 +238,6 @@ func TestWideSelectorIsNarrowed(t *testing.T) {
 	}
 }
 
-// Both ends initiate at once: both SAs come up, and each end has two pairs of its own numbering.
-func TestBothInitiate(t *testing.T) {
-	a, b, w := pairOf(t)
-	a.key = testKeys()["p256"]
-	a.e.cfg.Name, a.e.cfg.Public = a.name, a.key.Public()
-	w.initiate(a, peerOf(a, b))
-	w.initiate(b, peerOf(b, a))
-	w.run(time.Second)
-	if count[ChildUp](a) != 2 || count[ChildUp](b) != 2 || len(a.out) != 2 || len(b.out) != 2 || w.sent != 8 {
-		t.Errorf("%s\n%s", a.dump(), b.dump())
-	}
-}
-
 func BenchmarkHandshake(b *testing.B) {
 	x, y, w := pairOf(b)
 	b.ReportAllocs()

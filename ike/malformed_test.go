@@ -386,13 +386,19 @@ func TestBadAuthRequests(t *testing.T) {
 
 // rewrite is a tap that changes what is inside of the IKE_AUTH messages of one host, with its keys.
 func rewrite(t *testing.T, of *host, change func([]wire.Payload) []wire.Payload) func(*host, *Datagram) bool {
+	return rewriteIn(t, of, wire.IKEAuth, change)
+}
+
+// rewriteIn does so in another exchange.
+func rewriteIn(t *testing.T, of *host, x wire.ExchangeType, change func([]wire.Payload) []wire.Payload) func(*host, *Datagram) bool {
 	return func(from *host, d *Datagram) bool {
 		h, _ := wire.ParseHeader(d.Data)
-		if from != of || h.Exchange != wire.IKEAuth {
+		if from != of || h.Exchange != x {
 			return true
 		}
-		var s *sa
-		for _, s = range of.e.sas {
+		s := of.e.sas[SAID(h.ResponderSPI)]
+		if h.Flags&wire.FlagInitiator != 0 {
+			s = of.e.sas[SAID(h.InitiatorSPI)]
 		}
 		mirror := *s.keys.seal
 		mirror.count = 100

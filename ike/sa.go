@@ -74,6 +74,7 @@ type sa struct {
 	quiet     bool             // Closed was reported: nothing of this SA is any more
 	counted   bool             // as half-open
 	guest     bool             // the peer asked for it, or for what it succeeded
+	named     bool             // we have proved our key
 	key       crypto.PublicKey // that the peer has proved; nil: none
 	remoteID  ID               // what it says it is
 	late      *lateProof

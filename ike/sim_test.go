@@ -75,6 +75,7 @@ type plane struct {
 	lost   int                  // packets that came on an SA we do not have
 	took   int
 	order  int
+	strict bool // a responder's Pair does not send before the first packet that comes on it (TRUST.md R10)
 }
 
 // half is an inbound SA with the outbound one that came with it.
@@ -93,7 +94,7 @@ func (p *plane) accept(pair ipsec.Pair, arm bool) {
 	p.order++
 	p.in[pair.In.SPI] = pair.In
 	p.halves[pair.In.SPI] = half{pair: pair, order: p.order}
-	if _, ok := p.out[pair.ID]; !ok && !arm {
+	if _, ok := p.out[pair.ID]; !ok && !arm && !p.strict {
 		p.out[pair.ID], p.cur[pair.ID] = pair.Out, pair.In.SPI
 		p.armed = slices.Insert(p.armed, 0, pair.ID)
 	}
