@@ -260,7 +260,8 @@ func TestErrorsSayWhatAnswersThem(t *testing.T) {
 func TestNames(t *testing.T) {
 	for _, tt := range []struct{ got, want string }{
 		{IKESAInit.String(), "IKE_SA_INIT"},
-		{ExchangeType(43).String(), "exchange-43"},
+		{Intermediate.String(), "IKE_INTERMEDIATE"},
+		{ExchangeType(99).String(), "exchange-99"},
 		{PayloadSK.String(), "SK"},
 		{PayloadType(99).String(), "payload-99"},
 		{ProtocolESP.String(), "ESP"},
