@@ -37,6 +37,8 @@ type loop struct {
 	done      chan func(now time.Time)     // what jobs and signers found
 	signers   chan struct{}                // a seat each
 	wake      time.Time                    // of the engine
+	measuring bool                         // the Pairs' counters are being read
+	measured  time.Time                    // when they may be read again
 	ended     chan struct{}                // closed when the loop has
 	unheld    map[ipsec.Selector]time.Time // holds that could not be set; the data plane goroutine's
 }
@@ -279,18 +281,6 @@ func (l *loop) step(now time.Time, p *peer, e any) {
 	}
 	if wake.IsZero() && l.peers[p.key] == p && p.quiet(now) {
 		delete(l.peers, p.key)
-	}
-}
-
-// tick is the second's housekeeping: counters in, timers out.
-func (l *loop) tick(now time.Time) {
-	for id, p := range l.pairs {
-		if u, err := l.dp.Usage(id); err == nil {
-			l.step(now, p, evUsage{id, u})
-		}
-	}
-	for _, p := range l.peers {
-		l.step(now, p, evTick{})
 	}
 }
 

@@ -63,6 +63,12 @@ type end struct {
 // newEnd starts one; without a name it has no key.
 func newEnd(t *testing.T, addr, name string) *end {
 	t.Helper()
+	return newEndOn(t, addr, name, func(p gatedPlane) ipsec.Dataplane { return p })
+}
+
+// newEndOn is newEnd with a data plane made of the one that waits.
+func newEndOn(t *testing.T, addr, name string, plane func(gatedPlane) ipsec.Dataplane) *end {
+	t.Helper()
 	e := &end{gatedPlane: gatedPlane{ipsectest.NewFake(), make(chan struct{})}, t: t, addr: netip.MustParseAddr(addr)}
 	var signer crypto.Signer
 	if name != "" {
@@ -73,7 +79,7 @@ func newEnd(t *testing.T, addr, name string) *end {
 		signer = id
 		e.claim = pad.Claim{Name: name + ".", Addr: e.addr, Keys: []pad.Key{pad.KeyOf(id.Public())}, Until: time.Now().Add(time.Hour)}
 	}
-	e.l = newTestLoop(t, e.gatedPlane, e.addr, name, signer, time.Now)
+	e.l = newTestLoop(t, plane(e.gatedPlane), e.addr, name, signer, time.Now)
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan struct{})
 	go func() { defer close(ended); _ = e.l.run(ctx) }()
