@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -61,7 +62,7 @@ func (h *host) read() error {
 // Environment is what this host must never take for a peer (TRUST.md R6), as the kernel and the configuration say now.
 func Environment(f *config.Config) (pad.Environment, error) {
 	e := pad.Environment{InternalZones: f.DNS.InternalZones}
-	addrs, err := netlink.AddrList(nil, netlink.FAMILY_ALL)
+	addrs, err := whole(func() ([]netlink.Addr, error) { return netlink.AddrList(nil, netlink.FAMILY_ALL) })
 	if err != nil {
 		return e, fmt.Errorf("reading the host's addresses: %w", err)
 	}
@@ -74,7 +75,7 @@ func Environment(f *config.Config) (pad.Environment, error) {
 			e.Networks = append(e.Networks, netip.PrefixFrom(n.Unmap(), ones))
 		}
 	}
-	routes, err := netlink.RouteList(nil, netlink.FAMILY_ALL)
+	routes, err := whole(func() ([]netlink.Route, error) { return netlink.RouteList(nil, netlink.FAMILY_ALL) })
 	if err != nil {
 		return e, fmt.Errorf("reading the host's routes: %w", err)
 	}
@@ -87,6 +88,19 @@ func Environment(f *config.Config) (pad.Environment, error) {
 		e.Upstreams = append(e.Upstreams, u.Addr().Unmap())
 	}
 	return e, nil
+}
+
+// listings is how often a list is read that changes while it is read.
+const listings = 10
+
+// whole returns a list of the kernel's that did not change while it was read.
+func whole[T any](list func() ([]T, error)) (all []T, err error) {
+	for range listings {
+		if all, err = list(); !errors.Is(err, netlink.ErrDumpInterrupted) {
+			break
+		}
+	}
+	return all, err
 }
 
 // watch reads again at each of the kernel's notices, until ctx ends.

@@ -96,9 +96,9 @@ func (h *Host) awaitRoutes() error {
 	for end := time.Now().Add(3 * time.Second); ; time.Sleep(time.Millisecond) {
 		missing, err := h.missingRoutes()
 		switch {
-		case err != nil:
+		case err != nil && !errors.Is(err, netlink.ErrDumpInterrupted): // the routes change while they are read: once more
 			return fmt.Errorf("local routes: %w", err)
-		case !missing:
+		case err == nil && !missing:
 			return nil
 		case time.Now().After(end):
 			return errors.New("local routes: an IPv6 address does not become usable")
