@@ -2,7 +2,8 @@
 // leave alone what is exempt. Every element carries a timeout, so that what a dead process left ends by itself.
 //
 // All of it is one table of the inet family. Its chains see packets of this host only: OUTPUT is never traversed by what is
-// forwarded, and the inbound chain asks for one of our own addresses as the destination.
+// forwarded, and the inbound chain asks for one of our own addresses as the destination. A guest that is masqueraded speaks as our address,
+// and is answered at it: what comes for it in clear from a peer in divert or block is dropped.
 //
 //	out (route, hook output)      own . peer in divert -> exempt? else mark, so that the kernel routes the packet anew
 //	                              own . peer in block  -> exempt? else refused at once

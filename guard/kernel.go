@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/google/nftables"
+	"github.com/google/nftables/binaryutil"
 	"github.com/google/nftables/expr"
 	"golang.org/x/sys/unix"
 )
@@ -18,6 +19,7 @@ import (
 	      waited and the policy
 	in    came out of an SA -> passes; if own . peer is in latch, by the queue (the first packet of an SA arms it)
 	      else as with a device
+	fwd   out of an SA, and on to a guest that hides behind our address -> TCP's segments are made to fit, see guestSegment
 
 Whoever reads the queue lets a packet go with a changed mark: then the kernel routes it anew and finds the policy. Nobody reads:
 the packet is dropped. */
@@ -27,6 +29,11 @@ const (
 	rtXFRM      expr.RtKey   = 4  // does the route lead into an SA
 	metaSecpath expr.MetaKey = 25 // did the packet come out of one
 )
+
+// guestSegment is the longest TCP segment, in octets, that a masqueraded guest's peer may ask for. What the guest sends goes into our SA after
+// its address was changed; if ESP then makes it too long for the cable, nobody tells the guest. It is 1,500 less the headers of IPv6, TCP,
+// UDP and ESP with any algorithm, and what a cable may lack.
+const guestSegment = 1300
 
 func (g *Guard) kernel() bool { return g.cfg.Queue != 0 }
 
@@ -67,7 +74,24 @@ func kernelChains(s sets, number uint16) []chain {
 		}
 		list = append(list, c)
 	}
-	return list
+	fwd := chain{name: "fwd", kind: nftables.ChainTypeFilter, hook: nftables.ChainHookForward}
+	fwd.add(concat(fromSA(), l4proto(unix.IPPROTO_TCP), payload(expr.PayloadBaseTransportHeader, tcpFlags, 1), maskNotZero(tcpSYN), setMSS(guestSegment)))
+	return append(list, fwd)
+}
+
+// TCP's flags and its option of the maximum segment size (RFC 9293, 3.1 and 3.2).
+const (
+	tcpFlags = 13 // octets into the header
+	tcpSYN   = 0x02
+	tcpMSS   = 2
+)
+
+// setMSS lowers what a SYN says; the kernel never raises it.
+func setMSS(octets uint16) []expr.Any {
+	return []expr.Any{
+		&expr.Immediate{Register: regFirst, Data: binaryutil.BigEndian.PutUint16(octets)},
+		&expr.Exthdr{SourceRegister: regFirst, Type: tcpMSS, Offset: 2, Len: 2, Op: expr.ExthdrOpTcpopt},
+	}
 }
 
 // replaceVerdict puts another expression in the place of accept.
