@@ -78,10 +78,17 @@ func TestMainJobOfEachSigner(t *testing.T) {
 func TestPingsAcrossRekeys(t *testing.T) {
 	w, _, _ := jobWorld(t, "bob.example", `child-lifetime = "2s"`)
 	mustResolve(t, w.alice, "bob.example", w.bob.Addr4().String(), w.bob.Addr6().String())
+	w.pingsAcrossRekeys(5000, 4*time.Millisecond, 6)
+}
+
+// pingsAcrossRekeys sends each pings from either host, of either family, all at once, and wants them all back, and spis SPIs or more
+// on the cable each way.
+func (w *world) pingsAcrossRekeys(each int, interval time.Duration, spis int) {
+	t := w.t
+	t.Helper()
 	for _, addr := range both(w.bob) { // Bob, the responder, enforces nothing before Alice's first ESP (TRUST.md, R10)
 		datagrams(t, w.alice, w.bob, addr, 1, 1)
 	}
-	const each, interval = 5000, 4 * time.Millisecond
 	var wg sync.WaitGroup
 	for i := range both(w.alice) {
 		for _, way := range []struct{ from, to *lab.Host }{{w.alice, w.bob}, {w.bob, w.alice}} {
@@ -104,8 +111,8 @@ func TestPingsAcrossRekeys(t *testing.T) {
 	w.onlyProtected(w.alice, w.bob)
 	for _, way := range []struct{ from, to *lab.Host }{{w.alice, w.bob}, {w.bob, w.alice}} {
 		for i := range both(w.alice) {
-			if n := len(w.spis(both(way.from)[i], both(way.to)[i])); n < 6 {
-				t.Errorf("%s to %s: %d SPIs on the cable, want one for each 2 s of 20", way.from.Name, way.to.Name, n)
+			if n := len(w.spis(both(way.from)[i], both(way.to)[i])); n < spis {
+				t.Errorf("%s to %s: %d SPIs on the cable, want %d", way.from.Name, way.to.Name, n, spis)
 			}
 		}
 	}

@@ -31,6 +31,8 @@ type swanConf struct {
 	child      string // more lines of the children
 	kernel     bool   // the kernel's ESP, in transport mode
 	daemon     string // more lines of charon's own configuration
+	encap      bool   // with it: ESP in UDP though there is no NAT
+	port       int    // of IKE at both ends, with the next one for port 4500; 0: the usual ones
 }
 
 // The daemon's own packets carry a mark and are routed past its TUN device: the protected address is the IKE peer's
@@ -73,9 +75,16 @@ func startSwan(t *testing.T, h *lab.Host, c swanConf) *swan {
 		t.Fatal(err)
 	}
 	conf := &strings.Builder{}
-	encap, mode, daemon := "yes", "tunnel", strongswanConf
+	encap, mode, daemon, ports := "yes", "tunnel", strongswanConf, ""
 	if c.kernel {
-		encap, mode, daemon = "no", "transport", kernelConf(strongswanConf)
+		mode, daemon = "transport", kernelConf(strongswanConf)
+		if !c.encap {
+			encap = "no"
+		}
+	}
+	if c.port != 0 {
+		daemon = strings.Replace(daemon, "	load =", fmt.Sprintf("	port = %d\n	port_nat_t = %d\n	load =", c.port, c.port+1), 1)
+		ports = fmt.Sprintf("local_port = %d\n		remote_port = %d", c.port, c.port)
 	}
 	conf.WriteString("connections {\n")
 	for i, family := range []string{"v4", "v6"} {
@@ -83,6 +92,7 @@ func startSwan(t *testing.T, h *lab.Host, c swanConf) *swan {
 		version = 2
 		local_addrs = %s
 		remote_addrs = %s
+		%s
 		mobike = no
 		encap = %s
 		send_certreq = no
@@ -105,7 +115,7 @@ func startSwan(t *testing.T, h *lab.Host, c swanConf) *swan {
 			}
 		}
 	}
-`, family, both(h)[i], both(c.peer)[i], encap, c.id, c.peerID, family, mode, c.child)
+`, family, both(h)[i], both(c.peer)[i], ports, encap, c.id, c.peerID, family, mode, c.child)
 	}
 	conf.WriteString("}\n")
 	for name, text := range map[string]string{
@@ -161,6 +171,16 @@ func publicPEM(t *testing.T, id identity) string {
 func (s *swan) ctl(args ...string) string {
 	s.t.Helper()
 	return output(s.t, s.host, "env", append([]string{"STRONGSWAN_CONF=/run/strongswan.conf", "swanctl"}, args...)...)
+}
+
+// initiate sets up the Child SAs of both families.
+func (s *swan) initiate() {
+	s.t.Helper()
+	for _, family := range []string{"v4", "v6"} {
+		if out := s.ctl("--initiate", "--child", family+"-host"); !strings.Contains(out, "initiate completed successfully") {
+			s.t.Fatalf("%s: %s", family, out)
+		}
+	}
 }
 
 // log is charon's log.
