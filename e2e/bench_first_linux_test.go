@@ -161,7 +161,15 @@ type swanBench struct {
 func newSwanBench(t *testing.T, w *world) *swanBench {
 	t.Helper()
 	b := &swanBench{w: w}
-	for i, h := range []**lab.Host{&b.from, &b.to} {
+	b.from, b.to, b.initiator = swanPair(t, w, false)
+	b.handshake() // the first reads keys and opens what stays open
+	return b
+}
+
+// swanPair is two strongSwans on hosts of their own, with the kernel's ESP if that is set; the first initiates when it is told to.
+func swanPair(t *testing.T, w *world, kernel bool) (from, to *lab.Host, initiator *swan) {
+	t.Helper()
+	for i, h := range []**lab.Host{&from, &to} {
 		var err error
 		name := []string{"swan-from", "swan-to"}[i]
 		if *h, err = w.lab.Host(name, lab.Prefixes(fmt.Sprintf("192.0.2.%d/24", 11+i), fmt.Sprintf("2001:db8::%d/64", 11+i))...); err != nil {
@@ -169,10 +177,8 @@ func newSwanBench(t *testing.T, w *world) *swanBench {
 		}
 	}
 	own, peer := newIdentity(t), newIdentity(t)
-	startSwan(t, b.to, swanConf{id: "to.example", peerID: "from.example", key: peer, peerKey: own, peer: b.from})
-	b.initiator = startSwan(t, b.from, swanConf{id: "from.example", peerID: "to.example", key: own, peerKey: peer, peer: b.to})
-	b.handshake() // the first reads keys and opens what stays open
-	return b
+	startSwan(t, to, swanConf{id: "to.example", peerID: "from.example", key: peer, peerKey: own, peer: from, kernel: kernel})
+	return from, to, startSwan(t, from, swanConf{id: "from.example", peerID: "to.example", key: own, peerKey: peer, peer: to, kernel: kernel})
 }
 
 // handshake is the time on the cable from the first IKE_SA_INIT request to the IKE_AUTH response.

@@ -23,6 +23,7 @@ var benchmarks = []struct {
 	{"cached-lookup", benchCachedLookup},
 	{"pair-install", benchPairInstall},
 	{"hold-release", benchHoldRelease},
+	{"throughput-xfrm", benchThroughputXFRM},
 }
 
 // TestBench measures; it is no test of the project's, because a time depends on the machine. scripts/bench sets TACIT_BENCH
