@@ -15,7 +15,7 @@ import (
 // A Pair whose hold could not be set stays until it can: without both, packets would leave in clear.
 func TestPairStaysUntilTheHoldStands(t *testing.T) {
 	fake := ipsectest.NewFake()
-	l := &loop{dp: fake, log: slog.New(slog.DiscardHandler), now: time.Now, unheld: map[ipsec.Selector]time.Time{},
+	l := &loop{shared: &shared{dp: fake, log: slog.New(slog.DiscardHandler), now: time.Now}, unheld: map[ipsec.Selector]time.Time{},
 		done: make(chan func(time.Time), 1), ended: make(chan struct{})}
 	defer close(l.ended)
 	work := func() {

@@ -1,5 +1,5 @@
-// Package daemon is the only part of tacit that acts. One goroutine, the loop, owns the peers and their IKE SAs; what blocks
-// (lookups, the data plane, signatures) runs beside it and reports back.
+// Package daemon is the only part of tacit that acts. Loops, one for each processor, own the peers and their IKE SAs; what blocks
+// (lookups, the data plane, signatures) runs beside them and reports back.
 package daemon
 
 import (
@@ -46,7 +46,7 @@ type Daemon struct {
 	log      *slog.Logger
 	rules    *policy.Table
 	host     *host
-	loop     *loop // nil when observing
+	shards   *shards // nil when observing
 	resolver *resolver.Server
 	started  time.Time
 }
@@ -64,13 +64,13 @@ func New(cfg Config) (*Daemon, error) {
 	}
 	d.host = h
 	if !cfg.Observe {
-		if d.loop, err = newLoop(d); err != nil {
+		if d.shards, err = newShards(d, shardCount()); err != nil {
 			return nil, err
 		}
 	}
 	if err := d.openResolver(); err != nil {
-		if d.loop != nil {
-			d.loop.closeConns()
+		if d.shards != nil {
+			d.shards.close()
 		}
 		return nil, err
 	}
@@ -110,8 +110,8 @@ func (d *Daemon) Run(ctx context.Context) error {
 	g.Go(func() error { return d.resolver.Serve(gctx) })
 	g.Go(func() error { return control.Serve(gctx, d.cfg.File.Socket, handler{d}) })
 	g.Go(func() error { d.host.watch(gctx, d.log); return nil })
-	if d.loop != nil {
-		g.Go(func() error { return d.loop.run(gctx) })
+	if d.shards != nil {
+		g.Go(func() error { return d.shards.run(gctx) })
 	}
 	d.log.Info("ready", "name", d.cfg.File.Name, "dataplane", d.cfg.DataplaneName, "why", d.cfg.DataplaneWhy,
 		"dns", d.resolver.Addrs(), "observe", d.cfg.Observe)
@@ -125,10 +125,10 @@ func (d *Daemon) Run(ctx context.Context) error {
 // Close gives back what New took, after Run or without it.
 func (d *Daemon) Close() error {
 	d.resolver.Close()
-	if d.loop == nil {
+	if d.shards == nil {
 		return nil
 	}
-	d.loop.closeConns()
+	d.shards.close()
 	return d.cfg.Dataplane.Close(false)
 }
 

@@ -88,10 +88,10 @@ func (g *grants) ttl(now time.Time, f *resolver.Found, env *pad.Environment) (ti
 
 // granted answers a lookup whose claims the loop has found satisfied before.
 func (d *Daemon) granted(f *resolver.Found) (resolver.Verdict, bool) {
-	if d.loop == nil {
+	if d.shards == nil {
 		return resolver.Verdict{}, false
 	}
-	ttl, ok := d.loop.grants.ttl(d.now(), f, d.host.environment())
+	ttl, ok := d.shards.grants.ttl(d.now(), f, d.host.environment())
 	if ok && d.log.Enabled(context.Background(), slog.LevelDebug) {
 		d.log.Debug("granted", "name", f.Asked, "owner", f.Owner, "ttl", ttl)
 	}

@@ -3,6 +3,7 @@ package daemon
 import (
 	"context"
 	"fmt"
+	"hash/maphash"
 	"log/slog"
 	"net/netip"
 	"testing"
@@ -28,7 +29,7 @@ type grantPlay struct {
 func newGrantPlay(t *testing.T) *grantPlay {
 	t.Helper()
 	p := newProven(t)
-	g := &grantPlay{play: p, l: &loop{grants: newGrants(p.now), peers: map[key]*peer{p.p.key: p.p}}, env: &pad.Environment{}}
+	g := &grantPlay{play: p, l: &loop{shared: &shared{grants: newGrants(p.now)}, peers: map[key]*peer{p.p.key: p.p}}, env: &pad.Environment{}}
 	g.f = resolver.Found{
 		Asked: "www.example.", Owner: "bob.example.", Addrs: []netip.Addr{p.p.remote}, AddrStatus: dnssec.Secure,
 		Keys: []ipseckey.Record{{Key: testKey(1)}}, KeyStatus: dnssec.Secure, Until: p.now.Add(time.Hour),
@@ -140,7 +141,7 @@ func TestGrantLivesOnProofs(t *testing.T) {
 func TestWatchAsksTheLoopOnlyWithoutAGrant(t *testing.T) {
 	g := newGrantPlay(t)
 	g.l.calls = make(chan func(time.Time), 8)
-	d := &Daemon{loop: g.l, now: func() time.Time { return g.now }, log: slog.New(slog.DiscardHandler), rules: policy.NewTable(nil), host: &host{}}
+	d := &Daemon{shards: &shards{shared: g.l.shared, loops: []*loop{g.l}, seed: maphash.MakeSeed()}, now: func() time.Time { return g.now }, log: slog.New(slog.DiscardHandler), rules: policy.NewTable(nil), host: &host{}}
 	d.host.env.Store(g.env)
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()

@@ -30,7 +30,7 @@ func (p slowPlane) Usage(id uint32) (ipsec.Usage, error) {
 func TestSlowCountersKeepNobodyWaiting(t *testing.T) {
 	t.Parallel()
 	var slow slowPlane
-	alice := newEndOn(t, "192.0.2.1", "", func(p gatedPlane) ipsec.Dataplane {
+	alice := newEndOn(t, "192.0.2.1", "", 1, func(p gatedPlane) ipsec.Dataplane {
 		slow = slowPlane{p, make(chan uint32, 1), make(chan struct{})}
 		return slow
 	})
@@ -74,15 +74,9 @@ func TestSlowCountersKeepNobodyWaiting(t *testing.T) {
 // do runs f in the loop of an end and waits for it.
 func (e *end) do(t *testing.T, f func(now time.Time)) {
 	t.Helper()
-	done := make(chan struct{})
 	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
 	defer cancel()
-	if err := e.l.post(ctx, func(now time.Time) { f(now); close(done) }); err != nil {
+	if err := e.l.ask(ctx, f); err != nil {
 		t.Fatalf("the loop takes nothing: %v", err)
-	}
-	select {
-	case <-done:
-	case <-ctx.Done():
-		t.Fatal("the loop hangs")
 	}
 }

@@ -2,10 +2,8 @@ package daemon
 
 import (
 	"context"
-	"crypto/rand"
 	"errors"
 	"fmt"
-	"log/slog"
 	"net/netip"
 	"time"
 
@@ -14,28 +12,21 @@ import (
 	"tacit/policy"
 )
 
-// loop owns the peers and their IKE SAs. Everything that happens to them happens in run, one input after the other, with the time
+// loop owns the peers of a shard and their IKE SAs (shards.go). Everything that happens to them happens in run, one input after the other, with the time
 // taken once a turn. It never blocks: what does is a job of the data plane's goroutine or of a signer's, and comes back as a done.
 type loop struct {
-	d      *Daemon
-	log    *slog.Logger
-	now    func() time.Time
+	*shared
 	engine *ike.Endpoint
-	dp     ipsec.Dataplane
-	conns  map[netip.AddrPort]ipsec.Conn // by our unspecified address and port
-
-	peers map[key]*peer
-	bySA  map[ike.SAID]*peer
-	pairs map[uint32]*peer
-	// grants is what lookups may read; all else is the loop's own.
-	grants *grants
+	peers  map[key]*peer
+	bySA   map[ike.SAID]*peer
+	pairs  map[uint32]*peer
 
 	datagrams chan ike.Datagram
+	events    chan ipsec.Event
 	calls     chan func(now time.Time)     // from lookups and status
 	jobs      chan func()                  // to the data plane's goroutine, in order
 	queue     []func()                     // jobs that wait for it
 	done      chan func(now time.Time)     // what jobs and signers found
-	signers   chan struct{}                // a seat each
 	wake      time.Time                    // of the engine
 	measuring bool                         // the Pairs' counters are being read
 	measured  time.Time                    // when they may be read again
@@ -44,53 +35,21 @@ type loop struct {
 }
 
 const (
-	maxDatagram = 65535
-	maxQueue    = 65536 // data plane calls that wait; beyond them installs fail and the peers see it
-	maxPeers    = 65536 // TRUST.md I4
+	maxQueue = 65536 // data plane calls that wait; beyond them installs fail and the peers see it
+	maxPeers = 65536 // TRUST.md I4
 )
 
-func newLoop(d *Daemon) (*loop, error) {
-	f := d.cfg.File
-	l := &loop{
-		d: d, log: d.log, now: d.now, dp: d.cfg.Dataplane,
-		conns: map[netip.AddrPort]ipsec.Conn{}, peers: map[key]*peer{}, bySA: map[ike.SAID]*peer{}, pairs: map[uint32]*peer{},
-		grants:    newGrants(d.started),
-		datagrams: make(chan ike.Datagram, 1024), calls: make(chan func(time.Time), 64), jobs: make(chan func()),
-		done: make(chan func(time.Time), 64), signers: make(chan struct{}, 4), ended: make(chan struct{}), unheld: map[ipsec.Selector]time.Time{},
-	}
-	c := ike.Config{
-		Rand: rand.Reader, Encapsulate: d.cfg.Encapsulate, IKELifetime: f.IKELifetime, ChildLifetime: f.ChildLifetime,
-		Liveness:   f.Linger / 2,
-		Retransmit: []time.Duration{500 * time.Millisecond, time.Second, 2 * time.Second, 3 * time.Second},
-		FirstPair:  uint32(d.started.Unix()) &^ 0xfff, // differs from the ids of a process before us
-	}
-	if d.cfg.Signer != nil {
-		c.Name, c.Public = f.Name, d.cfg.Signer.Public()
-	}
-	l.engine = ike.New(c)
-	for _, p := range ports() {
-		conn, err := l.dp.Conn(p)
-		if err != nil {
-			l.closeConns()
-			return nil, fmt.Errorf("IKE on %v: %w", p, err)
-		}
-		l.conns[p] = conn
-	}
-	return l, nil
-}
-
-func (l *loop) closeConns() {
-	for _, c := range l.conns {
-		c.Close()
+func newLoop(s *shared, engine *ike.Endpoint) *loop {
+	return &loop{
+		shared: s, engine: engine, peers: map[key]*peer{}, bySA: map[ike.SAID]*peer{}, pairs: map[uint32]*peer{},
+		datagrams: make(chan ike.Datagram, 1024), events: make(chan ipsec.Event, 1024), calls: make(chan func(time.Time), 64), jobs: make(chan func()),
+		done: make(chan func(time.Time), 64), ended: make(chan struct{}), unheld: map[ipsec.Selector]time.Time{},
 	}
 }
 
 // run is the loop.
 func (l *loop) run(ctx context.Context) error {
 	defer close(l.ended)
-	for p, c := range l.conns {
-		go l.read(ctx, p, c)
-	}
 	go l.work(ctx)
 	defer l.withdraw()
 	ticker := time.NewTicker(tick)
@@ -110,17 +69,15 @@ func (l *loop) run(ctx context.Context) error {
 		}
 		select {
 		case <-ctx.Done():
-			return l.stop()
+			l.stop()
+			return nil
 		case d := <-l.datagrams:
 			l.receive(l.now(), d)
 		case f := <-l.calls:
 			f(l.now())
 		case f := <-l.done:
 			f(l.now())
-		case e, ok := <-l.dp.Events():
-			if !ok {
-				return fmt.Errorf("the data plane ended")
-			}
+		case e := <-l.events:
 			l.event(l.now(), e)
 		case jobs <- next:
 			l.queue = l.queue[1:]
@@ -129,31 +86,6 @@ func (l *loop) run(ctx context.Context) error {
 			l.output(now, l.engine.Advance(now))
 		case <-ticker.C:
 			l.tick(l.now())
-		}
-	}
-}
-
-// read carries datagrams of one socket into the loop.
-func (l *loop) read(ctx context.Context, at netip.AddrPort, c ipsec.Conn) {
-	b := make([]byte, maxDatagram)
-	for {
-		n, local, remote, err := c.Read(b)
-		if ctx.Err() != nil {
-			return
-		}
-		if err != nil {
-			l.log.Warn("reading IKE", "at", at, "err", err)
-			select {
-			case <-ctx.Done():
-				return
-			case <-time.After(100 * time.Millisecond):
-			}
-			continue
-		}
-		d := ike.Datagram{Local: local, Remote: remote, Data: append([]byte(nil), b[:n]...)}
-		select {
-		case l.datagrams <- d:
-		default: // overload: the peer sends again
 		}
 	}
 }
@@ -218,6 +150,22 @@ func (l *loop) post(ctx context.Context, f func(now time.Time)) error {
 	}
 }
 
+// ask runs f in the loop and waits for it.
+func (l *loop) ask(ctx context.Context, f func(now time.Time)) error {
+	done := make(chan struct{})
+	if err := l.post(ctx, func(now time.Time) { defer close(done); f(now) }); err != nil {
+		return err
+	}
+	select {
+	case <-done:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-l.ended:
+		return errEnded
+	}
+}
+
 var errEnded = errors.New("the daemon has ended")
 
 func (l *loop) receive(now time.Time, d ike.Datagram) {
@@ -256,7 +204,11 @@ func (l *loop) send(d ike.Datagram) {
 func (l *loop) peerOf(now time.Time, local, remote netip.Addr) *peer {
 	k := key{local.Unmap(), remote.Unmap()}
 	p := l.peers[k]
-	if p == nil && len(l.peers) < maxPeers {
+	if p == nil && l.known.Add(1) > maxPeers {
+		l.known.Add(-1)
+		return nil
+	}
+	if p == nil {
 		p = newPeer(k, l.d.cfg.File.Linger, l.d.cfg.File.IKELifetime, now)
 		l.peers[k] = p
 	}
@@ -281,6 +233,7 @@ func (l *loop) step(now time.Time, p *peer, e any) {
 	}
 	if wake.IsZero() && l.peers[p.key] == p && p.quiet(now) {
 		delete(l.peers, p.key)
+		l.known.Add(-1)
 	}
 }
 
@@ -323,7 +276,7 @@ func (l *loop) accepts(remote netip.Addr) (anonymous bool, class policy.Class) {
 }
 
 // stop ends the SAs by DELETE, and waits a moment for the answers.
-func (l *loop) stop() error {
+func (l *loop) stop() {
 	now := l.now()
 	l.withdraw()
 	for id := range l.bySA {
@@ -338,10 +291,7 @@ func (l *loop) stop() error {
 		case f := <-l.done:
 			f(l.now())
 		case <-end.C:
-			l.closeConns()
-			return nil
+			return
 		}
 	}
-	l.closeConns()
-	return nil
 }

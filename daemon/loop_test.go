@@ -36,26 +36,32 @@ func (p gatedPlane) InstallOutbound(pair ipsec.Pair) error {
 // did reports whether a method was called, though it may not have returned yet.
 func (p gatedPlane) did(method string) bool { return len(p.Calls(method)) > 0 }
 
-// newTestLoop is the loop of a daemon without a resolver, which does not run yet.
+// newTestLoop is the only loop of a daemon without a resolver, which does not run yet.
 func newTestLoop(t *testing.T, dp ipsec.Dataplane, own netip.Addr, name string, signer crypto.Signer, now func() time.Time) *loop {
+	t.Helper()
+	return newTestShards(t, dp, own, name, signer, now, 1).loops[0]
+}
+
+func newTestShards(t *testing.T, dp ipsec.Dataplane, own netip.Addr, name string, signer crypto.Signer, now func() time.Time, n int) *shards {
 	t.Helper()
 	f := config.Default()
 	f.Name = name
 	d := &Daemon{cfg: Config{File: f, Signer: signer, Dataplane: dp}, now: now, log: slog.New(slog.DiscardHandler), started: now(), rules: f.Table(),
 		host: &host{file: f}}
 	d.host.env.Store(&pad.Environment{Own: []netip.Addr{own}})
-	l, err := newLoop(d)
+	s, err := newShards(d, n)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return l
+	return s
 }
 
 // end is a daemon's loop that runs, on a data plane that waits for the test.
 type end struct {
 	gatedPlane
 	t     *testing.T
-	l     *loop
+	s     *shards
+	l     *loop // the first, and as a rule the only one
 	addr  netip.Addr
 	claim pad.Claim // what a lookup of its name finds
 }
@@ -63,11 +69,11 @@ type end struct {
 // newEnd starts one; without a name it has no key.
 func newEnd(t *testing.T, addr, name string) *end {
 	t.Helper()
-	return newEndOn(t, addr, name, func(p gatedPlane) ipsec.Dataplane { return p })
+	return newEndOn(t, addr, name, 1, func(p gatedPlane) ipsec.Dataplane { return p })
 }
 
 // newEndOn is newEnd with a data plane made of the one that waits.
-func newEndOn(t *testing.T, addr, name string, plane func(gatedPlane) ipsec.Dataplane) *end {
+func newEndOn(t *testing.T, addr, name string, shards int, plane func(gatedPlane) ipsec.Dataplane) *end {
 	t.Helper()
 	e := &end{gatedPlane: gatedPlane{ipsectest.NewFake(), make(chan struct{})}, t: t, addr: netip.MustParseAddr(addr)}
 	var signer crypto.Signer
@@ -79,10 +85,11 @@ func newEndOn(t *testing.T, addr, name string, plane func(gatedPlane) ipsec.Data
 		signer = id
 		e.claim = pad.Claim{Name: name + ".", Addr: e.addr, Keys: []pad.Key{pad.KeyOf(id.Public())}, Until: time.Now().Add(time.Hour)}
 	}
-	e.l = newTestLoop(t, plane(e.gatedPlane), e.addr, name, signer, time.Now)
+	s := newTestShards(t, plane(e.gatedPlane), e.addr, name, signer, time.Now, shards)
+	e.s, e.l = s, s.loops[0]
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan struct{})
-	go func() { defer close(ended); _ = e.l.run(ctx) }()
+	go func() { defer close(ended); _ = s.run(ctx) }()
 	t.Cleanup(func() { cancel(); <-ended })
 	return e
 }
@@ -91,8 +98,9 @@ func newEndOn(t *testing.T, addr, name string, plane func(gatedPlane) ipsec.Data
 func (e *end) lookup(other *end) chan outcome {
 	e.t.Helper()
 	w := waiter{other.claim, make(chan outcome, 1)}
-	if err := e.l.post(e.t.Context(), func(now time.Time) {
-		e.l.step(now, e.l.peerOf(now, e.addr, other.addr), evLookup{w})
+	l := e.s.of(other.addr)
+	if err := l.post(e.t.Context(), func(now time.Time) {
+		l.step(now, l.peerOf(now, e.addr, other.addr), evLookup{w})
 	}); err != nil {
 		e.t.Fatal(err)
 	}

@@ -26,44 +26,45 @@ func (h handler) Status(ctx context.Context) (control.Status, error) {
 	if err := resolver.CheckStub(stubFile, d.resolver.Addrs()); err != nil {
 		s.DNS.Stub = "FAIL: " + err.Error()
 	}
-	if d.loop == nil {
+	if d.shards == nil {
 		return s, nil
 	}
 	pairs := map[int]uint32{} // of s.Peers[i]
-	ready := make(chan struct{})
-	if err := d.loop.post(ctx, func(now time.Time) {
-		defer close(ready)
-		for _, p := range d.loop.peers {
-			if p.state == idle {
-				continue
-			}
-			row, a := p.row(now)
-			if a != nil {
-				pairs[len(s.Peers)] = a.pair.ID
-			}
-			s.Peers = append(s.Peers, row)
+	for _, l := range d.shards.loops {
+		if err := l.ask(ctx, func(now time.Time) { l.rows(now, &s, pairs) }); err != nil {
+			return control.Status{}, err
 		}
-		st := d.loop.engine.Stats()
-		s.Counters["ike_sas"], s.Counters["ike_half_open"] = uint64(st.SAs), uint64(st.HalfOpen)
-		s.Counters["ike_sent"], s.Counters["ike_received"], s.Counters["ike_retransmitted"] = st.Sent, st.Received, st.Retransmitted
-		for why, n := range st.Drops {
-			s.Counters["ike_dropped_"+why] = n
-		}
-	}); err != nil {
-		return s, err
-	}
-	select {
-	case <-ready:
-	case <-ctx.Done():
-		return control.Status{}, ctx.Err()
 	}
 	for i, id := range pairs {
-		if u, err := d.loop.dp.Usage(id); err == nil {
+		if u, err := d.shards.dp.Usage(id); err == nil {
 			s.Peers[i].BytesIn, s.Peers[i].BytesOut = u.InBytes, u.OutBytes
 		}
 	}
 	slices.SortFunc(s.Peers, func(a, b control.Peer) int { return a.Address.Compare(b.Address) })
 	return s, nil
+}
+
+// rows adds the peers of a loop, and its counters. pairs are those of the rows.
+func (l *loop) rows(now time.Time, s *control.Status, pairs map[int]uint32) {
+	for _, p := range l.peers {
+		if p.state == idle {
+			continue
+		}
+		row, a := p.row(now)
+		if a != nil {
+			pairs[len(s.Peers)] = a.pair.ID
+		}
+		s.Peers = append(s.Peers, row)
+	}
+	st := l.engine.Stats()
+	s.Counters["ike_sas"] += uint64(st.SAs)
+	s.Counters["ike_half_open"] += uint64(st.HalfOpen)
+	s.Counters["ike_sent"] += st.Sent
+	s.Counters["ike_received"] += st.Received
+	s.Counters["ike_retransmitted"] += st.Retransmitted
+	for why, n := range st.Drops {
+		s.Counters["ike_dropped_"+why] += n
+	}
 }
 
 // stubFile is where the host's programs read who answers their lookups.

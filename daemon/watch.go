@@ -38,7 +38,7 @@ func (w *watcher) Watch(ctx context.Context, f resolver.Found) resolver.Verdict 
 	var wait sync.WaitGroup
 	for i, addr := range f.Addrs {
 		c, o, protect := d.decide(f, env, addr)
-		if !protect || d.loop == nil {
+		if !protect || d.shards == nil {
 			outcomes[i] = o
 			continue
 		}
@@ -72,15 +72,16 @@ func (d *Daemon) protect(ctx context.Context, f resolver.Found, env *pad.Environ
 		return outcome{why: "no route: " + err.Error()}
 	}
 	w := waiter{claim: c, reply: make(chan outcome, 1)}
+	l := d.shards.of(c.Addr)
 	var p *peer
-	if err := d.loop.post(ctx, func(now time.Time) {
-		if p = d.loop.peerOf(now, local, c.Addr); p == nil {
+	if err := l.post(ctx, func(now time.Time) {
+		if p = l.peerOf(now, local, c.Addr); p == nil {
 			w.reply <- outcome{why: "too many peers"}
 			return
 		}
-		d.loop.step(now, p, evLookup{w})
+		l.step(now, p, evLookup{w})
 		if p.standing != nil && p.pad.Satisfied(now, c) {
-			d.loop.grants.put(f, c.Addr, env, p.standing)
+			l.grants.put(f, c.Addr, env, p.standing)
 		}
 	}); err != nil {
 		return outcome{why: "the daemon is busy"}
@@ -91,9 +92,9 @@ func (d *Daemon) protect(ctx context.Context, f resolver.Found, env *pad.Environ
 	case <-ctx.Done():
 	}
 	// The client's time is up. The negotiation goes on, for the next lookup.
-	go d.loop.post(context.WithoutCancel(ctx), func(now time.Time) {
+	go l.post(context.WithoutCancel(ctx), func(now time.Time) {
 		if p != nil {
-			d.loop.step(now, p, evGone{w})
+			l.step(now, p, evGone{w})
 		}
 	})
 	select {

@@ -29,7 +29,7 @@ func New(cfg Config) *Endpoint {
 		prefixes: map[netip.Prefix]int{}, peers: map[netip.Prefix][]*sa{}, spis: map[ipsec.SPI]struct{}{}, work: map[uint64]work{},
 	}
 	e.stats.Drops = map[string]uint64{}
-	e.nextPair = max(e.cfg.FirstPair, 1)
+	e.nextPair = uint32(e.ours(uint64(e.cfg.FirstPair))) + uint32(e.cfg.Shards)
 	e.jitter = rand.New(rand.NewPCG(e.random64(), e.random64()))
 	return e
 }
@@ -45,6 +45,7 @@ func withDefaults(c Config) Config {
 	}
 	set(&c.IKELifetime, 8*time.Hour)
 	set(&c.ChildLifetime, time.Hour)
+	c.Shards = max(c.Shards, 1)
 	if c.CookieAbove == 0 {
 		c.CookieAbove = 32
 	}
@@ -266,7 +267,7 @@ func (e *Endpoint) newSA(initiator bool, local, remote netip.AddrPort) *sa {
 // newSAID draws an SPI that no SA has or had when it was called after it.
 func (e *Endpoint) newSAID() SAID {
 	for {
-		if id := SAID(e.random64()); id != 0 && e.sas[id] == nil && e.heirs[id] == nil {
+		if id := SAID(e.ours(e.random64())); id != 0 && e.sas[id] == nil && e.heirs[id] == nil {
 			return id
 		}
 	}
@@ -359,7 +360,7 @@ func (e *Endpoint) random(n int) []byte {
 // newSPI draws the SPI of an inbound SA.
 func (e *Endpoint) newSPI() ipsec.SPI {
 	for {
-		spi := ipsec.SPI(binary.BigEndian.Uint32(e.random(4)))
+		spi := ipsec.SPI(e.ours(uint64(binary.BigEndian.Uint32(e.random(4)))))
 		if _, taken := e.spis[spi]; spi > 255 && !taken {
 			e.spis[spi] = struct{}{}
 			return spi

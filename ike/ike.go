@@ -61,6 +61,7 @@ type Config struct {
 	CookieAbove   int             // half-open SAs, or of one network a quarter of them, above which a cookie is demanded (RFC 7296, 2.6); 0: 32; -1: always
 	MaxHalfOpen   int             // half-open SAs above which nothing new is accepted; 0: 10,000
 	FirstPair     uint32          // Pair ids start here
+	Shard, Shards int             // of how many Endpoints that share the host's ports, a power of two, this is which: see ShardOf; 0, 0: the only one
 	MaxSAs        int             // IKE SAs of all states above which no initiator is accepted; 0: 250,000
 	MaxPerPeer    int             // IKE SAs that one address (IPv6: one /64) may ask for; then its oldest go; 0: 64
 	CrashSecret   []byte          // makes the tokens of quick crash detection (RFC 6290); it must outlive the process; empty: we give none

@@ -137,15 +137,14 @@ func (s *sa) want(n *negotiation, suite espSuite, ni, nr, shared []byte) {
 	in, out := deriveChild(s.keys.suite.prf, s.keys.d, suite.cipher, ni, nr, shared).pair(suite, c.initiator, c.in, c.out)
 	if !rekey {
 		n.child = &child{id: s.e.nextPair}
-		s.e.nextPair++
+		s.e.nextPair += uint32(s.e.cfg.Shards)
 		s.child.all = append(s.child.all, n.child)
 	}
 	n.token, n.deadline = s.e.token(), s.e.now.Add(installWithin)
 	n.low = lower(ni, nr)
 	p := s.pairOf(&child{id: n.child.id, mode: n.mode, selector: n.selector}, c)
 	p.In, p.Out = in, out
-	n.pair = p
-	n.pair.In.Key, n.pair.In.Salt, n.pair.Out.Key, n.pair.Out.Salt = nil, nil, nil, nil
+	n.pair = p.WithoutKeys()
 	c.setState(s.e, childInbound)
 	s.emit(ChildWanted{SA: s.id, Token: n.token, Pair: p, Initiator: c.initiator, Rekey: rekey})
 }

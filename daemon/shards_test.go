@@ -1,0 +1,74 @@
+package daemon
+
+import (
+	"fmt"
+	"net/netip"
+	"testing"
+	"time"
+
+	"tacit/ipsec"
+	"tacit/ipsec/ipsectest"
+)
+
+// Four loops on one data plane and one pair of ports: whoever begins, all that concerns an address is in one of them, and every
+// message and event finds it.
+func TestShards(t *testing.T) {
+	t.Parallel()
+	const hosts = 12
+	alice := newEndOn(t, "192.0.2.1", "alice.example", 4, func(p gatedPlane) ipsec.Dataplane { return p })
+	close(alice.gate)
+	bobs := map[netip.Addr]*end{}
+	for i := range hosts {
+		b := newEnd(t, fmt.Sprintf("192.0.2.%d", 10+i), fmt.Sprintf("bob%d.example", i))
+		b.OnSend(alice.Deliver)
+		close(b.gate)
+		bobs[b.addr] = b
+	}
+	alice.OnSend(func(d ipsectest.Datagram) { bobs[d.Local.Addr()].Deliver(d) })
+	answers := map[netip.Addr]<-chan outcome{}
+	for addr, b := range bobs {
+		if addr.As4()[3]%2 == 0 {
+			answers[addr] = alice.lookup(b)
+		} else {
+			answers[addr] = b.lookup(alice)
+		}
+	}
+	for addr, answer := range answers {
+		if o := outcomeOf(t, answer); !o.ok {
+			t.Errorf("%v: %s", addr, o.why)
+		}
+	}
+	busy := 0
+	for i, l := range alice.s.loops {
+		if err := l.ask(t.Context(), func(time.Time) {
+			if len(l.peers) > 0 {
+				busy++
+			}
+			for k, p := range l.peers {
+				if alice.s.of(k.remote) != l || len(p.live()) == 0 {
+					t.Errorf("%v: in loop %d, with %d SAs", k.remote, i, len(p.live()))
+				}
+			}
+			for id, p := range l.pairs {
+				for _, e := range []ipsec.Event{{Kind: ipsec.FirstPacket, ID: id}, {Kind: ipsec.Acquire, Selector: ipsec.Host(p.local, p.remote)}} {
+					if alice.s.ofEvent(e) != l {
+						t.Errorf("%v of %v goes to another loop", e.Kind, p.remote)
+					}
+				}
+			}
+			for id := range l.bySA {
+				if uint64(id)%4 != uint64(i) {
+					t.Errorf("SPI %x in loop %d", id, i)
+				}
+			}
+		}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if busy < 2 {
+		t.Errorf("%d loops have peers", busy)
+	}
+	if n := alice.s.known.Load(); n != hosts {
+		t.Errorf("%d peers are counted, want %d", n, hosts)
+	}
+}
