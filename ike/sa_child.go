@@ -110,7 +110,7 @@ type negotiation struct {
 const (
 	maxChildren   = 8                // Pairs of an IKE SA
 	maxServing    = 4                // Child SAs of a Pair, rekeyed ones that nobody has deleted yet among them
-	installWithin = 20 * time.Second // a data plane that does not answer for so long has refused
+	installWithin = 5 * time.Second  // a data plane that does not answer for so long has refused
 	replacedFor   = 30 * time.Second // how long we wait for the DELETE of what the peer has replaced
 )
 
