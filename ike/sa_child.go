@@ -401,7 +401,8 @@ func (s *sa) retire(x *childSA) {
 		wait *= 2
 	}
 	x.setState(s.e, childRetired)
-	if old := x.replaces; old != nil && old.heir == x && old.serves() { // the peer could not install the new one: the old one serves on
+	// The peer could not install the one that it asked for: the old one serves on.
+	if old := x.replaces; old != nil && old.heir == x && old.serves() && x.heir == nil && !x.initiator {
 		old.heir, old.endAt = nil, time.Time{}
 		old.rekeyAt = s.e.now.Add(s.e.cfg.ChildLifetime)
 	}
