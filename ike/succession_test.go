@@ -10,11 +10,16 @@ import (
 	"tacit/ike/wire"
 )
 
+// classic is pairOf without the key exchanges that a hybrid adds to a rekey.
+func classic(t testing.TB) (*host, *host, *world) {
+	return pairWith(t, Config{PostQuantum: Off}, Config{PostQuantum: Off})
+}
+
 // An IKE SA that is rekeyed, by either end, goes on under its name with its Child SA: new SPIs and keys, message ids from 0, the old one
 // deleted by who rekeyed it, and no packet is lost. The other end asks once whether the new one is known.
 func TestIKERekey(t *testing.T) {
 	for who := range 2 {
-		a, b, w := pairOf(t)
+		a, b, w := classic(t)
 		id := establish(t, w, a, b, peerOf(a, b))
 		old := only(t, a)
 		h, other := []*host{a, b}[who], []*host{b, a}[who]
@@ -78,7 +83,7 @@ func TestIKERekeyByResponder(t *testing.T) {
 
 // RFC 7296, 1.3.2: "the responder [...] INVALID_KE_PAYLOAD": the rekey is asked for again in the group that the peer wants.
 func TestIKERekeyInvalidKE(t *testing.T) {
-	a, b, w := pairOf(t)
+	a, b, w := classic(t)
 	id := establish(t, w, a, b, peerOf(a, b))
 	b.e.offer.groups = []uint16{groupP256}
 	sent := w.sent
@@ -175,7 +180,7 @@ func Test281LateRequest(t *testing.T) {
 func Test282SimultaneousIKERekey(t *testing.T) {
 	won := map[bool]int{}
 	for seed := range uint64(100) {
-		a, b, w := pairOf(t)
+		a, b, w := classic(t)
 		a.e.cfg.Rand, b.e.cfg.Rand = newSeeded(seed), newSeeded(seed+1000)
 		id := establish(t, w, a, b, peerOf(a, b))
 		bID := only(t, b).id
@@ -202,7 +207,7 @@ func Test282SimultaneousIKERekey(t *testing.T) {
 // closing, and says TEMPORARY_FAILURE; or we get its DELETE while our request is out, and forget that.
 func Test282LateRequest(t *testing.T) {
 	for _, late := range []time.Duration{6, 8, 11, 14, 16, 25, 100, 700, 40000} {
-		a, b, w := pairOf(t)
+		a, b, w := classic(t)
 		id := establish(t, w, a, b, peerOf(a, b))
 		bID := only(t, b).id
 		w.tap = func(from *host, d *Datagram) bool {
@@ -223,16 +228,40 @@ func Test282LateRequest(t *testing.T) {
 	}
 }
 
+// With additional key exchanges (RFC 9370) neither end goes on with its own: both ask again a little later, and one comes first.
+func Test282SimultaneousHybridRekey(t *testing.T) {
+	for seed := range uint64(20) {
+		a, b, w := pairOf(t)
+		a.e.cfg.Rand, b.e.cfg.Rand = newSeeded(seed), newSeeded(seed+1000)
+		id := establish(t, w, a, b, peerOf(a, b))
+		bID := only(t, b).id
+		drive(w, 2*time.Second, 3*time.Millisecond)
+		before := count[Rekeyed](a)
+		w.take(a, a.e.Do(w.now, id, RekeyIKE))
+		w.take(b, b.e.Do(w.now, bID, RekeyIKE))
+		drive(w, 2*time.Minute, 10*time.Millisecond)
+		w.run(time.Minute)
+		settled(t, a, b)
+		if n := count[Rekeyed](a) - before; n < 1 || n > 2 || a.lost+b.lost+count[Closed](a)+count[Closed](b) != 0 {
+			t.Errorf("seed %d: %d rekeys, %d lost\n%s\n%s", seed, n, a.lost+b.lost, a.dump(), b.dump())
+		}
+	}
+}
+
 // Any of the messages of two crossing rekeys is lost, once or for good.
 func Test282LostHalves(t *testing.T) {
-	for mask := range 64 {
+	for mask := range 128 {
 		for _, c := range []Command{RekeyChild, RekeyIKE} {
-			a, b, w := pairOf(t)
+			pq := PostQuantum(Off)
+			if mask >= 64 {
+				pq = After
+			}
+			a, b, w := pairWith(t, Config{PostQuantum: pq}, Config{PostQuantum: pq})
 			a.e.cfg.Rand, b.e.cfg.Rand = newSeeded(uint64(mask)), newSeeded(uint64(mask)+1000)
 			id := establish(t, w, a, b, peerOf(a, b))
 			bID := only(t, b).id
 			n := 0
-			w.tap = func(*host, *Datagram) bool { n++; return n > 6 || mask>>(n-1)&1 == 0 }
+			w.tap = func(*host, *Datagram) bool { n++; return n > 6 || mask%64>>(n-1)&1 == 0 }
 			w.take(a, a.e.Do(w.now, id, c))
 			w.take(b, b.e.Do(w.now, bID, c))
 			drive(w, 10*time.Second, 10*time.Millisecond)
@@ -247,7 +276,7 @@ func Test282LostHalves(t *testing.T) {
 
 // The peer's answer to our IKE rekey never comes. It has the heir, we give up: it is deleted by the peer's liveness check.
 func TestHeirOfTheDead(t *testing.T) {
-	a, b, w := pairOf(t)
+	a, b, w := classic(t)
 	id := establish(t, w, a, b, peerOf(a, b))
 	w.tap = func(from *host, _ *Datagram) bool { return from == a }
 	w.take(a, a.e.Do(w.now, id, RekeyIKE))
@@ -366,7 +395,7 @@ func TestTemporaryFailure(t *testing.T) {
 				asked = append(asked, w.now)
 				s := only(t, b) // b never sees it, but says so
 				data, _ := s.keys.seal.seal(s.header(h.Exchange, h.MessageID, true), []wire.Payload{&wire.Notify{Type: wire.TemporaryFailure}})
-				s.in = window{next: h.MessageID + 1, reply: data}
+				s.in = window{next: h.MessageID + 1, reply: [][]byte{data}}
 				w.queue = append(w.queue, flight{at: w.now.Add(w.delay), d: Datagram{addrA, addrB, data}})
 				return false
 			}
