@@ -3,6 +3,7 @@ package e2e
 import (
 	"fmt"
 	"net/netip"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -74,9 +75,9 @@ func TestMainJobOfEachSigner(t *testing.T) {
 }
 
 // TestPingsAcrossRekeys loses none of 10,000 pings of each family, half of them from each side, while Child SAs live
-// two seconds.
+// two seconds and IKE SAs eight.
 func TestPingsAcrossRekeys(t *testing.T) {
-	w, _, _ := jobWorld(t, "bob.example", `child-lifetime = "2s"`)
+	w, a, b := jobWorld(t, "bob.example", "child-lifetime = \"2s\"\nike-lifetime = \"8s\"")
 	mustResolve(t, w.alice, "bob.example", w.bob.Addr4().String(), w.bob.Addr6().String())
 	w.pingsAcrossRekeys(5000, 4*time.Millisecond, 6)
 }
@@ -114,6 +115,15 @@ func (w *world) pingsAcrossRekeys(each int, interval time.Duration, spis int) {
 			if n := len(w.spis(both(way.from)[i], both(way.to)[i])); n < spis {
 				t.Errorf("%s to %s: %d SPIs on the cable, want %d", way.from.Name, way.to.Name, n, spis)
 			}
+		}
+	}
+	for _, d := range []*tacit{a, b} {
+		log := d.log()
+		if n := strings.Count(log, "ike-rekeyed"); n < 4 { // both families, twice at least
+			t.Errorf("%d IKE SAs rekeyed\n%s", n, log)
+		}
+		if n := strings.Count(log, "msg=ike-established"); n != 2 {
+			t.Errorf("%d IKE SAs established, want one for each family\n%s", n, log)
 		}
 	}
 }

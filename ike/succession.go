@@ -31,6 +31,20 @@ func (s *sa) family() *kin {
 	return s.kin
 }
 
+// maxForebears is how many closed IKE SAs are kept, for repeats of their last request, of those that one has succeeded.
+const maxForebears = 8
+
+// crowded reports whether what the SA has replaced is not over, or there has been too much of it lately (TRUST.md A-23).
+func (k *kin) crowded() bool {
+	n := 0
+	for b := k.before; b != nil && b.kin != nil; b = b.kin.before {
+		if n++; b.state != closed || n > maxForebears {
+			return true
+		}
+	}
+	return false
+}
+
 // succession is a rekey of the IKE SA that we have asked for.
 type succession struct {
 	spi      SAID // ours of the new one
@@ -284,7 +298,7 @@ func (s *sa) answerIKERekey(ps []wire.Payload) error {
 		return refuse(wire.TemporaryFailure, "it is %v", s.state)
 	case s.child.busy():
 		return refuse(wire.TemporaryFailure, "a Child SA is being made or closed")
-	case s.kin != nil && (s.kin.before != nil || s.kin.rekey.rivalLives() || s.kin.rekey != nil && s.kin.rekey.answered): // TRUST.md A-23: one at a time
+	case s.kin != nil && (s.kin.crowded() || s.kin.rekey.rivalLives() || s.kin.rekey != nil && s.kin.rekey.answered): // TRUST.md A-23: one at a time
 		return refuse(wire.TemporaryFailure, "its last rekey is not over")
 	}
 	if err := ruleIKERekey.check(ps); err != nil {

@@ -57,6 +57,23 @@ func TestIKERekey(t *testing.T) {
 	}
 }
 
+// A rekey may follow the last one at once: what is over is not in its way.
+func TestIKERekeyAgain(t *testing.T) {
+	for _, pq := range []PostQuantum{Off, After} {
+		a, b, w := pairWith(t, Config{PostQuantum: pq}, Config{PostQuantum: pq})
+		id := establish(t, w, a, b, peerOf(a, b))
+		for range 5 {
+			w.take(a, a.e.Do(w.now, id, RekeyIKE))
+			drive(w, 3*time.Second, 10*time.Millisecond)
+		}
+		if n := count[Rekeyed](a); n < 5 || n != count[Rekeyed](b) || a.lost+b.lost != 0 {
+			t.Errorf("%d and %d rekeys\n%s", n, count[Rekeyed](b), a.dump())
+		}
+		w.run(time.Minute)
+		settled(t, a, b)
+	}
+}
+
 // The IKE SA and its Child SAs outlive all their lifetimes.
 func TestRekeysForDays(t *testing.T) {
 	c := Config{IKELifetime: 8 * time.Hour, ChildLifetime: time.Hour}
