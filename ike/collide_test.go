@@ -281,11 +281,13 @@ func TestEverythingCrosses(t *testing.T) {
 	for first, one := range acts {
 		for second, two := range acts {
 			t.Run(first+" and "+second, func(t *testing.T) {
-				for _, apart := range []time.Duration{0, 2, 5, 7, 10, 12, 15, 20} {
-					for lost := -1; lost < 6; lost++ {
-						cross(t, one, two, apart*time.Millisecond, lost, first == "delete" || second == "delete", first == "delete child" || second == "delete child")
-						if t.Failed() {
-							t.Fatalf("%v apart, message %d lost", apart, lost)
+				for _, apart := range []time.Duration{0, 2, 5, 7, 10, 12, 15, 20, 25} {
+					for lost := -1; lost < 8; lost++ {
+						for _, hybrid := range []bool{false, true} {
+							cross(t, hybrid, one, two, apart*time.Millisecond, lost, first == "delete" || second == "delete", first == "delete child" || second == "delete child")
+							if t.Failed() {
+								t.Fatalf("%v apart, message %d lost, hybrid %v", apart, lost, hybrid)
+							}
 						}
 					}
 				}
@@ -294,13 +296,14 @@ func TestEverythingCrosses(t *testing.T) {
 	}
 }
 
-func cross(t *testing.T, one, two func(*world, *host, SAID), apart time.Duration, lost int, deleted, childless bool) {
+func cross(t *testing.T, hybrid bool, one, two func(*world, *host, SAID), apart time.Duration, lost int, deleted, childless bool) {
 	a, b, w := pairOf(t)
 	a.e.cfg.Rand, b.e.cfg.Rand = newSeeded(uint64(apart)+uint64(lost)), newSeeded(uint64(apart)+uint64(lost)+1000)
 	id := establish(t, w, a, b, peerOf(a, b))
 	n := 0
 	w.tap = func(*host, *Datagram) bool { n++; return n-1 != lost }
 	bID := only(t, b).id
+	only(t, a).hybrid, only(t, b).hybrid = hybrid, hybrid // rekeys of the IKE SA have follow-ups
 	one(w, a, id)
 	drive(w, apart, time.Millisecond)
 	two(w, b, bID)

@@ -343,9 +343,6 @@ func (s *sa) pump() {
 		return
 	}
 	stale, p, old := s.child.stale(s.e.now), (*child)(nil), (*childSA)(nil)
-	if s.awaits() && !s.out.wantDelete { // of what comes we know too little to begin anything else
-		return
-	}
 	if stale == nil {
 		p, old = s.child.toRekey(s.e.now)
 	}

@@ -25,6 +25,13 @@ func (e *Endpoint) hybrid(ps []wire.Payload) bool {
 	return e.cfg.PostQuantum != Off && notify(ps, wire.IntermediateExchange) != nil
 }
 
+// hybridAfter has the IKE SA and its children rekeyed to the hybrid at once: its initiator does it, for as soon as they have a use.
+func (s *sa) hybridAfter() {
+	if s.initiator && s.hybrid && s.e.cfg.PostQuantum == After && s.keys.suite.add == groupNone {
+		s.timer.rekey = s.e.now
+	}
+}
+
 // intermediate is what an SA keeps of IKE_INTERMEDIATE.
 type intermediate struct {
 	share share  // initiator

@@ -378,6 +378,7 @@ func (c *children) up(s *sa, n *negotiation) {
 	s.emit(ChildUp{SA: s.id, Pair: n.pair, Rekey: rekey})
 	if !rekey {
 		s.meet()
+		s.hybridAfter()
 	}
 }
 
