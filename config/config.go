@@ -26,6 +26,7 @@ type Config struct {
 	Identify      string // never, matched, all
 	Dataplane     string // auto, xfrm, tun
 	Socket        string
+	PostQuantum   string // after, before, off
 	Linger        time.Duration
 	IKELifetime   time.Duration
 	ChildLifetime time.Duration
@@ -50,6 +51,7 @@ func Default() *Config {
 		Identify:      "matched",
 		Dataplane:     "auto",
 		Socket:        "/run/tacit/tacit.sock",
+		PostQuantum:   "after",
 		Linger:        5 * time.Minute,
 		IKELifetime:   8 * time.Hour,
 		ChildLifetime: time.Hour,

@@ -42,10 +42,10 @@ func TestParseFull(t *testing.T) {
 	first.Names = []string{"*.example.", ".tree.example.", "host.example.", "*."}
 	first.Prefixes = []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24"), netip.MustParsePrefix("198.51.100.1/32"),
 		netip.MustParsePrefix("2001:db8::/32")}
-	first.Class, first.AcceptAnonymous, first.Line = policy.Clear, false, 18
-	second.Line = 23
+	first.Class, first.AcceptAnonymous, first.Line = policy.Clear, false, 19
+	second.Line = 24
 	want := &Config{
-		Name: "alice.example", Identity: "/etc/tacit/key.pem", Identify: "all", Dataplane: "tun", Socket: "/run/t.sock",
+		Name: "alice.example", Identity: "/etc/tacit/key.pem", Identify: "all", Dataplane: "tun", Socket: "/run/t.sock", PostQuantum: "before",
 		Linger: 90 * time.Second, IKELifetime: 90 * time.Minute, ChildLifetime: 2 * time.Second,
 		DNS: DNS{
 			Listen:        servers("127.0.0.1:53", "[::1]:5353"),
@@ -110,7 +110,7 @@ func TestErrors(t *testing.T) {
 // What this version does not do is refused, never ignored.
 func TestLater(t *testing.T) {
 	for _, text := range []string{
-		`post-quantum = "off"`, "[[peer]]", "[publish]", "publish.x = 1",
+		"[[peer]]", "[publish]", "publish.x = 1",
 		"[dns]\ntrust-ad = false", "[dns]\nnegative-anchors = []", `dns.on-failure = "open"`,
 		"[[policy]]\nanonymous = false", "[[policy]]\npackets = false", "[[policy]]\nclear-ports = []", "[[policy]]\nprotect-dns = false",
 		"[dns]\nmanage = \"auto\"", "[dns]\nupstream = [\"tls://192.0.2.1\"]",

@@ -22,6 +22,7 @@ var settings = map[string]func(p *parser, v value){
 	// tests use the small ones.
 	"dataplane":      func(p *parser, v value) { p.word(v, &p.config.Dataplane, []string{"auto", "xfrm", "tun"}, nil) },
 	"socket":         func(p *parser, v value) { p.path(v, &p.config.Socket) },
+	"post-quantum":   func(p *parser, v value) { p.word(v, &p.config.PostQuantum, []string{"after", "before", "off"}, nil) },
 	"linger":         func(p *parser, v value) { p.duration(v, &p.config.Linger, time.Second, 24*time.Hour) },
 	"ike-lifetime":   func(p *parser, v value) { p.duration(v, &p.config.IKELifetime, time.Second, 7*24*time.Hour) },
 	"child-lifetime": func(p *parser, v value) { p.duration(v, &p.config.ChildLifetime, time.Second, 24*time.Hour) },
@@ -44,7 +45,7 @@ var settings = map[string]func(p *parser, v value){
 
 // later are the keys and tables of the design that this version refuses.
 var later = []string{
-	"post-quantum", "peer", "publish",
+	"peer", "publish",
 	"dns.negative-anchors", "dns.trust-ad", "dns.on-failure",
 	"policy.anonymous", "policy.packets", "policy.clear-ports", "policy.protect-dns",
 }

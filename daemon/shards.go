@@ -66,6 +66,7 @@ func newShards(d *Daemon, n int) (*shards, error) {
 		FirstPair:  uint32(d.started.Unix()) &^ 0xfff, // differs from the ids of a process before us
 		Shards:     n,
 	}
+	c.PostQuantum = map[string]ike.PostQuantum{"after": ike.After, "before": ike.Before, "off": ike.Off}[f.PostQuantum]
 	if d.cfg.Signer != nil {
 		c.Name, c.Public = f.Name, d.cfg.Signer.Public()
 	}

@@ -80,6 +80,15 @@ func TestPingsAcrossRekeys(t *testing.T) {
 	w, a, b := jobWorld(t, "bob.example", "child-lifetime = \"2s\"\nike-lifetime = \"8s\"")
 	mustResolve(t, w.alice, "bob.example", w.bob.Addr4().String(), w.bob.Addr6().String())
 	w.pingsAcrossRekeys(5000, 4*time.Millisecond, 6)
+	for _, d := range []*tacit{a, b} {
+		log := d.log()
+		if n := strings.Count(log, "ike-rekeyed"); n < 4 { // both families, twice at least
+			t.Errorf("%d IKE SAs rekeyed\n%s", n, log)
+		}
+		if n := strings.Count(log, "msg=ike-established"); n != 2 {
+			t.Errorf("%d IKE SAs established, want one for each family\n%s", n, log)
+		}
+	}
 }
 
 // pingsAcrossRekeys sends each pings from either host, of either family, all at once, and wants them all back, and spis SPIs or more
@@ -115,15 +124,6 @@ func (w *world) pingsAcrossRekeys(each int, interval time.Duration, spis int) {
 			if n := len(w.spis(both(way.from)[i], both(way.to)[i])); n < spis {
 				t.Errorf("%s to %s: %d SPIs on the cable, want %d", way.from.Name, way.to.Name, n, spis)
 			}
-		}
-	}
-	for _, d := range []*tacit{a, b} {
-		log := d.log()
-		if n := strings.Count(log, "ike-rekeyed"); n < 4 { // both families, twice at least
-			t.Errorf("%d IKE SAs rekeyed\n%s", n, log)
-		}
-		if n := strings.Count(log, "msg=ike-established"); n != 2 {
-			t.Errorf("%d IKE SAs established, want one for each family\n%s", n, log)
 		}
 	}
 }
