@@ -14,6 +14,10 @@ const (
 	maxDS         = 16     // DS records looked at for one delegation
 	maxIterations = 100    // of NSEC3; above it a zone is as good as unsigned
 	maxZones      = 4096   // delegations kept in the cache
+	maxProofs     = 8192   // NSEC and NSEC3 records kept in the cache
+	maxGather     = 8      // labels below the apex of names that cached NSEC3 are tried for: a hash each
+	maxAnySets    = 24     // RRsets taken of an answer to ANY (RFC 8482, 4.1: they need not be all)
+	maxWays       = 3      // ways that are tried before what is Bogus is called so
 	maxPrefetch   = 4      // labels whose DS and DNSKEY are asked before they are known to be needed
 	maxDenialRRs  = 16     // NSEC or NSEC3 records looked at for one denial
 	maxWalkAtOnce = 6      // DS questions in flight of one walk down

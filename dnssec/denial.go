@@ -12,6 +12,7 @@ type denials struct {
 	zone    string
 	nsecs   []*dns.NSEC
 	nsec3s  []*hashed
+	sets    []*rrset  // all that verified
 	until   time.Time // the earliest end of what was verified, the negative TTL of the SOA included (RFC 2308, 5)
 	dated   bool      // there was a SOA
 	seen    bool      // there was an NSEC or NSEC3, verified or not
@@ -29,6 +30,7 @@ const (
 	noDelegation      // for DS: there is no zone cut at the name
 	unsignedCut       // for DS: a delegation without DS
 	optedOut          // a NSEC3 with opt-out covers it: there may be an unsigned delegation (RFC 5155, 6)
+	notNamed          // the name does not exist, which a compact denial says with a record of exactly that name (RFC 9824)
 	tooCostly         // NSEC3 iterations above the limit
 )
 
@@ -38,6 +40,7 @@ func (c *checker) collect(authority rrsets, z *zone) *denials {
 	if limit := c.now.Add(maxNegative); limit.Before(d.until) {
 		d.until = limit
 	}
+	var soa *rrset
 	n := 0
 	for _, set := range authority {
 		if len(set.rrs) == 0 {
@@ -53,6 +56,15 @@ func (c *checker) collect(authority rrsets, z *zone) *denials {
 		case dns.TypeSOA:
 			d.dated = true
 			d.soa(c, set)
+			soa = set
+		}
+	}
+	if c.keep != nil {
+		for _, set := range d.sets {
+			c.keep(set, z, d.until)
+		}
+		if soa != nil && len(d.sets) > 0 {
+			c.keep(soa, z, d.until)
 		}
 	}
 	return d
@@ -66,28 +78,34 @@ func (d *denials) add(c *checker, set *rrset, z *zone) {
 		return
 	}
 	for _, rr := range set.rrs {
-		switch rr := rr.(type) {
-		case *dns.NSEC:
-			d.nsecs = append(d.nsecs, rr)
-		case *dns.NSEC3:
-			h, ok := newHashed(rr, z.name)
-			if !ok {
-				continue
-			}
-			// RFC 9276, 3.2: a validating resolver MAY return an insecure response for iterations larger than 0, but must have verified the signature
-			// over the NSEC3 first, so that nobody else can have raised the count. BIND, Knot and unbound draw the line at 50 to 150; ours is 100.
-			if rr.Iterations > c.rules.iterations {
-				d.opaque = true
-				continue
-			}
-			if len(d.nsec3s) == 0 || h.sameChain(d.nsec3s[0]) {
-				d.nsec3s = append(d.nsec3s, h)
-			}
-		}
+		d.take(c, rr, z.name)
 	}
 	set.setTTL(got.ttl)
+	d.sets = append(d.sets, set)
 	if got.until.Before(d.until) {
 		d.until = got.until
+	}
+}
+
+// take adds one verified record of zone.
+func (d *denials) take(c *checker, rr dns.RR, zone string) {
+	switch rr := rr.(type) {
+	case *dns.NSEC:
+		d.nsecs = append(d.nsecs, rr)
+	case *dns.NSEC3:
+		h, ok := newHashed(rr, zone)
+		if !ok {
+			return
+		}
+		// RFC 9276, 3.2: a validating resolver MAY return an insecure response for iterations larger than 0, but must have verified the signature
+		// over the NSEC3 first, so that nobody else can have raised the count. BIND, Knot and unbound draw the line at 50 to 150; ours is 100.
+		if rr.Iterations > c.rules.iterations {
+			d.opaque = true
+			return
+		}
+		if len(d.nsec3s) == 0 || h.sameChain(d.nsec3s[0]) {
+			d.nsec3s = append(d.nsec3s, h)
+		}
 	}
 }
 
@@ -152,6 +170,9 @@ func delegation(bitmap []uint16) bool {
 	return has(bitmap, dns.TypeNS) && !has(bitmap, dns.TypeSOA)
 }
 
+// typeNXNAME marks in a bitmap a name that does not exist (RFC 9824, 2).
+const typeNXNAME = 128
+
 // absent says what a bitmap at exactly name proves about type.
 //
 // RFC 6840, 4.1 and 4.4: a record of the parent's side proves nothing but the absence of DS; one of the child's side (SOA set) does not prove the
@@ -170,6 +191,8 @@ func absent(name string, rrtype uint16, bitmap []uint16) what {
 		return noDelegation
 	case delegation(bitmap):
 		return unproven
+	case has(bitmap, typeNXNAME):
+		return notNamed
 	}
 	return noData
 }

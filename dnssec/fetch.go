@@ -19,6 +19,23 @@ const (
 	maxNegative  = 3 * time.Hour    // how long a denial is believed (RFC 2308, 5)
 )
 
+// Rerouter is an Exchanger that has several ways to the DNS, as two upstreams are. A lookup that ends Bogus is made again by another way, within the same
+// work budget: the first one may be broken, or lie.
+type Rerouter interface {
+	Exchanger
+	Ways() int // how many there are
+}
+
+type elsewhereKey struct{}
+
+// Reroute is ctx for a question whose first answer could not be proven.
+func Reroute(ctx context.Context) context.Context {
+	return context.WithValue(ctx, elsewhereKey{}, true)
+}
+
+// Elsewhere says whether what a Rerouter answered before could not be proven, so that it is to take another way than the last.
+func Elsewhere(ctx context.Context) bool { return ctx.Value(elsewhereKey{}) != nil }
+
 // question is what is asked of the upstream.
 type question struct {
 	name   string
@@ -40,10 +57,17 @@ func (e *netError) Unwrap() error { return e.err }
 var errBudget = errors.New("the work budget of the lookup is used up")
 
 // exchange asks the upstream once. Lookups with the same question in flight share the answer, which nobody may change.
-func (v *Validator) exchange(q question) (*dns.Msg, error) {
-	res, err, _ := v.questions.Do(q.name+"/"+typeName(q.rrtype), func() (any, error) {
+func (v *Validator) exchange(q question, elsewhere bool) (*dns.Msg, error) {
+	key := q.name + "/" + typeName(q.rrtype)
+	if elsewhere {
+		key += " elsewhere"
+	}
+	res, err, _ := v.questions.Do(key, func() (any, error) {
 		ctx, cancel := context.WithTimeout(context.Background(), fetchTimeout)
 		defer cancel()
+		if elsewhere {
+			ctx = Reroute(ctx)
+		}
 		m := new(dns.Msg)
 		m.SetQuestion(q.name, q.rrtype)
 		m.CheckingDisabled = true // we judge ourselves: a validating upstream must not hide what is bogus
@@ -116,7 +140,7 @@ func (s *session) ask(q question) *future {
 		return f
 	}
 	go func() {
-		f.msg, f.err = s.v.exchange(q)
+		f.msg, f.err = s.v.exchange(q, s.elsewhere)
 		close(f.done)
 	}()
 	return f

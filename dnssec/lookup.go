@@ -12,8 +12,9 @@ import (
 type lookup struct {
 	*session
 	ans   Answer
-	asked map[string]bool // owners for which the upstream was asked, against loops
-	kept  []dns.RR        // the answer section: the RRsets of the chain only
+	asked map[string]bool   // owners for which the upstream was asked, against loops
+	kept  []dns.RR          // the answer section: the RRsets of the chain only
+	taken map[question]bool // what is in kept
 }
 
 // run asks, and asks again where the upstream left a chain of aliases unfinished.
@@ -25,7 +26,7 @@ func (l *lookup) run(ctx context.Context) {
 			return
 		}
 		l.asked[owner] = true
-		msg, err := l.ask(question{owner, l.ans.Type}).wait(ctx)
+		msg, err := l.message(ctx, question{owner, l.ans.Type})
 		if err != nil {
 			l.weaken(l.unanswered(err))
 			return
@@ -135,25 +136,55 @@ func (l *lookup) loops(target string) string {
 
 // data takes the RRset that was asked for, if it is there.
 func (l *lookup) data(ctx context.Context, answer, authority rrsets) bool {
+	if l.ans.Type == dns.TypeRRSIG {
+		return l.signatures(answer)
+	}
 	found := false
 	for _, set := range answer {
 		if set.name != l.ans.Owner || len(set.rrs) == 0 || (set.rrtype != l.ans.Type && l.ans.Type != dns.TypeANY) {
 			continue
 		}
+		if len(l.taken) >= maxAnySets && l.ans.Type == dns.TypeANY {
+			break
+		}
 		found = true
-		l.weaken(l.positive(ctx, set, authority))
+		if d := answer.dname(l.ans.Owner); d != nil && set.rrtype == dns.TypeCNAME && len(set.sigs) == 0 {
+			_, v := l.alias(ctx, d, answer, authority) // made from a DNAME: that is what is signed
+			l.weaken(v)
+		} else {
+			l.weaken(l.positive(ctx, set, authority))
+		}
 		l.take(set)
 		l.ans.RRs = append(l.ans.RRs, set.rrs...)
 	}
 	return found
 }
 
+// signatures takes the RRSIGs of the owner. They are not signed themselves (RFC 4035, 2.2), so nothing says that they are genuine, or all.
+func (l *lookup) signatures(answer rrsets) bool {
+	v := verdict{status: Insecure, until: l.now, ede: NoEDE, why: "signatures are not signed (RFC 4035, 2.2)"}
+	for _, set := range answer {
+		if set.name != l.ans.Owner {
+			continue
+		}
+		for _, sig := range set.sigs {
+			l.ans.RRs, l.kept = append(l.ans.RRs, sig), append(l.kept, sig)
+		}
+	}
+	if len(l.ans.RRs) > 0 {
+		l.weaken(v)
+	}
+	return len(l.ans.RRs) > 0
+}
+
 // take keeps an RRset and its signatures for the answer section.
 func (l *lookup) take(set *rrset) {
-	l.kept = append(l.kept, set.rrs...)
-	for _, sig := range set.sigs {
-		l.kept = append(l.kept, sig)
+	q := question{set.name, set.rrtype}
+	if l.taken[q] {
+		return // a DNAME that the chain passed twice
 	}
+	l.taken[q] = true
+	l.kept = append(l.kept, set.all()...)
 }
 
 // alias validates a CNAME, or a DNAME above the owner, and returns where it leads: empty if nowhere.
@@ -192,15 +223,15 @@ func (l *lookup) substitute(rr *dns.DNAME, set *rrset, answer rrsets, v verdict)
 		}
 		c.setTTL(set.rrs[0].Header().Ttl)
 		l.take(c)
+	} else { // RFC 6672, 3.4: what the upstream left out, we make
+		l.take(&rrset{name: l.ans.Owner, rrtype: dns.TypeCNAME, rrs: []dns.RR{&dns.CNAME{
+			Hdr: dns.RR_Header{Name: l.ans.Owner, Rrtype: dns.TypeCNAME, Class: dns.ClassINET, Ttl: set.rrs[0].Header().Ttl}, Target: target}}})
 	}
 	return target, v
 }
 
 // positive validates an RRset of the answer section.
 func (l *lookup) positive(ctx context.Context, set *rrset, authority rrsets) verdict {
-	if set.rrtype == dns.TypeRRSIG {
-		return verdict{status: Indeterminate, until: l.now, ede: dns.ExtendedErrorCodeInvalidQueryType, why: "signatures are not signed"}
-	}
 	z := l.zoneOf(ctx, set.name, set.rrtype, set.signer)
 	v := l.positiveIn(set, authority, z)
 	if v.status == Bogus {
@@ -234,10 +265,10 @@ func (l *lookup) positiveIn(set *rrset, authority rrsets, z *zone) verdict {
 		return got.verdict
 	}
 	set.setTTL(got.ttl)
+	d := l.collect(authority, z) // proofs beside what needs none are good for the next question, as for the zone that an alias leads to
 	if got.wildcard == "" {
 		return got.verdict
 	}
-	d := l.collect(authority, z)
 	if d.until.Before(got.until) {
 		got.until = d.until
 	}
@@ -304,6 +335,8 @@ func (l *lookup) deniedIn(name string, rrtype uint16, msg *dns.Msg, authority rr
 	switch l.prove(name, rrtype, msg.Rcode == dns.RcodeNameError, d) {
 	case noName:
 		v.why = "zone " + z.name + " proves that there is no name " + name
+	case notNamed:
+		v.why = "zone " + z.name + " says that there is no name " + name + " (RFC 9824)" // with NOERROR or, to those who asked for it so, NXDOMAIN
 	case noDelegation, unsignedCut:
 		v.why = "zone " + z.name + " proves that there is no " + of
 	case noData:

@@ -2,6 +2,7 @@ package dnssec
 
 import (
 	"fmt"
+	"slices"
 
 	"github.com/miekg/dns"
 )
@@ -109,6 +110,15 @@ func (s *rrset) oneCase() []dns.RR {
 	for i, rr := range s.rrs {
 		out[i] = dns.Copy(rr)
 		out[i].Header().Name = s.rrs[0].Header().Name
+	}
+	return out
+}
+
+// all are the RRs of a set and its signatures.
+func (s *rrset) all() []dns.RR {
+	out := slices.Clone(s.rrs)
+	for _, sig := range s.sigs {
+		out = append(out, sig)
 	}
 	return out
 }

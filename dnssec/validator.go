@@ -18,6 +18,7 @@ type Validator struct {
 	rules     rules
 	unsigned  map[string]bool // by zone, canonical: WithUnsigned
 	zones     delegations
+	proofs    proofs
 	walks     singleflight.Group // by zone name: the work of getting its keys
 	questions singleflight.Group // by name and type: a question to the upstream
 }
@@ -68,6 +69,7 @@ func New(ex Exchanger, anchors *Anchors, opts ...Option) *Validator {
 	v := &Validator{Exchanger: ex, Anchors: anchors, Now: time.Now}
 	v.rules.early, v.rules.iterations = 5*time.Minute, maxIterations
 	v.zones.zone = make(map[string]known)
+	v.proofs.zones = make(map[string]*proven)
 	v.unsigned = make(map[string]bool)
 	for _, o := range opts {
 		o(v)
@@ -75,8 +77,11 @@ func New(ex Exchanger, anchors *Anchors, opts ...Option) *Validator {
 	return v
 }
 
-// Flush forgets the zones that were learned, as after a change of network.
-func (v *Validator) Flush() { v.zones.flush() }
+// Flush forgets the zones and proofs that were learned, as after a change of network.
+func (v *Validator) Flush() {
+	v.zones.flush()
+	v.proofs.flush()
+}
 
 // Lookup asks for name and rrtype, follows CNAME and DNAME, and validates everything from an anchor down. The error is
 // ctx's where the Answer is Indeterminate because of it, or says that name is no domain name; what the DNS did wrong is in the Answer.
@@ -85,17 +90,33 @@ func (v *Validator) Lookup(ctx context.Context, name string, rrtype uint16) (Ans
 	if err != nil {
 		return Answer{}, err
 	}
-	now := v.Now()
-	s := &session{checker: checker{now: now, rules: &v.rules, work: newBudget()}, v: v, asked: make(map[question]*future)}
-	l := &lookup{session: s, asked: make(map[string]bool), ans: Answer{Name: name, Type: rrtype, Owner: name, Chain: []string{name},
-		Status: Secure, Rcode: dns.RcodeServerFailure, Until: now.Add(maxTTL), EDE: NoEDE}}
-	s.ask(question{name, rrtype})
-	s.prefetch(name, rrtype)
-	l.run(ctx)
-	if l.ans.Status == Indeterminate {
-		return l.ans, ctx.Err()
+	now, work := v.Now(), newBudget()
+	ans := v.try(ctx, name, rrtype, now, work, false)
+	if r, ok := v.Exchanger.(Rerouter); ok && ans.Status == Bogus {
+		for n := 1; n < min(r.Ways(), maxWays) && !work.spent() && ans.Status == Bogus; n++ {
+			if again := v.try(ctx, name, rrtype, now, work, true); again.Status >= Insecure {
+				ans = again
+			}
+		}
 	}
-	return l.ans, nil
+	if ans.Status == Indeterminate {
+		return ans, ctx.Err()
+	}
+	return ans, nil
+}
+
+// try is one round of a lookup: elsewhere, if the first one ended with what could not be proven.
+func (v *Validator) try(ctx context.Context, name string, rrtype uint16, now time.Time, work *budget, elsewhere bool) Answer {
+	s := &session{checker: checker{now: now, rules: &v.rules, work: work}, v: v, asked: make(map[question]*future), elsewhere: elsewhere}
+	l := &lookup{session: s, asked: make(map[string]bool), taken: make(map[question]bool), ans: Answer{Name: name, Type: rrtype, Owner: name, Chain: []string{name},
+		Status: Secure, Rcode: dns.RcodeServerFailure, Until: now.Add(maxTTL), EDE: NoEDE}}
+	s.keep = s.keepProof
+	if v.rules.asks || elsewhere || s.synthesized(question{name, rrtype}) == nil {
+		s.ask(question{name, rrtype})
+		s.prefetch(name, rrtype)
+	}
+	l.run(ctx)
+	return l.ans
 }
 
 // prefetch asks for the DS and DNSKEY of the zones that name probably lies in, where nothing is known below the top-level domain: a first contact then takes
@@ -105,7 +126,7 @@ func (s *session) prefetch(name string, rrtype uint16) {
 	if !trusted {
 		return
 	}
-	if _, ok := s.v.zones.get(top, s.now); !ok {
+	if _, ok := s.known(top); !ok {
 		s.ask(question{top, dns.TypeDNSKEY})
 	}
 	labels := above(name, top)
@@ -116,14 +137,14 @@ func (s *session) prefetch(name string, rrtype uint16) {
 		return
 	}
 	for _, zone := range labels {
-		if k, ok := s.v.zones.get(zone, s.now); ok {
+		if k, ok := s.known(zone); ok {
 			if k.zone != nil && (k.zone.status != Secure || dns.CountLabel(zone) > 1) {
 				return
 			}
 		}
 	}
 	for _, zone := range labels {
-		if _, ok := s.v.zones.get(zone, s.now); !ok {
+		if _, ok := s.known(zone); !ok {
 			s.ask(question{zone, dns.TypeDS})
 			s.ask(question{zone, dns.TypeDNSKEY})
 		}

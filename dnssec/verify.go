@@ -28,6 +28,8 @@ type checker struct {
 	now   time.Time
 	rules *rules
 	work  *budget
+	// keep is told of every NSEC and NSEC3 RRset that verified, and of the SOA beside them; nil: nobody cares.
+	keep func(set *rrset, z *zone, until time.Time)
 }
 
 // rules are the choices that a Validator makes once.
@@ -36,6 +38,7 @@ type rules struct {
 	sha1       bool          // believe algorithms 5 and 7
 	early      time.Duration // how far in the future an inception may lie
 	late       time.Duration // how far in the past an expiration may lie
+	asks       bool          // no denial is made from proofs at hand
 	// legacy verifies DSA, which nothing else here does: for replays of old scenarios only.
 	legacy func(*dns.RRSIG, *dns.DNSKEY, []dns.RR) error
 }

@@ -16,6 +16,17 @@ type session struct {
 
 	mu    sync.Mutex // the questions may be asked by the goroutines that fetch zones for this lookup
 	asked map[question]*future
+
+	elsewhere bool // the first round ended Bogus: every question goes another way, and what was found broken is looked at again
+}
+
+// known is what the cache knows of a zone cut.
+func (s *session) known(name string) (known, bool) {
+	k, ok := s.v.zones.get(name, s.now)
+	if ok && s.elsewhere && k.zone != nil && k.zone.status == Bogus {
+		return known{}, false
+	}
+	return k, ok
 }
 
 // enclosing is the zone that holds name, found from the closest anchor down, one label at a time.
@@ -30,7 +41,7 @@ func (s *session) enclosing(ctx context.Context, name string) *zone {
 		if z.status != Secure {
 			return z
 		}
-		if k, ok := s.v.zones.get(child, s.now); ok {
+		if k, ok := s.known(child); ok {
 			z = k.or(z)
 			continue
 		}
@@ -55,7 +66,7 @@ func (s *session) askAhead(labels []string) {
 		if i == maxWalkAtOnce {
 			return
 		}
-		if _, ok := s.v.zones.get(name, s.now); !ok {
+		if _, ok := s.known(name); !ok {
 			s.ask(question{name, dns.TypeDS})
 		}
 	}
@@ -64,7 +75,7 @@ func (s *session) askAhead(labels []string) {
 // signer is the zone that holds name, where name is the signer of something and so should be a zone itself. It goes from name up, led by the signers of the
 // DS records, to what is known already: one label for each zone, and not one for each label. What it is told on the way is verified on the way back.
 func (s *session) signer(ctx context.Context, name string) *zone {
-	if k, ok := s.v.zones.get(name, s.now); ok && k.zone != nil {
+	if k, ok := s.known(name); ok && k.zone != nil {
 		return k.zone
 	}
 	top, trusted := s.v.top(name)
@@ -144,9 +155,12 @@ func (s *session) anchored(ctx context.Context, name string) *zone {
 // child is the zone that holds name, given that z holds its parent, or a name above it without a known cut between.
 func (s *session) child(ctx context.Context, name string, z *zone) *zone {
 	return s.shared(ctx, name, func(ctx context.Context) known {
-		msg, err := s.ask(question{name, dns.TypeDS}).wait(ctx)
-		if err != nil {
-			return known{zone: s.failed(ctx, name, err)}
+		msg := s.synthesizedIn(question{name, dns.TypeDS}, z.name)
+		if msg == nil {
+			var err error
+			if msg, err = s.ask(question{name, dns.TypeDS}).wait(ctx); err != nil {
+				return known{zone: s.failed(ctx, name, err)}
+			}
 		}
 		c := s.judgeDS(name, msg, z)
 		switch {
@@ -196,11 +210,15 @@ func (s *session) unanswered(err error) verdict {
 // it leaves. Where there is no cut the answer is z.
 func (s *session) shared(ctx context.Context, name string, get func(context.Context) known, z *zone) *zone {
 	for try := 0; ; try++ {
-		if k, ok := s.v.zones.get(name, s.now); ok {
+		if k, ok := s.known(name); ok {
 			return k.or(z)
 		}
 		mine := false
-		ch := s.v.walks.DoChan(name, func() (any, error) {
+		key := name
+		if s.elsewhere {
+			key += " elsewhere"
+		}
+		ch := s.v.walks.DoChan(key, func() (any, error) {
 			mine = true
 			ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), walkTimeout)
 			defer cancel()

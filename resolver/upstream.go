@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"github.com/miekg/dns"
+
+	"tacit/dnssec"
 )
 
 // The upstream's measures.
@@ -68,6 +70,9 @@ func NewUpstream(c UpstreamConfig) (*Upstream, error) {
 	return u, nil
 }
 
+// Ways is how many servers there are: the Upstream is a dnssec.Rerouter.
+func (u *Upstream) Ways() int { return len(u.servers) }
+
 // outcome is how one try ended.
 type outcome struct {
 	msg    *dns.Msg
@@ -101,7 +106,10 @@ func (u *Upstream) Exchange(ctx context.Context, q *dns.Msg) (*dns.Msg, error) {
 	// Tries begin one after the other: at once, when all before it failed, or when the timer says that they are slow. A recursor
 	// with a cold cache is slow without being dead, so an older try still counts when a newer one is under way.
 	results := make(chan outcome, maxTries)
-	first := int(u.preferred.Load())
+	first, elsewhere := int(u.preferred.Load()), dnssec.Elsewhere(ctx)
+	if elsewhere {
+		first++ // what the preferred server said could not be proven
+	}
 	var best outcome // the answer to give if no better comes
 	running, sent, wait := 0, 0, time.NewTimer(0)
 	defer wait.Stop()
@@ -120,7 +128,7 @@ func (u *Upstream) Exchange(ctx context.Context, q *dns.Msg) (*dns.Msg, error) {
 		case o := <-results:
 			running--
 			if o.err == nil && usable(o.msg.Rcode) {
-				if i := int32(o.server); i != u.preferred.Swap(i) {
+				if i := int32(o.server); !elsewhere && i != u.preferred.Swap(i) {
 					u.log.Info("upstream changed", "peer", u.servers[i].addr, "why", best.reason())
 				}
 				return o.msg, nil

@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"github.com/miekg/dns"
+
+	"tacit/dnssec"
 )
 
 // forwarder is a name server on loopback that a test scripts: it returns the packets to send back.
@@ -405,6 +407,24 @@ func TestRestore(t *testing.T) {
 	for i, rr := range append(m.Answer, m.Ns...) {
 		if rr.String() != want[i].String() {
 			t.Errorf("got %v, want %v", rr, want[i])
+		}
+	}
+}
+
+// What the preferred server said and nobody could prove is asked of the next one; the preference stays.
+func TestUpstreamElsewhere(t *testing.T) {
+	fine := func(q *dns.Msg, _ bool) [][]byte { return [][]byte{reply(q, good, nil)} }
+	one, two := newForwarder(t, fine), newForwarder(t, fine)
+	u := testUpstream(t, one, two)
+	if u.Ways() != 2 {
+		t.Errorf("%d ways, want 2", u.Ways())
+	}
+	for i, ctx := range []context.Context{t.Context(), dnssec.Reroute(t.Context()), t.Context()} {
+		if _, err := u.Exchange(ctx, validatorQuery("bob.example.")); err != nil {
+			t.Fatal(err)
+		}
+		if got, want := [2]int32{one.udp.Load(), two.udp.Load()}, [][2]int32{{1, 0}, {1, 1}, {2, 1}}[i]; got != want {
+			t.Errorf("after question %d the servers saw %v, want %v", i+1, got, want)
 		}
 	}
 }
