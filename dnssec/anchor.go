@@ -5,12 +5,15 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/miekg/dns"
 )
 
-// Anchors are the trust anchors (RFC 4033, 2): for each zone the DS and DNSKEY records believed without a chain. Read-only once made.
+// Anchors are the trust anchors (RFC 4033, 2): for each zone the DS and DNSKEY records believed without a chain. They change by a Rollover only.
+// The mutex is for that; it is held for map operations.
 type Anchors struct {
+	mu    sync.RWMutex
 	zones map[string]*anchor // by canonical zone name
 }
 
@@ -134,6 +137,8 @@ func (a *Anchors) add(rr dns.RR) error {
 
 // Zones lists the zones that have an anchor, sorted.
 func (a *Anchors) Zones() []string {
+	a.mu.RLock()
+	defer a.mu.RUnlock()
 	var out []string
 	for z := range a.zones {
 		out = append(out, z)
@@ -147,6 +152,8 @@ func (a *Anchors) closest(name string) (string, *anchor) {
 	if a == nil {
 		return "", nil
 	}
+	a.mu.RLock()
+	defer a.mu.RUnlock()
 	for {
 		if z := a.zones[name]; z != nil {
 			return name, z
@@ -156,4 +163,18 @@ func (a *Anchors) closest(name string) (string, *anchor) {
 		}
 		name = parent(name)
 	}
+}
+
+// set replaces the anchor of a zone; nil takes it away.
+func (a *Anchors) set(zone string, to *anchor) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if to == nil {
+		delete(a.zones, zone)
+		return
+	}
+	if a.zones == nil {
+		a.zones = make(map[string]*anchor)
+	}
+	a.zones[zone] = to
 }

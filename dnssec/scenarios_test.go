@@ -8,7 +8,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -116,6 +115,9 @@ type player struct {
 	start   time.Time // of the clock of signatures
 	asked   *entry
 	got     Answer
+	vars    map[string]int64 // ASSIGN
+	roll    *Rollover
+	saved   []byte // its state file
 }
 
 func playScenario(t *testing.T, s *scenario) error {
@@ -129,7 +131,7 @@ func playScenario(t *testing.T, s *scenario) error {
 	if err != nil {
 		return err
 	}
-	p := &player{t: t, s: s, start: s.now}
+	p := &player{t: t, s: s, start: s.now, vars: map[string]int64{}}
 	if s.anytime {
 		p.start = s.inception()
 	} else if s.now.IsZero() {
@@ -138,6 +140,17 @@ func playScenario(t *testing.T, s *scenario) error {
 	p.up = newRecursor(s, p.now)
 	p.v = New(p.up, anchors, WithClock(p.now), WithSHA1(), WithUnsigned(s.unsigned...))
 	p.v.rules.legacy, p.v.rules.iterations = verifyDSA, 2500
+	if len(s.autotrust) > 0 && s.now.IsZero() {
+		p.start = time.Unix(0, 0) // TIME_PASSES brings it to where the signatures are
+	}
+	for _, lines := range s.autotrust {
+		point, err := p.state(lines)
+		if err != nil {
+			return err
+		}
+		p.roll = p.v.Follow(point, func(text []byte) error { p.saved = text; return nil })
+		p.saved = point.Text()
+	}
 	p.v.rules.asks = slices.Equal(s.options["aggressive-nsec"], []string{"no"})
 	for _, a := range s.steps {
 		p.up.at(a.n)
@@ -223,13 +236,12 @@ func (p *player) play(a *act) (err error) {
 	case "CHECK_ANSWER":
 		p.check(a)
 	case "TIME_PASSES":
-		if len(a.args) != 2 || a.args[0] != "ELAPSE" {
-			return errDirective("TIME_PASSES " + strings.Join(a.args, " "))
-		}
-		f, err := strconv.ParseFloat(a.args[1], 64)
-		p.elapsed += time.Duration(f * float64(time.Second))
-		return err
-	case "TRAFFIC", "NOTHING":
+		return p.timePasses(a)
+	case "TRAFFIC", "NOTHING": // a forwarder's answers are there at once
+	case "ASSIGN":
+		return p.assign(a)
+	case "CHECK_AUTOTRUST":
+		return p.checkAutotrust(a)
 	default:
 		return errDirective("STEP " + a.verb + ": about the resolver's own queries")
 	}

@@ -16,7 +16,8 @@ type Validator struct {
 	Now       func() time.Time // the clock; set before the first Lookup
 
 	rules     rules
-	unsigned  map[string]bool // by zone, canonical: WithUnsigned
+	unsigned  map[string]bool      // by zone, canonical: WithUnsigned
+	rollovers map[string]*Rollover // by zone: Follow
 	zones     delegations
 	proofs    proofs
 	walks     singleflight.Group // by zone name: the work of getting its keys
@@ -71,6 +72,7 @@ func New(ex Exchanger, anchors *Anchors, opts ...Option) *Validator {
 	v.zones.zone = make(map[string]known)
 	v.proofs.zones = make(map[string]*proven)
 	v.unsigned = make(map[string]bool)
+	v.rollovers = make(map[string]*Rollover)
 	for _, o := range opts {
 		o(v)
 	}
@@ -105,9 +107,15 @@ func (v *Validator) Lookup(ctx context.Context, name string, rrtype uint16) (Ans
 	return ans, nil
 }
 
+// session is a lookup, or what is as good as one, with its work budget.
+func (v *Validator) session(now time.Time, work *budget) *session {
+	return &session{checker: checker{now: now, rules: &v.rules, work: work}, v: v, asked: make(map[question]*future)}
+}
+
 // try is one round of a lookup: elsewhere, if the first one ended with what could not be proven.
 func (v *Validator) try(ctx context.Context, name string, rrtype uint16, now time.Time, work *budget, elsewhere bool) Answer {
-	s := &session{checker: checker{now: now, rules: &v.rules, work: work}, v: v, asked: make(map[question]*future), elsewhere: elsewhere}
+	s := v.session(now, work)
+	s.elsewhere = elsewhere
 	l := &lookup{session: s, asked: make(map[string]bool), taken: make(map[question]bool), ans: Answer{Name: name, Type: rrtype, Owner: name, Chain: []string{name},
 		Status: Secure, Rcode: dns.RcodeServerFailure, Until: now.Add(maxTTL), EDE: NoEDE}}
 	s.keep = s.keepProof

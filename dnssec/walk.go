@@ -132,7 +132,15 @@ func hintDenial(name string, authority rrsets, top string) string {
 // anchored is the zone of a trust anchor.
 func (s *session) anchored(ctx context.Context, name string) *zone {
 	return s.shared(ctx, name, func(ctx context.Context) known {
-		_, a := s.v.Anchors.closest(name)
+		if r := s.v.rollovers[name]; r != nil { // a key that was revoked, or has ripened, is so from this lookup on
+			if msg, err := s.ask(question{name, dns.TypeDNSKEY}).wait(ctx); err == nil {
+				r.observe(&s.checker, msg)
+			}
+		}
+		top, a := s.v.Anchors.closest(name)
+		if top != name {
+			return known{zone: s.untrusted(name, "")}
+		}
 		set := &rrset{name: name, rrtype: dns.TypeDS}
 		for _, d := range a.ds {
 			set.rrs = append(set.rrs, d)
