@@ -13,6 +13,7 @@ type denials struct {
 	nsecs   []*dns.NSEC
 	nsec3s  []*hashed
 	sets    []*rrset  // all that verified
+	apex    *rrset    // the SOA of the zone, not verified; nil if there was none
 	until   time.Time // the earliest end of what was verified, the negative TTL of the SOA included (RFC 2308, 5)
 	dated   bool      // there was a SOA
 	seen    bool      // there was an NSEC or NSEC3, verified or not
@@ -56,17 +57,17 @@ func (c *checker) collect(authority rrsets, z *zone) *denials {
 		case dns.TypeSOA:
 			d.dated = true
 			d.soa(c, set)
-			soa = set
+			if set.name == z.name {
+				soa = set
+			}
 		}
 	}
 	if c.keep != nil {
 		for _, set := range d.sets {
 			c.keep(set, z, d.until)
 		}
-		if soa != nil && len(d.sets) > 0 {
-			c.keep(soa, z, d.until)
-		}
 	}
+	d.apex = soa
 	return d
 }
 

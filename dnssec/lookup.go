@@ -332,6 +332,9 @@ func (l *lookup) deniedIn(name string, rrtype uint16, msg *dns.Msg, authority rr
 		return v
 	}
 	v.ede = NoEDE
+	if fault := l.checkSOA(d, z); fault.status == Bogus {
+		return fault
+	}
 	switch l.prove(name, rrtype, msg.Rcode == dns.RcodeNameError, d) {
 	case noName:
 		v.why = "zone " + z.name + " proves that there is no name " + name

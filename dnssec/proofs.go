@@ -127,12 +127,15 @@ func (p *proofs) flush() {
 	p.count = 0
 }
 
-// soaKnown says whether the SOA of a zone is kept.
-func (p *proofs) soaKnown(zone string, now time.Time) bool {
+// hasSOA says whether the SOA of a zone is kept, with this data and one of these signatures.
+func (p *proofs) hasSOA(zone string, set *rrset, now time.Time) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	z := p.zones[zone]
-	return z != nil && now.Before(z.soa.until)
+	if z == nil || z.soa.set == nil || !now.Before(z.soa.until) || len(set.rrs) != 1 || len(set.sigs) == 0 || !dns.IsDuplicate(set.rrs[0], z.soa.set.rrs[0]) {
+		return false
+	}
+	return set.sigs[0].Signature == z.soa.set.sigs[0].Signature
 }
 
 // at are the records of a list that match key, or whose span may hold it.

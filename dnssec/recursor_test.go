@@ -482,6 +482,9 @@ func (r *recursor) learn(q question, m *dns.Msg) {
 		return
 	}
 	sets := group(m.Answer)
+	if sets.dname(q.name) != nil { // with the CNAME that the server made of it
+		r.told[q] = told{m, r.now(), r.now().Add(lifetimeOf(m.Answer))}
+	}
 	for _, set := range sets {
 		if len(set.rrs) == 0 || set.rrtype == dns.TypeCNAME && sets.dname(set.name) != nil {
 			continue

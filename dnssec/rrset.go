@@ -101,19 +101,6 @@ func (s *rrset) signer(top string) string {
 	return best
 }
 
-// oneCase are the RRs with owners spelled alike, as the dns package wants them; the originals keep their spelling.
-func (s *rrset) oneCase() []dns.RR {
-	if dns.IsRRset(s.rrs) {
-		return s.rrs
-	}
-	out := make([]dns.RR, len(s.rrs))
-	for i, rr := range s.rrs {
-		out[i] = dns.Copy(rr)
-		out[i].Header().Name = s.rrs[0].Header().Name
-	}
-	return out
-}
-
 // all are the RRs of a set and its signatures.
 func (s *rrset) all() []dns.RR {
 	out := slices.Clone(s.rrs)

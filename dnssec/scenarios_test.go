@@ -30,6 +30,7 @@ var unused = map[string]map[string]string{
 var differs = map[string]map[int]string{
 	"val_cnameqtype":      cnameAndNoName,
 	"val_cnameqtype_qmin": cnameAndNoName,
+	"val_dname_bogus":     {900302: "a CNAME that contradicts its DNAME is Bogus, whatever was asked (RFC 6672, 5.3.1)"},
 	"val_deleg_nons":      {12: "RFC 8198, 5.2: what the question for DS brought proves that there is no such name"},
 }
 

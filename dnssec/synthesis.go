@@ -10,12 +10,26 @@ import (
 // WithoutSynthesis has every denial asked for, also where records that were verified before prove it (RFC 8198).
 func WithoutSynthesis() Option { return func(v *Validator) { v.rules.asks = true } }
 
-// keepProof is checker.keep: what verified goes to the proofs that all lookups share. The SOA is no proof, but it goes out beside one: it is verified here.
+// keepProof is checker.keep: what verified goes to the proofs that all lookups share.
 func (s *session) keepProof(set *rrset, z *zone, until time.Time) {
-	if set.rrtype == dns.TypeSOA && (s.v.proofs.soaKnown(z.name, s.now) || set.name != z.name || s.verify(set, z).status != Secure) {
-		return
-	}
 	s.v.proofs.put(z.name, set, until, s.now)
+}
+
+// checkSOA verifies the SOA beside a denial, and keeps it for the next one. It proves nothing, but goes out with AD set (RFC 4035, 3.2.3: only where all of
+// the authority section is authentic), and its TTL decides for how long others believe the denial.
+func (s *session) checkSOA(d *denials, z *zone) verdict {
+	if d.apex == nil || z.status != Secure || s.v.proofs.hasSOA(z.name, d.apex, s.now) {
+		return verdict{}
+	}
+	got := s.verify(d.apex, z)
+	if got.status != Secure {
+		return got.verdict
+	}
+	d.apex.setTTL(got.ttl)
+	if len(d.sets) > 0 {
+		s.keepProof(d.apex, z, d.until)
+	}
+	return verdict{}
 }
 
 // synthesized is an answer to q made from proofs at hand, nil where they do not suffice. It is to be validated like an answer that came.
@@ -26,7 +40,7 @@ func (s *session) synthesized(q question) *dns.Msg {
 		return nil
 	}
 	for zone := place; ; zone = parent(zone) {
-		if m := s.synthesizedIn(q, zone); m != nil {
+		if m := s.synthesizedIn(q, zone); m != nil && len(m.Ns) > 0 && m.Ns[0].Header().Rrtype == dns.TypeSOA {
 			return m
 		}
 		if zone == top || zone == "." {
@@ -35,15 +49,18 @@ func (s *session) synthesized(q question) *dns.Msg {
 	}
 }
 
-// synthesizedIn is synthesized from the proofs of one zone.
+// synthesizedIn is synthesized from the proofs of one zone. The SOA, where it is known, comes first.
 func (s *session) synthesizedIn(q question, zone string) *dns.Msg {
 	k, known := s.known(zone)
 	if !known || k.zone == nil || k.zone.status != Secure {
 		return nil
 	}
 	found, soa := s.v.proofs.gather(&s.checker, zone, q.name)
-	if len(found) == 0 || q.rrtype != dns.TypeDS && (soa.set == nil || !s.now.Before(soa.until)) {
+	if len(found) == 0 {
 		return nil
+	}
+	if !s.now.Before(soa.until) {
+		soa = proof{}
 	}
 	d := &denials{zone: zone}
 	for _, p := range found {

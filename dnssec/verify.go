@@ -64,7 +64,7 @@ func (r *rules) check(sig *dns.RRSIG, k *dns.DNSKEY, rrs []dns.RR) error {
 	if r.legacy != nil && (sig.Algorithm == dns.DSA || sig.Algorithm == dns.DSANSEC3SHA1) {
 		return r.legacy(sig, k, rrs)
 	}
-	return sig.Verify(k, rrs)
+	return arithmetic(sig, k, rrs)
 }
 
 // signed is what a verified signature says about its RRset.
@@ -112,7 +112,7 @@ func (c *checker) verifyOne(set *rrset, sig *dns.RRSIG, z *zone) signed {
 	if v, ok := c.timely(set, sig, z); !ok {
 		return signed{verdict: v}
 	}
-	rrs, tried := set.oneCase(), 0
+	tried := 0
 	for _, k := range z.keys {
 		if k.tag != sig.KeyTag || k.rr.Algorithm != sig.Algorithm {
 			continue
@@ -123,7 +123,7 @@ func (c *checker) verifyOne(set *rrset, sig *dns.RRSIG, z *zone) signed {
 		if !c.work.signature() {
 			return signed{verdict: bogus(dns.ExtendedErrorCodeDNSBogus, "%s: more than %d signatures to check", set, maxSignatures)}
 		}
-		if c.rules.check(sig, k.rr, rrs) == nil {
+		if c.rules.check(sig, k.rr, set.rrs) == nil {
 			return c.sound(set, sig, z, wildcard)
 		}
 	}

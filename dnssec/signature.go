@@ -1,0 +1,238 @@
+package dnssec
+
+import (
+	"bytes"
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/ed25519"
+	"crypto/elliptic"
+	"crypto/rsa"
+	"crypto/sha1"
+	"crypto/sha256"
+	"crypto/sha512"
+	"encoding/base64"
+	"encoding/binary"
+	"errors"
+	"math/big"
+	"slices"
+
+	"github.com/miekg/dns"
+)
+
+// Sizes of RSA keys, in bits. What is smaller than 1024 crypto/rsa refuses; what is larger costs more than it can be worth.
+const (
+	maxModulus  = 4096
+	maxExponent = 64 // keys with 2^32+1 have been in use
+)
+
+var (
+	errSignature = errors.New("the signature does not hold")
+	errKey       = errors.New("the key is none of its algorithm")
+)
+
+// arithmetic checks one signature over rrs by k: nothing but the arithmetic. Whose key it is, what it may sign and when is verifyOne's.
+//
+// The dns package has a method for it, which we do not use: it cannot do wildcards of the root or large exponents, and copies everything twice.
+func arithmetic(sig *dns.RRSIG, k *dns.DNSKEY, rrs []dns.RR) error {
+	data, err := signedData(sig, rrs)
+	if err != nil {
+		return err
+	}
+	key, err := base64.StdEncoding.DecodeString(k.PublicKey)
+	if err != nil {
+		return err
+	}
+	made, err := base64.StdEncoding.DecodeString(sig.Signature)
+	if err != nil {
+		return err
+	}
+	switch k.Algorithm {
+	case dns.RSASHA1, dns.RSASHA1NSEC3SHA1:
+		h := sha1.Sum(data)
+		return verifyRSA(key, crypto.SHA1, h[:], made)
+	case dns.RSASHA256:
+		h := sha256.Sum256(data)
+		return verifyRSA(key, crypto.SHA256, h[:], made)
+	case dns.RSASHA512:
+		h := sha512.Sum512(data)
+		return verifyRSA(key, crypto.SHA512, h[:], made)
+	case dns.ECDSAP256SHA256:
+		h := sha256.Sum256(data)
+		return verifyECDSA(elliptic.P256(), key, h[:], made)
+	case dns.ECDSAP384SHA384:
+		h := sha512.Sum384(data)
+		return verifyECDSA(elliptic.P384(), key, h[:], made)
+	case dns.ED25519: // RFC 8080
+		if len(key) != ed25519.PublicKeySize {
+			return errKey
+		}
+		if !ed25519.Verify(key, data, made) {
+			return errSignature
+		}
+		return nil
+	}
+	return errKey
+}
+
+// verifyECDSA is RFC 6605: the key is the point without its first octet, the signature the two numbers in the size of the curve.
+func verifyECDSA(curve elliptic.Curve, key, hash, sig []byte) error {
+	size := (curve.Params().BitSize + 7) / 8
+	if len(key) != 2*size || len(sig) != 2*size {
+		return errKey
+	}
+	pub, err := ecdsa.ParseUncompressedPublicKey(curve, append([]byte{4}, key...))
+	if err != nil {
+		return err
+	}
+	if !ecdsa.Verify(pub, hash, new(big.Int).SetBytes(sig[:size]), new(big.Int).SetBytes(sig[size:])) {
+		return errSignature
+	}
+	return nil
+}
+
+// verifyRSA is RFC 3110: the length of the exponent in one octet or, after a zero, in two, the exponent, the modulus.
+func verifyRSA(key []byte, h crypto.Hash, hash, sig []byte) error {
+	if len(key) < 3 {
+		return errKey
+	}
+	n, key := int(key[0]), key[1:]
+	if n == 0 {
+		n, key = int(binary.BigEndian.Uint16(key)), key[2:]
+	}
+	if n == 0 || len(key) <= n || 8*n > maxExponent || 8*(len(key)-n) > maxModulus || key[0] == 0 || key[n] == 0 {
+		return errKey
+	}
+	e, m := new(big.Int).SetBytes(key[:n]), new(big.Int).SetBytes(key[n:])
+	if e.BitLen() <= 31 {
+		return rsa.VerifyPKCS1v15(&rsa.PublicKey{N: m, E: int(e.Int64())}, h, hash, sig)
+	}
+	return verifyLargeExponent(m, e, h, hash, sig)
+}
+
+// derPrefix are the DigestInfo headers of PKCS #1 (RFC 8017, 9.2) for the hashes of DNSSEC.
+var derPrefix = map[crypto.Hash][]byte{
+	crypto.SHA1:   {0x30, 0x21, 0x30, 0x09, 0x06, 0x05, 0x2b, 0x0e, 0x03, 0x02, 0x1a, 0x05, 0x00, 0x04, 0x14},
+	crypto.SHA256: {0x30, 0x31, 0x30, 0x0d, 0x06, 0x09, 0x60, 0x86, 0x48, 0x01, 0x65, 0x03, 0x04, 0x02, 0x01, 0x05, 0x00, 0x04, 0x20},
+	crypto.SHA512: {0x30, 0x51, 0x30, 0x0d, 0x06, 0x09, 0x60, 0x86, 0x48, 0x01, 0x65, 0x03, 0x04, 0x02, 0x03, 0x05, 0x00, 0x04, 0x40},
+}
+
+// verifyLargeExponent is RSASSA-PKCS1-v1_5 (RFC 8017, 8.2.2) for the exponents that crypto/rsa refuses. All is public: it need not take constant time.
+func verifyLargeExponent(m, e *big.Int, h crypto.Hash, hash, sig []byte) error {
+	size := (m.BitLen() + 7) / 8
+	prefix := derPrefix[h]
+	pad := size - 3 - len(prefix) - len(hash)
+	if m.BitLen() < 1024 || m.Bit(0) == 0 || e.Bit(0) == 0 || len(sig) != size || pad < 8 {
+		return errKey
+	}
+	s := new(big.Int).SetBytes(sig)
+	if s.Cmp(m) >= 0 {
+		return errSignature
+	}
+	want := slices.Concat([]byte{0, 1}, bytes.Repeat([]byte{0xff}, pad), []byte{0}, prefix, hash)
+	if !bytes.Equal(s.Exp(s, e, m).FillBytes(make([]byte, size)), want) {
+		return errSignature
+	}
+	return nil
+}
+
+// signedData is what a signature covers (RFC 4034, 3.1.8.1): the RRSIG's RDATA without the signature, and the RRs in canonical form and order.
+func signedData(sig *dns.RRSIG, rrs []dns.RR) ([]byte, error) {
+	if len(rrs) == 0 {
+		return nil, errSignature
+	}
+	signer := make([]byte, 256)
+	n, err := dns.PackDomainName(dns.CanonicalName(sig.SignerName), signer, 0, nil, false)
+	if err != nil {
+		return nil, err
+	}
+	data := make([]byte, 0, 512)
+	data = binary.BigEndian.AppendUint16(data, sig.TypeCovered)
+	data = append(data, sig.Algorithm, sig.Labels)
+	data = binary.BigEndian.AppendUint32(data, sig.OrigTtl)
+	data = binary.BigEndian.AppendUint32(data, sig.Expiration)
+	data = binary.BigEndian.AppendUint32(data, sig.Inception)
+	data = binary.BigEndian.AppendUint16(data, sig.KeyTag)
+	data = append(data, signer[:n]...)
+
+	owner := dns.CanonicalName(rrs[0].Header().Name)
+	if dns.CountLabel(owner) > int(sig.Labels) && owner != wildcardOf(ancestor(owner, int(sig.Labels))) {
+		owner = wildcardOf(ancestor(owner, int(sig.Labels)))
+	}
+	name := make([]byte, 256)
+	if n, err = dns.PackDomainName(owner, name, 0, nil, false); err != nil {
+		return nil, err
+	}
+	var all [][]byte
+	for _, rr := range rrs {
+		rdata, err := RDATA(canonicalRDATA(rr))
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, rdata)
+	}
+	slices.SortFunc(all, bytes.Compare)
+	for _, rdata := range slices.CompactFunc(all, bytes.Equal) { // RFC 2181, 5: no record twice
+		data = append(data, name[:n]...)
+		data = binary.BigEndian.AppendUint16(data, sig.TypeCovered)
+		data = binary.BigEndian.AppendUint16(data, dns.ClassINET)
+		data = binary.BigEndian.AppendUint32(data, sig.OrigTtl)
+		data = binary.BigEndian.AppendUint16(data, uint16(len(rdata)))
+		data = append(data, rdata...)
+	}
+	return data, nil
+}
+
+// canonicalRDATA is rr with the names in its RDATA in lower case, for the types that RFC 4034, 6.2 lists; RFC 6840, 5.1 took NSEC off the list, and
+// later types were never on it.
+func canonicalRDATA(rr dns.RR) dns.RR {
+	var names []*string
+	switch rr.(type) {
+	case *dns.NS, *dns.MD, *dns.MF, *dns.CNAME, *dns.SOA, *dns.MB, *dns.MG, *dns.MR, *dns.PTR, *dns.MINFO, *dns.MX, *dns.RP, *dns.AFSDB, *dns.RT,
+		*dns.PX, *dns.NAPTR, *dns.KX, *dns.SRV, *dns.DNAME:
+		rr = dns.Copy(rr)
+	}
+	switch rr := rr.(type) {
+	case *dns.NS:
+		names = []*string{&rr.Ns}
+	case *dns.MD:
+		names = []*string{&rr.Md}
+	case *dns.MF:
+		names = []*string{&rr.Mf}
+	case *dns.CNAME:
+		names = []*string{&rr.Target}
+	case *dns.SOA:
+		names = []*string{&rr.Ns, &rr.Mbox}
+	case *dns.MB:
+		names = []*string{&rr.Mb}
+	case *dns.MG:
+		names = []*string{&rr.Mg}
+	case *dns.MR:
+		names = []*string{&rr.Mr}
+	case *dns.PTR:
+		names = []*string{&rr.Ptr}
+	case *dns.MINFO:
+		names = []*string{&rr.Rmail, &rr.Email}
+	case *dns.MX:
+		names = []*string{&rr.Mx}
+	case *dns.RP:
+		names = []*string{&rr.Mbox, &rr.Txt}
+	case *dns.AFSDB:
+		names = []*string{&rr.Hostname}
+	case *dns.RT:
+		names = []*string{&rr.Host}
+	case *dns.PX:
+		names = []*string{&rr.Map822, &rr.Mapx400}
+	case *dns.NAPTR:
+		names = []*string{&rr.Replacement}
+	case *dns.KX:
+		names = []*string{&rr.Exchanger}
+	case *dns.SRV:
+		names = []*string{&rr.Target}
+	case *dns.DNAME:
+		names = []*string{&rr.Target}
+	}
+	for _, name := range names {
+		*name = dns.CanonicalName(*name)
+	}
+	return rr
+}
