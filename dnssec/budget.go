@@ -1,31 +1,41 @@
 package dnssec
 
-import "sync/atomic"
+import (
+	"runtime"
+	"sync/atomic"
+)
 
 // The work that one lookup may cost, whatever the upstream answers (CVE-2023-50387 "KeyTrap", CVE-2023-50868): no CNAME, retry or new query resets it.
 const (
-	maxSignatures = 96     // signatures tried; a cold chain of five zones with a NSEC3 denial takes about 16
-	maxHashes     = 20_000 // SHA-1 blocks of NSEC3: 34 labels at 100 iterations, for six names
-	maxQueries    = 96     // questions to the upstream: DS and DNSKEY of every label of an ip6.arpa name
-	maxChain      = 12     // CNAME and DNAME followed
-	maxSetSigs    = 8      // RRSIGs looked at for one RRset
-	maxTagKeys    = 3      // keys tried for one RRSIG: tags do collide, but not often
-	maxZoneKeys   = 32     // keys kept of one DNSKEY RRset
-	maxDS         = 16     // DS records looked at for one delegation
-	maxIterations = 100    // of NSEC3; above it a zone is as good as unsigned
-	maxZones      = 4096   // delegations kept in the cache
-	maxProofs     = 8192   // NSEC and NSEC3 records kept in the cache
-	maxGather     = 8      // labels below the apex of names that cached NSEC3 are tried for: a hash each
-	maxAnySets    = 24     // RRsets taken of an answer to ANY (RFC 8482, 4.1: they need not be all)
-	maxWays       = 3      // ways that are tried before what is Bogus is called so
-	maxPrefetch   = 4      // labels whose DS and DNSKEY are asked before they are known to be needed
-	maxDenialRRs  = 16     // NSEC or NSEC3 records looked at for one denial
-	maxWalkAtOnce = 6      // DS questions in flight of one walk down
+	maxSignatures  = 96      // signatures tried; a cold chain of five zones with a NSEC3 denial takes about 16
+	maxHashes      = 20_000  // SHA-1 blocks of NSEC3: 34 labels at 100 iterations, for six names
+	maxDigests     = 64      // DS digests computed; a chain of five zones takes 5 to 15
+	maxOctets      = 1 << 20 // of answers, uncompressed
+	fastSignatures = 32      // above it a lookup is heavy: see lanes
+	fastWrong      = 2       // the same
+	fastHashes     = 4_000   // the same
+	maxQueries     = 96      // questions to the upstream: DS and DNSKEY of every label of an ip6.arpa name
+	maxChain       = 12      // CNAME and DNAME followed
+	maxSetSigs     = 8       // RRSIGs looked at for one RRset
+	maxTagKeys     = 3       // keys tried for one RRSIG: tags do collide, but not often
+	maxZoneKeys    = 32      // keys kept of one DNSKEY RRset
+	maxDS          = 16      // DS records looked at for one delegation
+	maxIterations  = 100     // of NSEC3; above it a zone is as good as unsigned
+	maxZones       = 4096    // delegations kept in the cache
+	maxProofs      = 8192    // NSEC and NSEC3 records kept in the cache
+	maxGather      = 8       // labels below the apex of names that cached NSEC3 are tried for: a hash each
+	maxAnySets     = 24      // RRsets taken of an answer to ANY (RFC 8482, 4.1: they need not be all)
+	maxWays        = 3       // ways that are tried before what is Bogus is called so
+	maxPrefetch    = 4       // labels whose DS and DNSKEY are asked before they are known to be needed
+	maxDenialRRs   = 16      // NSEC or NSEC3 records looked at for one denial
+	maxWalkAtOnce  = 6       // DS questions in flight of one walk down
 )
 
 // budget counts work down. It is shared by the goroutines of a lookup: one atomic each, no lock.
 type budget struct {
-	sigs, hashes, queries atomic.Int64
+	sigs, hashes, queries, digests, octets atomic.Int64
+
+	wrong atomic.Int64 // signatures that did not hold
 }
 
 func newBudget() *budget {
@@ -33,12 +43,49 @@ func newBudget() *budget {
 	b.sigs.Store(maxSignatures)
 	b.hashes.Store(maxHashes)
 	b.queries.Store(maxQueries)
+	b.digests.Store(maxDigests)
+	b.octets.Store(maxOctets)
 	return b
 }
 
-func (b *budget) signature() bool   { return b.sigs.Add(-1) >= 0 }
-func (b *budget) query() bool       { return b.queries.Add(-1) >= 0 }
-func (b *budget) hash(n int64) bool { return b.hashes.Add(-n) >= 0 }
+func (b *budget) signature() bool     { return b.sigs.Add(-1) >= 0 }
+func (b *budget) query() bool         { return b.queries.Add(-1) >= 0 }
+func (b *budget) hash(n int64) bool   { return b.hashes.Add(-n) >= 0 }
+func (b *budget) digest() bool        { return b.digests.Add(-1) >= 0 }
+func (b *budget) answer(n int64) bool { return b.octets.Add(-n) >= 0 }
 func (b *budget) spent() bool {
-	return b.sigs.Load() < 0 || b.hashes.Load() < 0 || b.queries.Load() < 0
+	return b.sigs.Load() < 0 || b.hashes.Load() < 0 || b.queries.Load() < 0 || b.digests.Load() < 0 || b.octets.Load() < 0
+}
+
+// heavy says whether the lookup has cost more cryptography than an honest one with a cold cache does, or seen more signatures fail.
+func (b *budget) heavy() bool {
+	return b.wrong.Load() > fastWrong || b.sigs.Load() < maxSignatures-fastSignatures || b.hashes.Load() < maxHashes-fastHashes
+}
+
+// lanes are the semaphores for the cryptography of all lookups of a Validator: as many operations at once as there are processors, and of heavy lookups one
+// in all. Each operation waits anew, so that an honest lookup stands behind one operation of an attacker's at a time, however many of those there are.
+type lanes struct {
+	all, heavy chan struct{}
+}
+
+func newLanes(n int) *lanes {
+	return &lanes{make(chan struct{}, n), make(chan struct{}, 1)}
+}
+
+// enter waits for a turn; the function that it returns ends it.
+func (l *lanes) enter(heavy bool) (leave func()) {
+	if l == nil {
+		return func() {}
+	}
+	if heavy {
+		l.heavy <- struct{}{}
+	}
+	l.all <- struct{}{}
+	return func() {
+		<-l.all
+		if heavy {
+			<-l.heavy
+			runtime.Gosched() // after whoever waits for a processor
+		}
+	}
 }

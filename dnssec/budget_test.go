@@ -2,9 +2,15 @@ package dnssec
 
 import (
 	"context"
+	"encoding/base64"
+	"errors"
 	"fmt"
+	"os"
+	"slices"
 	"strings"
+	"sync"
 	"testing"
+	"time"
 
 	"github.com/miekg/dns"
 )
@@ -86,5 +92,204 @@ func TestQuestionsBounded(t *testing.T) {
 	}
 	if n := w.asked.Load() - before; n > maxQueries {
 		t.Errorf("%d questions", n)
+	}
+}
+
+// costs runs a lookup, in as many rounds as a Rerouter would cause, and says what is left of its budget.
+func costs(t *testing.T, v *Validator, name string, rrtype uint16) (*budget, Answer) {
+	t.Helper()
+	work := newBudget()
+	got := v.try(context.Background(), name, rrtype, testNow, work, false)
+	for range 3 {
+		if got.Status == Secure {
+			break
+		}
+		got = v.try(context.Background(), name, rrtype, testNow, work, true)
+	}
+	return work, got
+}
+
+// kept says whether no counter has gone further below zero than the one attempt of each goroutine that was refused.
+func kept(b *budget) bool {
+	return b.sigs.Load() > -64 && b.queries.Load() > -64 && b.digests.Load() > -64
+}
+
+// trapped makes zone z show 30 more keys of the tag of its own, and 40 signatures that none of them made, over everything.
+func trapped(t *testing.T, w *world, z *testZone) {
+	var keys []dns.RR
+	for tag := z.key.KeyTag(); len(keys) < 30; {
+		k := dns.Copy(z.key).(*dns.DNSKEY)
+		raw, err := base64.StdEncoding.DecodeString(k.PublicKey)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i := 8 + 4*len(keys); ; i++ { // two octets of one weight changed against each other: the tag stays; and any odd number is a modulus
+			if raw[i] < 255 && raw[i+2] > 0 {
+				raw[i]++
+				raw[i+2]--
+				break
+			}
+		}
+		k.PublicKey = base64.StdEncoding.EncodeToString(raw)
+		if k.KeyTag() != tag {
+			t.Fatalf("tag %d, want %d", k.KeyTag(), tag)
+		}
+		keys = append(keys, k)
+	}
+	w.set(func(q dns.Question, m *dns.Msg) {
+		if !within(q.Name, z.name) || q.Qtype == dns.TypeDS && q.Name == z.name {
+			return
+		}
+		for _, sec := range []*[]dns.RR{&m.Answer, &m.Ns} {
+			for _, set := range group(*sec) {
+				for i := range 40 {
+					if len(set.sigs) > 0 {
+						bad := dns.Copy(set.sigs[0]).(*dns.RRSIG)
+						bad.Signature = base64.StdEncoding.EncodeToString(append(make([]byte, 255), byte(i)))
+						*sec = append([]dns.RR{bad}, *sec...)
+					}
+				}
+				if set.rrtype == dns.TypeDNSKEY {
+					*sec = append(append([]dns.RR{}, keys...), *sec...)
+				}
+			}
+		}
+	})
+}
+
+// one budget for all that a lookup causes: aliases, ways, zones, whatever is traps on the way. None of them begins it anew.
+func TestOneBudget(t *testing.T) {
+	zones := []*testZone{newZone(t, ".", nsec, dns.ED25519, "")}
+	for i := range 14 { // CAMP: an alias leads to the next zone, and each has to be validated
+		zones = append(zones, newZone(t, fmt.Sprintf("z%d.", i), nsec, dns.ED25519, fmt.Sprintf("a.z%d. 60 IN CNAME a.z%d.", i, i+1)))
+	}
+	trap := newZone(t, "trap.", nsec, dns.RSASHA256, "a.trap. 60 IN A 192.0.2.1")
+	zones = append(zones, trap)
+	w, a := newWorld(t, zones...)
+	v := New(w, a, WithClock(clock))
+	if work, got := costs(t, v, "a.z0.", dns.TypeA); got.Status == Secure || !kept(work) {
+		t.Errorf("a chain of 14 zones: %v (%s), left %+v", got.Status, got.Why, work)
+	}
+	trapped(t, w, trap)
+	work, got := costs(t, New(w, a, WithClock(clock)), "a.trap.", dns.TypeA)
+	if got.Status != Bogus || !kept(work) {
+		t.Errorf("a zone of traps: %v (%s), left %+v", got.Status, got.Why, work)
+	}
+	for range 100 { // nor does the next try of the same lookup find anything left
+		costs := work.sigs.Load()
+		if got := v.try(context.Background(), "a.trap.", dns.TypeA, testNow, work, true); got.Status == Secure || costs < 0 && work.sigs.Load() < costs-64 {
+			t.Fatalf("with nothing left: %v, %d", got.Status, work.sigs.Load())
+		}
+	}
+}
+
+// DS records of one tag and 30 keys of that tag: the digests are counted, too.
+func TestDigestsBounded(t *testing.T) {
+	z := newZone(t, "test.", nsec, dns.ED25519, "")
+	c := rollChecker(testNow)
+	var ds []*dns.DS
+	for range maxDS {
+		d := z.key.ToDS(dns.SHA256)
+		d.Digest = strings.Repeat("0", 64)
+		ds = append(ds, d)
+	}
+	for range 30 {
+		if c.vouched(zoneKey{z.key.KeyTag(), z.key}, ds) {
+			t.Fatal("a digest of zeros")
+		}
+	}
+	if !c.work.spent() {
+		t.Errorf("480 digests, and %d left", c.work.digests.Load())
+	}
+	if c.vouched(zoneKey{z.key.KeyTag(), z.key}, []*dns.DS{z.key.ToDS(dns.SHA256)}) {
+		t.Error("with nothing left a digest is computed")
+	}
+}
+
+// Sets of a thousand records are validated in bounded time, and what comes is counted in octets.
+func TestThousandRecords(t *testing.T) {
+	var lines []string
+	for i := range 1000 {
+		lines = append(lines, fmt.Sprintf("a.test. 60 IN IPSECKEY 10 0 4 . %s", base64.StdEncoding.EncodeToString(fmt.Appendf(nil, "%032d", i))))
+	}
+	z := newZone(t, "test.", nsec, dns.ED25519, strings.Join(lines, "\n"))
+	w, a := newWorld(t, newZone(t, ".", nsec, dns.ED25519, ""), z)
+	start := time.Now()
+	got, err := New(w, a, WithClock(clock)).Lookup(context.Background(), "a.test.", dns.TypeIPSECKEY)
+	if err != nil || got.Status != Secure || len(got.RRs) != 1000 {
+		t.Errorf("got %v (%s) with %d records, %v", got.Status, got.Why, len(got.RRs), err)
+	}
+	if d := time.Since(start); d > 5*time.Second {
+		t.Errorf("%v", d)
+	}
+	work := newBudget()
+	work.octets.Store(2000)
+	v := New(w, a, WithClock(clock))
+	if got := v.try(context.Background(), "a.test.", dns.TypeIPSECKEY, testNow, work, false); got.Status != Bogus || !strings.Contains(got.Why, "budget") {
+		t.Errorf("with 2000 octets left: %v (%s)", got.Status, got.Why)
+	}
+}
+
+// percentile is the time that all but part of n lookups take: honest ones, with a cold cache.
+func percentile(t *testing.T, v *Validator, n int, part float64) time.Duration {
+	var took []time.Duration
+	for range n {
+		v.Flush()
+		start := time.Now()
+		if got, err := v.Lookup(context.Background(), "www.good.", dns.TypeA); err != nil || got.Status != Secure {
+			t.Fatalf("honest: %v (%s), %v", got.Status, got.Why, err)
+		}
+		took = append(took, time.Since(start))
+	}
+	slices.Sort(took)
+	return took[int(float64(n)*(1-part))]
+}
+
+// lookups of traps leave the others' time as it was. Strictly, p99 and twice, with TACIT_LONG=1 on a quiet machine; on any, the median and fivefold.
+func TestOthersUnharmed(t *testing.T) {
+	trap := newZone(t, "trap.", nsec, dns.RSASHA256, "a.trap. 60 IN A 192.0.2.1")
+	w, a := newWorld(t, newZone(t, ".", nsec, dns.ED25519, ""), trap, newZone(t, "good.", nsec, dns.ED25519, "www.good. 60 IN A 192.0.2.2"))
+	trapped(t, w, trap)
+	canned := map[question]*dns.Msg{} // signing is the world's cost, not the validator's
+	for _, q := range []question{{".", dns.TypeDNSKEY}, {"good.", dns.TypeDS}, {"good.", dns.TypeDNSKEY}, {"www.good.", dns.TypeA}, {"www.good.", dns.TypeDS}, {"trap.", dns.TypeDS},
+		{"trap.", dns.TypeDNSKEY}, {"a.trap.", dns.TypeA}, {"a.trap.", dns.TypeDS}} {
+		m := new(dns.Msg)
+		m.SetQuestion(q.name, q.rrtype)
+		r, err := w.Exchange(context.Background(), m)
+		if err != nil {
+			t.Fatal(err)
+		}
+		canned[q] = r
+	}
+	up := exchangerFunc(func(_ context.Context, q *dns.Msg) (*dns.Msg, error) {
+		if m := canned[question{q.Question[0].Name, q.Question[0].Qtype}]; m != nil {
+			return m.Copy(), nil
+		}
+		return nil, errors.New("not canned")
+	})
+	n, most, part := 200, 5.0, 0.5
+	if os.Getenv("TACIT_LONG") != "" {
+		n, most, part = 2000, 2.0, 0.01
+	}
+	v := New(up, a, WithClock(clock))
+	quiet := percentile(t, v, n, part)
+	ctx, stop := context.WithCancel(context.Background())
+	var wg sync.WaitGroup
+	for range 16 {
+		wg.Go(func() {
+			attacked := New(up, a, WithClock(clock))
+			attacked.lanes = v.lanes
+			for ctx.Err() == nil {
+				attacked.Flush()
+				_, _ = attacked.Lookup(ctx, "a.trap.", dns.TypeA)
+			}
+		})
+	}
+	under := percentile(t, v, n, part)
+	stop()
+	wg.Wait()
+	t.Logf("honest lookups, all but %v: %v, under attack %v", part, quiet, under)
+	if float64(under) > most*float64(quiet)+float64(2*time.Millisecond) {
+		t.Errorf("all but %v took %v, under attack %v", part, quiet, under)
 	}
 }

@@ -132,7 +132,7 @@ func (c *checker) judgeKeys(name string, msg *dns.Msg, ds []*dns.DS, trusted []*
 	all := &zone{name: name, keys: usableKeys(set), verdict: verdict{until: until}}
 	entry := &zone{name: name, verdict: verdict{until: until}}
 	for _, k := range all.keys {
-		if c.rules.supported(k.rr.Algorithm) && (vouched(k, ds) || same(k, trusted)) {
+		if c.rules.supported(k.rr.Algorithm) && (same(k, trusted) || c.vouched(k, ds)) {
 			entry.keys = append(entry.keys, k)
 		}
 	}
@@ -164,10 +164,13 @@ func usableKeys(set *rrset) []zoneKey {
 }
 
 // vouched says whether one of the DS records is of this key.
-func vouched(k zoneKey, ds []*dns.DS) bool {
+func (c *checker) vouched(k zoneKey, ds []*dns.DS) bool {
 	for _, d := range ds {
 		if d.KeyTag != k.tag || d.Algorithm != k.rr.Algorithm {
 			continue
+		}
+		if !c.work.digest() {
+			return false
 		}
 		if made := k.rr.ToDS(d.DigestType); made != nil && strings.EqualFold(made.Digest, d.Digest) {
 			return true

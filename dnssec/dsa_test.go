@@ -24,7 +24,8 @@ func (c *capture) Sign(_ io.Reader, data []byte, _ crypto.SignerOpts) ([]byte, e
 }
 
 // verifyDSA is RFC 2536 for tests.
-func verifyDSA(sig *dns.RRSIG, k *dns.DNSKEY, rrs []dns.RR) error {
+func verifyDSA(sig *dns.RRSIG, k *dns.DNSKEY, set *rrset) error {
+	rrs := set.rrs
 	own := make([]dns.RR, len(rrs))
 	for i, rr := range rrs {
 		own[i] = dns.Copy(rr)

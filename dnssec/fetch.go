@@ -11,12 +11,13 @@ import (
 
 // Times and sizes of the conversation with the upstream.
 const (
-	fetchTimeout = 5 * time.Second  // one question; it goes on for others when the one who asked it has left
-	walkTimeout  = 15 * time.Second // one zone's keys, with all above them
-	udpSize      = 1232             // octets, EDNS: the DNS flag day's; answers above it come by TCP
-	bogusTTL     = 5 * time.Second  // how long a broken delegation is remembered: bounds the work that it can cause
-	maxTTL       = 24 * time.Hour   // how long any delegation is remembered, or answer believed
-	maxNegative  = 3 * time.Hour    // how long a denial is believed (RFC 2308, 5)
+	fetchTimeout  = 5 * time.Second  // one question; it goes on for others when the one who asked it has left
+	lookupTimeout = 20 * time.Second // one lookup, with all its aliases and ways
+	walkTimeout   = 15 * time.Second // one zone's keys, with all above them
+	udpSize       = 1232             // octets, EDNS: the DNS flag day's; answers above it come by TCP
+	bogusTTL      = 5 * time.Second  // how long a broken delegation is remembered: bounds the work that it can cause
+	maxTTL        = 24 * time.Hour   // how long any delegation is remembered, or answer believed
+	maxNegative   = 3 * time.Hour    // how long a denial is believed (RFC 2308, 5)
 )
 
 // Rerouter is an Exchanger that has several ways to the DNS, as two upstreams are. A lookup that ends Bogus is made again by another way, within the same
@@ -141,6 +142,9 @@ func (s *session) ask(q question) *future {
 	}
 	go func() {
 		f.msg, f.err = s.v.exchange(q, s.elsewhere)
+		if f.err == nil && !s.work.answer(int64(f.msg.Len())) {
+			f.msg, f.err = nil, errBudget
+		}
 		close(f.done)
 	}()
 	return f

@@ -181,7 +181,7 @@ func (p *TrustPoint) verify(c *checker, set *rrset) signed {
 		z.keys = append(z.keys, zoneKey{k.KeyTag(), k})
 	}
 	for _, k := range usableKeys(set) {
-		if vouched(k, a.ds) {
+		if c.vouched(k, a.ds) {
 			z.keys = append(z.keys, k)
 		}
 	}

@@ -13,6 +13,7 @@ type rrset struct {
 	rrtype uint16
 	rrs    []dns.RR
 	sigs   []*dns.RRSIG
+	rdata  [][]byte // see canonical; the records are not changed once they are in the set, but for their TTLs
 }
 
 func (s *rrset) String() string { return s.name + " " + typeName(s.rrtype) }

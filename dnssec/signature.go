@@ -30,11 +30,11 @@ var (
 	errKey       = errors.New("the key is none of its algorithm")
 )
 
-// arithmetic checks one signature over rrs by k: nothing but the arithmetic. Whose key it is, what it may sign and when is verifyOne's.
+// arithmetic checks one signature over set by k: nothing but the arithmetic. Whose key it is, what it may sign and when is verifyOne's.
 //
 // The dns package has a method for it, which we do not use: it cannot do wildcards of the root or large exponents, and copies everything twice.
-func arithmetic(sig *dns.RRSIG, k *dns.DNSKEY, rrs []dns.RR) error {
-	data, err := signedData(sig, rrs)
+func arithmetic(sig *dns.RRSIG, k *dns.DNSKEY, set *rrset) error {
+	data, err := signedData(sig, set)
 	if err != nil {
 		return err
 	}
@@ -136,9 +136,10 @@ func verifyLargeExponent(m, e *big.Int, h crypto.Hash, hash, sig []byte) error {
 }
 
 // signedData is what a signature covers (RFC 4034, 3.1.8.1): the RRSIG's RDATA without the signature, and the RRs in canonical form and order.
-func signedData(sig *dns.RRSIG, rrs []dns.RR) ([]byte, error) {
-	if len(rrs) == 0 {
-		return nil, errSignature
+func signedData(sig *dns.RRSIG, set *rrset) ([]byte, error) {
+	all, err := set.canonical()
+	if err != nil {
+		return nil, err
 	}
 	signer := make([]byte, 256)
 	n, err := dns.PackDomainName(dns.CanonicalName(sig.SignerName), signer, 0, nil, false)
@@ -154,7 +155,7 @@ func signedData(sig *dns.RRSIG, rrs []dns.RR) ([]byte, error) {
 	data = binary.BigEndian.AppendUint16(data, sig.KeyTag)
 	data = append(data, signer[:n]...)
 
-	owner := dns.CanonicalName(rrs[0].Header().Name)
+	owner := set.name
 	if dns.CountLabel(owner) > int(sig.Labels) && owner != wildcardOf(ancestor(owner, int(sig.Labels))) {
 		owner = wildcardOf(ancestor(owner, int(sig.Labels)))
 	}
@@ -162,16 +163,7 @@ func signedData(sig *dns.RRSIG, rrs []dns.RR) ([]byte, error) {
 	if n, err = dns.PackDomainName(owner, name, 0, nil, false); err != nil {
 		return nil, err
 	}
-	var all [][]byte
-	for _, rr := range rrs {
-		rdata, err := RDATA(canonicalRDATA(rr))
-		if err != nil {
-			return nil, err
-		}
-		all = append(all, rdata)
-	}
-	slices.SortFunc(all, bytes.Compare)
-	for _, rdata := range slices.CompactFunc(all, bytes.Equal) { // RFC 2181, 5: no record twice
+	for _, rdata := range all {
 		data = append(data, name[:n]...)
 		data = binary.BigEndian.AppendUint16(data, sig.TypeCovered)
 		data = binary.BigEndian.AppendUint16(data, dns.ClassINET)
@@ -180,6 +172,28 @@ func signedData(sig *dns.RRSIG, rrs []dns.RR) ([]byte, error) {
 		data = append(data, rdata...)
 	}
 	return data, nil
+}
+
+// canonical are the RDATA of a set in canonical form and order, none twice (RFC 2181, 5). They are made once: a set may have many signatures, and they
+// may be many.
+func (s *rrset) canonical() ([][]byte, error) {
+	if s.rdata != nil {
+		return s.rdata, nil
+	}
+	if len(s.rrs) == 0 {
+		return nil, errSignature
+	}
+	all := make([][]byte, 0, len(s.rrs))
+	for _, rr := range s.rrs {
+		rdata, err := RDATA(canonicalRDATA(rr))
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, rdata)
+	}
+	slices.SortFunc(all, bytes.Compare)
+	s.rdata = slices.CompactFunc(all, bytes.Equal)
+	return s.rdata, nil
 }
 
 // canonicalRDATA is rr with the names in its RDATA in lower case, for the types that RFC 4034, 6.2 lists; RFC 6840, 5.1 took NSEC off the list, and

@@ -28,7 +28,7 @@ func TestSignatureExamples(t *testing.T) {
 			"www.example.net. 3600 IN A 192.0.2.1"},
 	} {
 		key, sig := rr(tt.key).(*dns.DNSKEY), rr(tt.sig).(*dns.RRSIG)
-		if err := arithmetic(sig, key, []dns.RR{rr(tt.data)}); err != nil {
+		if err := arithmetic(sig, key, &rrset{name: rr(tt.data).Header().Name, rrs: []dns.RR{rr(tt.data)}}); err != nil {
 			t.Errorf("algorithm %d: %v", key.Algorithm, err)
 		}
 		raw, err := base64.StdEncoding.DecodeString(sig.Signature)
@@ -40,7 +40,7 @@ func TestSignatureExamples(t *testing.T) {
 			bad[i] ^= 1
 			for _, b := range [][]byte{bad, raw[:i]} {
 				sig.Signature = base64.StdEncoding.EncodeToString(b)
-				if arithmetic(sig, key, []dns.RR{rr(tt.data)}) == nil {
+				if arithmetic(sig, key, &rrset{name: rr(tt.data).Header().Name, rrs: []dns.RR{rr(tt.data)}}) == nil {
 					t.Fatalf("algorithm %d: a signature with octet %d wrong or missing", key.Algorithm, i)
 				}
 			}
@@ -164,7 +164,7 @@ func TestLibraryTraps(t *testing.T) {
 			s := sign(root, "a. 60 IN A 192.0.2.1")
 			sig := s.sigs[0]
 			sig.Labels = 0
-			data, err := signedData(sig, s.rrs)
+			data, err := signedData(sig, s)
 			if err != nil || !strings.Contains(string(data), "\x01*\x00\x00\x01\x00\x01") {
 				t.Fatalf("signed data %x, %v", data, err)
 			}

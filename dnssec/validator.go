@@ -2,6 +2,7 @@ package dnssec
 
 import (
 	"context"
+	"runtime"
 	"time"
 
 	"github.com/miekg/dns"
@@ -16,7 +17,8 @@ type Validator struct {
 	Now       func() time.Time // the clock; set before the first Lookup
 
 	rules     rules
-	unsigned  map[string]bool      // by zone, canonical: WithUnsigned
+	unsigned  map[string]bool // by zone, canonical: WithUnsigned
+	lanes     *lanes
 	rollovers map[string]*Rollover // by zone: Follow
 	zones     delegations
 	proofs    proofs
@@ -72,6 +74,7 @@ func New(ex Exchanger, anchors *Anchors, opts ...Option) *Validator {
 	v.zones.zone = make(map[string]known)
 	v.proofs.zones = make(map[string]*proven)
 	v.unsigned = make(map[string]bool)
+	v.lanes = newLanes(runtime.GOMAXPROCS(0))
 	v.rollovers = make(map[string]*Rollover)
 	for _, o := range opts {
 		o(v)
@@ -93,6 +96,9 @@ func (v *Validator) Lookup(ctx context.Context, name string, rrtype uint16) (Ans
 		return Answer{}, err
 	}
 	now, work := v.Now(), newBudget()
+	outer := ctx
+	ctx, cancel := context.WithTimeout(ctx, lookupTimeout)
+	defer cancel()
 	ans := v.try(ctx, name, rrtype, now, work, false)
 	if r, ok := v.Exchanger.(Rerouter); ok && ans.Status == Bogus {
 		for n := 1; n < min(r.Ways(), maxWays) && !work.spent() && ans.Status == Bogus; n++ {
@@ -102,14 +108,14 @@ func (v *Validator) Lookup(ctx context.Context, name string, rrtype uint16) (Ans
 		}
 	}
 	if ans.Status == Indeterminate {
-		return ans, ctx.Err()
+		return ans, outer.Err()
 	}
 	return ans, nil
 }
 
 // session is a lookup, or what is as good as one, with its work budget.
 func (v *Validator) session(now time.Time, work *budget) *session {
-	return &session{checker: checker{now: now, rules: &v.rules, work: work}, v: v, asked: make(map[question]*future)}
+	return &session{checker: checker{now: now, rules: &v.rules, work: work, lanes: v.lanes}, v: v, asked: make(map[question]*future)}
 }
 
 // try is one round of a lookup: elsewhere, if the first one ended with what could not be proven.

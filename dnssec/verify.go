@@ -28,6 +28,7 @@ type checker struct {
 	now   time.Time
 	rules *rules
 	work  *budget
+	lanes *lanes // nil: nobody else computes
 	// keep is told of every NSEC and NSEC3 RRset that verified, and of the SOA beside them; nil: nobody cares.
 	keep func(set *rrset, z *zone, until time.Time)
 }
@@ -40,7 +41,7 @@ type rules struct {
 	late       time.Duration // how far in the past an expiration may lie
 	asks       bool          // no denial is made from proofs at hand
 	// legacy verifies DSA, which nothing else here does: for replays of old scenarios only.
-	legacy func(*dns.RRSIG, *dns.DNSKEY, []dns.RR) error
+	legacy func(*dns.RRSIG, *dns.DNSKEY, *rrset) error
 }
 
 // supported says whether signatures of an algorithm are checked.
@@ -59,12 +60,18 @@ func (r *rules) supported(alg uint8) bool {
 	return false
 }
 
-// check is the arithmetic of one signature.
-func (r *rules) check(sig *dns.RRSIG, k *dns.DNSKEY, rrs []dns.RR) error {
-	if r.legacy != nil && (sig.Algorithm == dns.DSA || sig.Algorithm == dns.DSANSEC3SHA1) {
-		return r.legacy(sig, k, rrs)
+// check is the arithmetic of one signature, when it is its turn.
+func (c *checker) check(sig *dns.RRSIG, k *dns.DNSKEY, set *rrset) bool {
+	defer c.lanes.enter(c.work.heavy())()
+	verify := arithmetic
+	if c.rules.legacy != nil && (sig.Algorithm == dns.DSA || sig.Algorithm == dns.DSANSEC3SHA1) {
+		verify = c.rules.legacy
 	}
-	return arithmetic(sig, k, rrs)
+	if verify(sig, k, set) != nil {
+		c.work.wrong.Add(1)
+		return false
+	}
+	return true
 }
 
 // signed is what a verified signature says about its RRset.
@@ -123,7 +130,7 @@ func (c *checker) verifyOne(set *rrset, sig *dns.RRSIG, z *zone) signed {
 		if !c.work.signature() {
 			return signed{verdict: bogus(dns.ExtendedErrorCodeDNSBogus, "%s: more than %d signatures to check", set, maxSignatures)}
 		}
-		if c.rules.check(sig, k.rr, set.rrs) == nil {
+		if c.check(sig, k.rr, set) {
 			return c.sound(set, sig, z, wildcard)
 		}
 	}
