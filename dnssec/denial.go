@@ -141,6 +141,15 @@ func (c *checker) prove(name string, rrtype uint16, nxdomain bool, d *denials) w
 	return unproven
 }
 
+// proveFully is prove, and tells for DS, too, whether there is the name at all: where there is none, there is no DS either.
+func (c *checker) proveFully(name string, rrtype uint16, nxdomain bool, d *denials) what {
+	got := c.prove(name, rrtype, nxdomain, d)
+	if got == noDelegation && c.prove(name, dns.TypeNone, true, d) == noName {
+		return noName
+	}
+	return got
+}
+
 // proveExpansion says whether name was rightly answered from a wildcard: no closer name exists
 // (RFC 4035, 5.3.4; RFC 5155, 8.8).
 func (c *checker) proveExpansion(name, wildcard string, d *denials) what {

@@ -335,16 +335,17 @@ func (l *lookup) deniedIn(name string, rrtype uint16, msg *dns.Msg, authority rr
 	if fault := l.checkSOA(d, z); fault.status == Bogus {
 		return fault
 	}
-	switch l.prove(name, rrtype, msg.Rcode == dns.RcodeNameError, d) {
+	// Nobody signs the rcode: it is what the proof says. Some servers say NXDOMAIN for an empty non-terminal, too.
+	switch l.proveFully(name, rrtype, msg.Rcode == dns.RcodeNameError, d) {
 	case noName:
-		v.why = "zone " + z.name + " proves that there is no name " + name
-	case notNamed:
-		v.why = "zone " + z.name + " says that there is no name " + name + " (RFC 9824)" // with NOERROR or, to those who asked for it so, NXDOMAIN
-	case noDelegation, unsignedCut:
-		v.why = "zone " + z.name + " proves that there is no " + of
-	case noData:
-		v.why = "zone " + z.name + " proves that there is no " + of
-		msg.Rcode = dns.RcodeSuccess // the name exists: some servers say NXDOMAIN for an empty non-terminal
+		v.why, msg.Rcode = "zone "+z.name+" proves that there is no name "+name, dns.RcodeNameError
+	case notNamed: // with NOERROR or, to those who asked for it so, NXDOMAIN (RFC 9824, 5)
+		v.why = "zone " + z.name + " says that there is no name " + name + " (RFC 9824)"
+		if msg.Rcode != dns.RcodeNameError {
+			msg.Rcode = dns.RcodeSuccess
+		}
+	case noData, noDelegation, unsignedCut:
+		v.why, msg.Rcode = "zone "+z.name+" proves that there is no "+of, dns.RcodeSuccess
 	case optedOut:
 		v.status, v.why = Insecure, "no "+of+": "+name+" lies in an opt-out span of zone "+z.name
 	case tooCostly:

@@ -67,11 +67,7 @@ func (s *session) synthesizedIn(q question, zone string) *dns.Msg {
 		d.take(&s.checker, p.set.rrs[0], zone)
 	}
 	m := message(q, found, soa, s.now)
-	got := s.prove(q.name, q.rrtype, true, d)
-	if got == noDelegation && s.prove(q.name, dns.TypeNone, true, d) == noName {
-		got = noName
-	}
-	switch got {
+	switch s.proveFully(q.name, q.rrtype, true, d) {
 	case noName:
 		m.Rcode = dns.RcodeNameError
 		return m
