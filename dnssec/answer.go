@@ -36,6 +36,17 @@ type Exchanger interface {
 	Exchange(ctx context.Context, q *dns.Msg) (*dns.Msg, error)
 }
 
+// Link is one link of an Answer: an RRset of the chain from the name that was asked, or a denial, and what stands behind it.
+type Link struct {
+	Of        string // "bob.example. A"; of a denial "no bob.example. MX"
+	Status    Status
+	Zone      string // whose key signed it, or where the chain of trust ends; empty if nobody knows
+	KeyTag    uint16 // of the key that signed, of a denial the first of its records; 0 without Algorithm
+	Algorithm uint8  // 0: nothing is signed
+	Proof     string // signature, wildcard, NSEC, NSEC3; for Insecure: no DS, opt-out, algorithm; empty where there is none
+	Why       string
+}
+
 // Answer is a validated answer. Bogus is an Answer with Why, not an error.
 type Answer struct {
 	Name   string    // asked, canonical (lower case, with the final dot)
@@ -48,6 +59,7 @@ type Answer struct {
 	Denied bool      // the answer says that there are no RRs (NXDOMAIN or NODATA); proven when Status is Secure
 	Chain  []string  // owners passed, Name first, Owner last
 	Until  time.Time // how long it may be believed: TTLs, signature expiry, keys
+	Links  []Link    // what was validated, in the order of Chain; the weakest makes Status, Why and EDE
 	Why    string    // a sentence: which proof, or what is wrong and where
 	EDE    uint16    // RFC 8914 info code for Bogus and Indeterminate; 0xffff: none
 }

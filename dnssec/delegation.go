@@ -53,11 +53,12 @@ func (c *checker) judgeDS(child string, msg *dns.Msg, z *zone) cut {
 // judgeNoDS reads the proof that child has no DS (RFC 4035, 5.2; RFC 5155, 8.6 and 8.9).
 func (c *checker) judgeNoDS(child string, authority rrsets, z *zone) cut {
 	d := c.collect(authority, z)
-	v := verdict{status: Secure, until: d.until, ede: NoEDE}
+	v := verdict{status: Secure, until: d.until, ede: NoEDE, zone: child, tag: d.first.tag, alg: d.first.alg, proof: "no DS"}
 	switch c.prove(child, dns.TypeDS, false, d) {
 	case unsignedCut:
 		v.status, v.why = Insecure, child+" is delegated by zone "+z.name+" without DS"
 	case optedOut:
+		v.proof = "opt-out"
 		v.status, v.why = Insecure, child+" lies in an opt-out span of zone "+z.name
 	case tooCostly:
 		v.status, v.why = Insecure, "NSEC3 of zone "+z.name+" has more iterations than we compute"
@@ -89,10 +90,12 @@ func (d *denials) fail(of string, z *zone) verdict {
 	if d.failure.why != "" {
 		return d.failure
 	}
+	v := bogus(dns.ExtendedErrorCodeNSECMissing, "the NSEC records of zone %s do not prove that there is no %s", z.name, of)
 	if !d.seen {
-		return bogus(dns.ExtendedErrorCodeNSECMissing, "no proof that there is no %s, but zone %s is signed", of, z.name)
+		v = bogus(dns.ExtendedErrorCodeNSECMissing, "no proof that there is no %s, but zone %s is signed", of, z.name)
 	}
-	return bogus(dns.ExtendedErrorCodeNSECMissing, "the NSEC records of zone %s do not prove that there is no %s", z.name, of)
+	v.zone = z.name
+	return v
 }
 
 // chooseDS keeps the DS records that we can use. None is as good as an unsigned zone.
@@ -117,6 +120,7 @@ func (c *checker) chooseDS(set *rrset, v verdict) cut {
 		strong = weak
 	}
 	if len(strong) == 0 {
+		v.zone, v.proof = set.name, "algorithm"
 		v.status, v.why = Insecure, "zone "+set.name+" has only algorithms or digests that we do not use"
 		return cut{verdict: v}
 	}

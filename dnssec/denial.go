@@ -13,6 +13,7 @@ type denials struct {
 	nsecs   []*dns.NSEC
 	nsec3s  []*hashed
 	sets    []*rrset  // all that verified
+	first   verdict   // on the first that verified: whose key
 	apex    *rrset    // the SOA of the zone, not verified; nil if there was none
 	until   time.Time // the earliest end of what was verified, the negative TTL of the SOA included (RFC 2308, 5)
 	dated   bool      // there was a SOA
@@ -82,6 +83,10 @@ func (d *denials) add(c *checker, set *rrset, z *zone) {
 		d.take(c, rr, z.name)
 	}
 	set.setTTL(got.ttl)
+	if len(d.sets) == 0 {
+		d.first = got.verdict
+		d.first.proof = typeName(set.rrtype)
+	}
 	d.sets = append(d.sets, set)
 	if got.until.Before(d.until) {
 		d.until = got.until

@@ -226,7 +226,8 @@ func TestLyingUpstream(t *testing.T) {
 		{"ent.signed.test.", dns.TypeA}, {"any.wild.signed.test.", dns.TypeA}, {"any.wild.signed.test.", dns.TypeIPSECKEY}, {"host.old.signed.test.", dns.TypeA},
 		{"any.walias.signed.test.", dns.TypeA}, {"www.sub.signed.test.", dns.TypeA}, {"www.sub.signed.test.", dns.TypeIPSECKEY}, {"signed.test.", dns.TypeDS}, {"host.hashed.test.", dns.TypeA},
 		{"none.hashed.test.", dns.TypeA}, {"any.wild.hashed.test.", dns.TypeA}, {"host.loose.test.", dns.TypeA}, {"www.plain.test.", dns.TypeA},
-		{"plain.test.", dns.TypeDS}, {"dead.signed.test.", dns.TypeA}}
+		{"plain.test.", dns.TypeDS}, {"dead.signed.test.", dns.TypeA}, {"x.wild.signed.test.", dns.TypeA}, {"y.x.wild.signed.test.", dns.TypeA},
+		{"x.wild.hashed.test.", dns.TypeA}}
 	want := map[question]Answer{}
 	for _, q := range questions {
 		got, err := New(l, a, WithClock(clock)).Lookup(context.Background(), q.name, q.rrtype)

@@ -22,13 +22,13 @@ func (l *lookup) run(ctx context.Context) {
 	for l.ans.Status != Bogus {
 		owner := l.ans.Owner
 		if l.asked[owner] {
-			l.weaken(verdict{status: Indeterminate, until: l.now, ede: dns.ExtendedErrorCodeOther, why: "the aliases of " + l.ans.Name + " do not end"})
+			l.weaken(owner, verdict{status: Indeterminate, until: l.now, ede: dns.ExtendedErrorCodeOther, why: "the aliases of " + l.ans.Name + " do not end"})
 			return
 		}
 		l.asked[owner] = true
 		msg, err := l.message(ctx, question{owner, l.ans.Type})
 		if err != nil {
-			l.weaken(l.unanswered(err))
+			l.weaken(owner+" "+typeName(l.ans.Type), l.unanswered(err))
 			return
 		}
 		done := l.follow(ctx, owner, msg)
@@ -55,7 +55,8 @@ func (l *lookup) keep(msg *dns.Msg) {
 }
 
 // weaken joins a link's verdict to the whole: the weakest status, the earliest end, and the reason of the weakest.
-func (l *lookup) weaken(v verdict) {
+func (l *lookup) weaken(of string, v verdict) {
+	l.ans.Links = append(l.ans.Links, v.link(of))
 	if v.until.Before(l.ans.Until) {
 		l.ans.Until = v.until
 	}
@@ -87,13 +88,13 @@ func (l *lookup) follow(ctx context.Context, asked string, msg *dns.Msg) (done b
 			break
 		}
 		target, v := l.alias(ctx, alias, answer, authority)
-		l.weaken(v)
+		l.weaken(alias.String(), v)
 		if l.ans.Status == Bogus || target == "" {
 			l.ans.Denied = l.ans.Status != Bogus // YXDOMAIN
 			return true
 		}
 		if why := l.loops(target); why != "" {
-			l.weaken(verdict{status: Indeterminate, until: l.now, ede: dns.ExtendedErrorCodeOther, why: why})
+			l.weaken(target, verdict{status: Indeterminate, until: l.now, ede: dns.ExtendedErrorCodeOther, why: why})
 			return true
 		}
 		l.ans.Owner = target
@@ -107,7 +108,7 @@ func (l *lookup) follow(ctx context.Context, asked string, msg *dns.Msg) (done b
 		return false // asked for by itself, the end of the chain may be proven
 	}
 	l.ans.Denied = true
-	l.weaken(v)
+	l.weaken("no "+l.ans.Owner+" "+typeName(l.ans.Type), v)
 	return true
 }
 
@@ -150,9 +151,9 @@ func (l *lookup) data(ctx context.Context, answer, authority rrsets) bool {
 		found = true
 		if d := answer.dname(l.ans.Owner); d != nil && set.rrtype == dns.TypeCNAME && len(set.sigs) == 0 {
 			_, v := l.alias(ctx, d, answer, authority) // made from a DNAME: that is what is signed
-			l.weaken(v)
+			l.weaken(d.String(), v)
 		} else {
-			l.weaken(l.positive(ctx, set, authority))
+			l.weaken(set.String(), l.positive(ctx, set, authority))
 		}
 		l.take(set)
 		l.ans.RRs = append(l.ans.RRs, set.rrs...)
@@ -172,7 +173,7 @@ func (l *lookup) signatures(answer rrsets) bool {
 		}
 	}
 	if len(l.ans.RRs) > 0 {
-		l.weaken(v)
+		l.weaken(l.ans.Owner+" RRSIG", v)
 	}
 	return len(l.ans.RRs) > 0
 }
@@ -323,7 +324,8 @@ func (l *lookup) denied(ctx context.Context, name string, rrtype uint16, msg *dn
 func (l *lookup) deniedIn(name string, rrtype uint16, msg *dns.Msg, authority rrsets, z *zone) verdict {
 	of := name + " " + typeName(rrtype)
 	d := l.collect(authority, z)
-	v := verdict{status: z.status, until: d.until, ede: z.ede, why: z.why}
+	v := z.verdict
+	v.until = d.until
 	if z.status != Secure {
 		if !d.dated {
 			v.until = l.now // RFC 2308, 5: a denial without SOA is not to be kept
@@ -331,7 +333,7 @@ func (l *lookup) deniedIn(name string, rrtype uint16, msg *dns.Msg, authority rr
 		v.why = "no " + of + ": " + z.why
 		return v
 	}
-	v.ede = NoEDE
+	v.ede, v.zone, v.tag, v.alg, v.proof = NoEDE, z.name, d.first.tag, d.first.alg, d.first.proof
 	if fault := l.checkSOA(d, z); fault.status == Bogus {
 		return fault
 	}
@@ -347,6 +349,7 @@ func (l *lookup) deniedIn(name string, rrtype uint16, msg *dns.Msg, authority rr
 	case noData, noDelegation, unsignedCut:
 		v.why, msg.Rcode = "zone "+z.name+" proves that there is no "+of, dns.RcodeSuccess
 	case optedOut:
+		v.proof = "opt-out"
 		v.status, v.why = Insecure, "no "+of+": "+name+" lies in an opt-out span of zone "+z.name
 	case tooCostly:
 		v.status, v.why = Insecure, "no "+of+": NSEC3 of zone "+z.name+" has more iterations than we compute"

@@ -2,6 +2,8 @@ package dnssec
 
 import (
 	"context"
+	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -153,5 +155,51 @@ func TestLookup(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// An Answer says of each of its links what stands behind it.
+func TestLinks(t *testing.T) {
+	w, a := hierarchy(t)
+	w.set(func(q dns.Question, m *dns.Msg) {
+		if q.Name == "x.wild.signed.test." && q.Qtype == dns.TypeA {
+			m.Answer = m.Answer[:1]
+		}
+	})
+	tag := func(zone string) uint16 { return w.zones[zone].key.KeyTag() }
+	for _, tt := range []struct {
+		name   string
+		rrtype uint16
+		want   []Link
+	}{
+		{bob, dns.TypeA, []Link{{"bob.signed.test. A", Secure, "signed.test.", tag("signed.test."), 15, "signature", ""}}},
+		{"out.signed.test.", dns.TypeA, []Link{{"out.signed.test. CNAME", Secure, "signed.test.", tag("signed.test."), 15, "signature", ""},
+			{"host.hashed.test. A", Secure, "hashed.test.", tag("hashed.test."), 15, "signature", ""}}},
+		{"any.wild.signed.test.", dns.TypeA, []Link{{"any.wild.signed.test. A", Secure, "signed.test.", tag("signed.test."), 15, "wildcard", ""}}},
+		{"host.old.signed.test.", dns.TypeA, []Link{{"old.signed.test. DNAME", Secure, "signed.test.", tag("signed.test."), 15, "signature", ""},
+			{"host.hashed.test. A", Secure, "hashed.test.", tag("hashed.test."), 15, "signature", ""}}},
+		{bob, dns.TypeMX, []Link{{"no bob.signed.test. MX", Secure, "signed.test.", tag("signed.test."), 15, "NSEC", ""}}},
+		{"none.hashed.test.", dns.TypeA, []Link{{"no none.hashed.test. A", Secure, "hashed.test.", tag("hashed.test."), 15, "NSEC3", ""}}},
+		{"none.loose.test.", dns.TypeA, []Link{{"no none.loose.test. A", Insecure, "loose.test.", tag("loose.test."), 15, "opt-out", ""}}},
+		{"away.signed.test.", dns.TypeA, []Link{{"away.signed.test. CNAME", Secure, "signed.test.", tag("signed.test."), 15, "signature", ""},
+			{"www.plain.test. A", Insecure, "plain.test.", tag("test."), 13, "no DS", ""}}},
+		{"www.odd.test.", dns.TypeA, []Link{{"www.odd.test. A", Insecure, "odd.test.", tag("test."), 13, "algorithm", ""}}},
+		{"x.wild.signed.test.", dns.TypeA, []Link{{"x.wild.signed.test. A", Bogus, "signed.test.", 0, 0, "", ""}}},
+	} {
+		got, err := New(w, a, WithClock(clock)).Lookup(context.Background(), tt.name, tt.rrtype)
+		if err != nil {
+			t.Fatal(err)
+		}
+		worst := Secure
+		for i := range got.Links {
+			if got.Links[i].Why == "" || !strings.Contains(got.Why, got.Links[i].Why) && got.Links[i].Status == got.Status {
+				t.Errorf("%s: %q is not in %q", tt.name, got.Links[i].Why, got.Why)
+			}
+			worst = min(worst, got.Links[i].Status)
+			got.Links[i].Why = ""
+		}
+		if !slices.Equal(got.Links, tt.want) || worst != got.Status {
+			t.Errorf("%s %s: got %v %+v, want %+v", tt.name, typeName(tt.rrtype), got.Status, got.Links, tt.want)
+		}
 	}
 }

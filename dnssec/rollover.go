@@ -204,7 +204,7 @@ func (p *TrustPoint) failed(now time.Time) {
 func (p *TrustPoint) schedule(now time.Time, set *rrset, got signed) {
 	left := 15 * 24 * time.Hour * 2
 	for _, sig := range set.sigs[:min(len(set.sigs), maxSetSigs)] {
-		if sig.KeyTag == got.tag {
+		if sig.KeyTag == got.verdict.tag {
 			left = min(left, seconds(sig.OrigTtl), time.Duration(int32(sig.Expiration-uint32(now.Unix())))*time.Second)
 		}
 	}

@@ -17,6 +17,16 @@ type verdict struct {
 	until  time.Time
 	why    string
 	ede    uint16
+
+	zone  string // who stands for it: see Link
+	tag   uint16
+	alg   uint8
+	proof string
+}
+
+// link is the verdict on something as a Link.
+func (v verdict) link(of string) Link {
+	return Link{Of: of, Status: v.status, Zone: v.zone, KeyTag: v.tag, Algorithm: v.alg, Proof: v.proof, Why: v.why}
 }
 
 func bogus(ede uint16, format string, args ...any) verdict {
@@ -79,13 +89,14 @@ type signed struct {
 	verdict
 	ttl      uint32 // seconds: never above the TTL that was signed, nor beyond the expiration
 	wildcard string // the wildcard that the RRset was expanded from, else empty
-	tag      uint16
 }
 
 // verify checks an RRset against the keys of the zone that must have signed it (RFC 4035, 5.3). One good signature is enough (RFC 6840, 5.11).
 func (c *checker) verify(set *rrset, z *zone) signed {
 	if len(set.sigs) == 0 {
-		return signed{verdict: bogus(dns.ExtendedErrorCodeRRSIGsMissing, "%s is not signed, but zone %s is", set, z.name)}
+		v := bogus(dns.ExtendedErrorCodeRRSIGsMissing, "%s is not signed, but zone %s is", set, z.name)
+		v.zone = z.name
+		return signed{verdict: v}
 	}
 	fail := bogus(dns.ExtendedErrorCodeRRSIGsMissing, "%s has no signature by zone %s", set, z.name)
 	for i, sig := range set.sigs {
@@ -104,6 +115,7 @@ func (c *checker) verify(set *rrset, z *zone) signed {
 			break
 		}
 	}
+	fail.zone = z.name
 	return signed{verdict: fail}
 }
 
@@ -155,7 +167,12 @@ func (c *checker) sound(set *rrset, sig *dns.RRSIG, z *zone, wildcard string) si
 		until = z.until
 	}
 	why := fmt.Sprintf("%s signed by key %d of zone %s", set, sig.KeyTag, z.name)
-	return signed{verdict: verdict{status: Secure, until: until, why: why, ede: NoEDE}, ttl: ttl, wildcard: wildcard, tag: sig.KeyTag}
+	proof := "signature"
+	if wildcard != "" {
+		proof = "wildcard"
+	}
+	return signed{verdict: verdict{status: Secure, until: until, why: why, ede: NoEDE, zone: z.name, tag: sig.KeyTag, alg: sig.Algorithm, proof: proof},
+		ttl: ttl, wildcard: wildcard}
 }
 
 // expansion checks the Labels field (RFC 4035, 5.3.1) and returns the wildcard that the RRset was made from, if it was.
