@@ -523,3 +523,45 @@ func TestUnsignedByConfiguration(t *testing.T) {
 		}
 	}
 }
+
+// a clock at 1970, or a little before what is known to have passed, makes nothing Secure, Insecure or expired; one in the future makes all expire.
+func TestClock(t *testing.T) {
+	w, a := hierarchy(t)
+	floor := testNow
+	for _, tt := range []struct {
+		now  time.Time
+		name string
+		want Status
+		ede  uint16
+	}{
+		{testNow, bob, Secure, NoEDE},
+		{testNow.Add(-time.Second), bob, Indeterminate, dns.ExtendedErrorCodeDNSSECIndeterminate},
+		{testNow.Add(-time.Second), "www.plain.test.", Indeterminate, dns.ExtendedErrorCodeDNSSECIndeterminate},
+		{time.Unix(0, 0), bob, Indeterminate, dns.ExtendedErrorCodeDNSSECIndeterminate},
+		{time.Unix(0, 0), none, Indeterminate, dns.ExtendedErrorCodeDNSSECIndeterminate},
+		{testNow.Add(23 * time.Hour), bob, Secure, NoEDE},
+		{testNow.Add(25 * time.Hour), bob, Bogus, dns.ExtendedErrorCodeSignatureExpired},
+	} {
+		now := tt.now
+		got, err := New(w, a, WithClock(func() time.Time { return now }), WithFloor(floor)).Lookup(context.Background(), tt.name, dns.TypeA)
+		if err != nil || got.Status != tt.want || got.EDE != tt.ede {
+			t.Errorf("%v, %s: got %v EDE %d (%s), %v, want %v EDE %d", tt.now, tt.name, got.Status, got.EDE, got.Why, err, tt.want, tt.ede)
+		}
+		if tt.name == bob && (len(got.RRs) != 1 || got.Status == Indeterminate && got.Until.After(now)) {
+			t.Errorf("%v: %v until %v", tt.now, got.RRs, got.Until)
+		}
+	}
+	w.set(func(_ dns.Question, m *dns.Msg) {
+		for _, r := range m.Answer {
+			if a, ok := r.(*dns.A); ok {
+				a.A = []byte{203, 0, 113, 1}
+			}
+		}
+	})
+	if got, err := New(w, a, WithClock(func() time.Time { return time.Unix(0, 0) }), WithFloor(floor)).Lookup(context.Background(), bob, dns.TypeA); err != nil || got.Status != Bogus {
+		t.Errorf("forged, at 1970: got %v (%s), %v", got.Status, got.Why, err)
+	}
+	if got, err := New(w, a, WithClock(func() time.Time { return time.Unix(0, 0) })).Lookup(context.Background(), bob, dns.TypeA); err != nil || got.Status != Indeterminate {
+		t.Errorf("without a floor of the configuration: got %v (%s), %v", got.Status, got.Why, err)
+	}
+}

@@ -139,7 +139,7 @@ func playScenario(t *testing.T, s *scenario) error {
 		p.start = time.Now()
 	}
 	p.up = newRecursor(s, p.now)
-	p.v = New(p.up, anchors, WithClock(p.now), WithSHA1(), WithUnsigned(s.unsigned...))
+	p.v = New(p.up, anchors, WithClock(p.now), WithSHA1(), WithFloor(time.Time{}), WithUnsigned(s.unsigned...))
 	p.v.rules.legacy, p.v.rules.iterations = verifyDSA, 2500
 	if len(s.autotrust) > 0 && s.now.IsZero() {
 		p.start = time.Unix(0, 0) // TIME_PASSES brings it to where the signatures are

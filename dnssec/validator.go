@@ -2,6 +2,7 @@ package dnssec
 
 import (
 	"context"
+	"fmt"
 	"runtime"
 	"time"
 
@@ -41,6 +42,13 @@ func WithSkew(early, late time.Duration) Option {
 	return func(v *Validator) { v.rules.early, v.rules.late = early, late }
 }
 
+// builtFloor is a time before which this code was not written: a clock that says less is wrong.
+var builtFloor = time.Date(2026, 11, 1, 0, 0, 0, 0, time.UTC)
+
+// WithFloor sets a time that is known to have passed, as that of the last run is; the time when this code was written unless set. While the clock says
+// less it is wrong, and nothing can be Secure or Insecure (TRUST: A-43): what is not Bogus for another reason than the time is Indeterminate.
+func WithFloor(t time.Time) Option { return func(v *Validator) { v.rules.floor = t } }
+
 // WithUnsigned names zones that are Insecure whatever the zones above them say: the negative trust anchors of RFC 7646, for internal zones that the public
 // root denies. A trust anchor at or below such a zone goes before it. Names that are no domain names are left out.
 func WithUnsigned(zones ...string) Option {
@@ -70,7 +78,7 @@ func (v *Validator) top(name string) (zone string, trusted bool) {
 // New makes a Validator that trusts anchors and asks ex.
 func New(ex Exchanger, anchors *Anchors, opts ...Option) *Validator {
 	v := &Validator{Exchanger: ex, Anchors: anchors, Now: time.Now}
-	v.rules.early, v.rules.iterations = 5*time.Minute, maxIterations
+	v.rules.early, v.rules.iterations, v.rules.floor = 5*time.Minute, maxIterations, builtFloor
 	v.zones.zone = make(map[string]known)
 	v.proofs.zones = make(map[string]*proven)
 	v.unsigned = make(map[string]bool)
@@ -96,6 +104,9 @@ func (v *Validator) Lookup(ctx context.Context, name string, rrtype uint16) (Ans
 		return Answer{}, err
 	}
 	now, work := v.Now(), newBudget()
+	if now.Before(v.rules.floor) {
+		return v.unclocked(ctx, name, rrtype, now)
+	}
 	outer := ctx
 	ctx, cancel := context.WithTimeout(ctx, lookupTimeout)
 	defer cancel()
@@ -111,6 +122,19 @@ func (v *Validator) Lookup(ctx context.Context, name string, rrtype uint16) (Ans
 		return ans, outer.Err()
 	}
 	return ans, nil
+}
+
+// unclocked is a Lookup while the clock is known to be wrong. The answer is what a validator at the floor makes of it, for those who need a name to set
+// the clock; it claims nothing.
+func (v *Validator) unclocked(ctx context.Context, name string, rrtype uint16, now time.Time) (Answer, error) {
+	ans := v.try(ctx, name, rrtype, v.rules.floor, newBudget(), false)
+	timely := ans.EDE != dns.ExtendedErrorCodeSignatureExpired && ans.EDE != dns.ExtendedErrorCodeSignatureNotYetValid
+	if ans.Status == Bogus && timely {
+		return ans, nil
+	}
+	ans.Status, ans.EDE, ans.Until = Indeterminate, dns.ExtendedErrorCodeDNSSECIndeterminate, now
+	ans.Why = fmt.Sprintf("the clock says %s, which is before %s: %s", now.UTC().Format(time.DateTime), v.rules.floor.UTC().Format(time.DateTime), ans.Why)
+	return ans, ctx.Err()
 }
 
 // session is a lookup, or what is as good as one, with its work budget.

@@ -49,6 +49,7 @@ type rules struct {
 	sha1       bool          // believe algorithms 5 and 7
 	early      time.Duration // how far in the future an inception may lie
 	late       time.Duration // how far in the past an expiration may lie
+	floor      time.Time     // the clock is right if it says no less
 	asks       bool          // no denial is made from proofs at hand
 	// legacy verifies DSA, which nothing else here does: for replays of old scenarios only.
 	legacy func(*dns.RRSIG, *dns.DNSKEY, *rrset) error
