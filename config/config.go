@@ -36,12 +36,14 @@ type Config struct {
 
 // DNS is [dns].
 type DNS struct {
-	Listen        []netip.AddrPort
-	Upstream      []netip.AddrPort
-	TrustAnchors  string   // path; empty: the built-in root anchors
-	InternalZones []string // canonical, with the final dot
-	Hold          time.Duration
-	Manage        string // off
+	Listen           []netip.AddrPort
+	Upstream         []netip.AddrPort
+	TrustAnchors     string   // path; empty: the built-in root anchors
+	TrustAnchorState string   // path of what RFC 5011 has learned; empty: the anchors do not roll over
+	NegativeAnchors  []string // canonical: zones that are unsigned whatever the zones above say
+	InternalZones    []string // canonical, with the final dot
+	Hold             time.Duration
+	Manage           string // off
 }
 
 // Default returns the configuration of a host without a file: an anonymous client. It has no upstream: UseNameservers.

@@ -42,18 +42,20 @@ func TestParseFull(t *testing.T) {
 	first.Names = []string{"*.example.", ".tree.example.", "host.example.", "*."}
 	first.Prefixes = []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24"), netip.MustParsePrefix("198.51.100.1/32"),
 		netip.MustParsePrefix("2001:db8::/32")}
-	first.Class, first.AcceptAnonymous, first.Line = policy.Clear, false, 19
-	second.Line = 24
+	first.Class, first.AcceptAnonymous, first.Line = policy.Clear, false, 21
+	second.Line = 26
 	want := &Config{
 		Name: "alice.example", Identity: "/etc/tacit/key.pem", Identify: "all", Dataplane: "tun", Socket: "/run/t.sock", PostQuantum: "before",
 		Linger: 90 * time.Second, IKELifetime: 90 * time.Minute, ChildLifetime: 2 * time.Second,
 		DNS: DNS{
-			Listen:        servers("127.0.0.1:53", "[::1]:5353"),
-			Upstream:      servers("192.0.2.53:53", "[2001:db8::53]:53", "192.0.2.54:5300"),
-			TrustAnchors:  "/etc/tacit/root.key",
-			InternalZones: []string{"corp.example.", "lan."},
-			Hold:          500 * time.Millisecond,
-			Manage:        "off",
+			Listen:           servers("127.0.0.1:53", "[::1]:5353"),
+			Upstream:         servers("192.0.2.53:53", "[2001:db8::53]:53", "192.0.2.54:5300"),
+			TrustAnchors:     "/etc/tacit/root.key",
+			InternalZones:    []string{"corp.example.", "lan."},
+			TrustAnchorState: "/var/lib/tacit/root.state",
+			NegativeAnchors:  []string{"internal."},
+			Hold:             500 * time.Millisecond,
+			Manage:           "off",
 		},
 		Policy: []policy.Rule{first, second, policy.Default()},
 	}
@@ -111,7 +113,7 @@ func TestErrors(t *testing.T) {
 func TestLater(t *testing.T) {
 	for _, text := range []string{
 		"[[peer]]", "[publish]", "publish.x = 1",
-		"[dns]\ntrust-ad = false", "[dns]\nnegative-anchors = []", `dns.on-failure = "open"`,
+		"[dns]\ntrust-ad = false", `dns.on-failure = "open"`,
 		"[[policy]]\nanonymous = false", "[[policy]]\npackets = false", "[[policy]]\nclear-ports = []", "[[policy]]\nprotect-dns = false",
 		"[dns]\nmanage = \"auto\"", "[dns]\nupstream = [\"tls://192.0.2.1\"]",
 		"[[policy]]\nclass = \"private\"", "[[policy]]\nclass = \"clear-or-private\"", "[[policy]]\nclass = \"block\"",

@@ -27,9 +27,11 @@ var settings = map[string]func(p *parser, v value){
 	"ike-lifetime":   func(p *parser, v value) { p.duration(v, &p.config.IKELifetime, time.Second, 7*24*time.Hour) },
 	"child-lifetime": func(p *parser, v value) { p.duration(v, &p.config.ChildLifetime, time.Second, 24*time.Hour) },
 	// DNS. A hold of more than 10 s would outlast every stub resolver's patience.
-	"dns.listen":        func(p *parser, v value) { p.servers(v, &p.config.DNS.Listen, false) },
-	"dns.upstream":      func(p *parser, v value) { p.servers(v, &p.config.DNS.Upstream, true) },
-	"dns.trust-anchors": func(p *parser, v value) { p.path(v, &p.config.DNS.TrustAnchors) },
+	"dns.listen":             func(p *parser, v value) { p.servers(v, &p.config.DNS.Listen, false) },
+	"dns.upstream":           func(p *parser, v value) { p.servers(v, &p.config.DNS.Upstream, true) },
+	"dns.trust-anchors":      func(p *parser, v value) { p.path(v, &p.config.DNS.TrustAnchors) },
+	"dns.trust-anchor-state": func(p *parser, v value) { p.path(v, &p.config.DNS.TrustAnchorState) },
+	"dns.negative-anchors":   func(p *parser, v value) { p.zones(v, &p.config.DNS.NegativeAnchors) },
 	"dns.internal-zones": func(p *parser, v value) {
 		p.zones(v, &p.config.DNS.InternalZones)
 	},
@@ -46,7 +48,7 @@ var settings = map[string]func(p *parser, v value){
 // later are the keys and tables of the design that this version refuses.
 var later = []string{
 	"peer", "publish",
-	"dns.negative-anchors", "dns.trust-ad", "dns.on-failure",
+	"dns.trust-ad", "dns.on-failure",
 	"policy.anonymous", "policy.packets", "policy.clear-ports", "policy.protect-dns",
 }
 

@@ -25,10 +25,13 @@ import (
 
 // Config is what a Daemon is made of.
 type Config struct {
-	File      *config.Config
-	Anchors   *dnssec.Anchors
-	Signer    crypto.Signer // our identity; nil: we stay anonymous and nobody can prove us
-	Dataplane ipsec.Dataplane
+	File    *config.Config
+	Anchors *dnssec.Anchors
+	// TrustPoint is to be followed through its roll-overs, its state kept by SaveTrust; nil: the anchors stay as they are.
+	TrustPoint *dnssec.TrustPoint
+	SaveTrust  func(state []byte) error
+	Signer     crypto.Signer // our identity; nil: we stay anonymous and nobody can prove us
+	Dataplane  ipsec.Dataplane
 	// DataplaneName and DataplaneWhy are for status: which data plane, and why this one.
 	DataplaneName, DataplaneWhy string
 	Encapsulate                 bool // the data plane prefers ESP in UDP
@@ -48,6 +51,7 @@ type Daemon struct {
 	host     *host
 	shards   *shards // nil when observing
 	resolver *resolver.Server
+	rollover *dnssec.Rollover // nil without a TrustPoint
 	started  time.Time
 }
 
@@ -87,8 +91,11 @@ func (d *Daemon) openResolver() error {
 	if err != nil {
 		return fmt.Errorf("dns.upstream: %w", err)
 	}
-	v := dnssec.New(up, d.cfg.Anchors)
+	v := dnssec.New(up, d.cfg.Anchors, dnssec.WithUnsigned(f.DNS.NegativeAnchors...))
 	v.Now = d.now
+	if d.cfg.TrustPoint != nil {
+		d.rollover = v.Follow(d.cfg.TrustPoint, d.cfg.SaveTrust)
+	}
 	d.resolver, err = resolver.New(resolver.Config{
 		Listen: f.DNS.Listen, Lookup: v, Upstream: up, Watcher: (*watcher)(d),
 		Hold: f.DNS.Hold, Log: d.log, Now: d.now, Observe: d.cfg.Observe,
@@ -113,6 +120,9 @@ func (d *Daemon) Run(ctx context.Context) error {
 	if d.shards != nil {
 		g.Go(func() error { return d.shards.run(gctx) })
 	}
+	if d.rollover != nil {
+		g.Go(func() error { d.rollover.Run(gctx, d.probed); return nil })
+	}
 	d.log.Info("ready", "name", d.cfg.File.Name, "dataplane", d.cfg.DataplaneName, "why", d.cfg.DataplaneWhy,
 		"dns", d.resolver.Addrs(), "observe", d.cfg.Observe)
 	err := g.Wait()
@@ -120,6 +130,15 @@ func (d *Daemon) Run(ctx context.Context) error {
 		return nil
 	}
 	return err
+}
+
+// probed reports how a probe of the trust anchors ended.
+func (d *Daemon) probed(err error) {
+	if err != nil {
+		d.log.Warn("trust anchors not confirmed", "err", err)
+		return
+	}
+	d.log.Debug("trust anchors confirmed")
 }
 
 // Close gives back what New took, after Run or without it.

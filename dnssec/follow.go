@@ -29,6 +29,9 @@ type Rollover struct {
 func (v *Validator) Follow(p *TrustPoint, save func(text []byte) error) *Rollover {
 	r := &Rollover{v: v, save: save, point: p}
 	v.rollovers[p.Zone] = r
+	if p.LastSuccess.After(v.rules.floor) {
+		v.rules.floor = p.LastSuccess // signatures were good then: that time has passed
+	}
 	v.Anchors.set(p.Zone, p.trusted())
 	return r
 }

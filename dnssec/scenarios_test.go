@@ -151,6 +151,7 @@ func playScenario(t *testing.T, s *scenario) error {
 		}
 		p.roll = p.v.Follow(point, func(text []byte) error { p.saved = text; return nil })
 		p.saved = point.Text()
+		p.v.rules.floor = time.Time{}
 	}
 	p.v.rules.asks = slices.Equal(s.options["aggressive-nsec"], []string{"no"})
 	for _, a := range s.steps {

@@ -17,7 +17,6 @@ type wish struct {
 	child    *child // of an existing Pair, which has lost its SAs; nil: a new Pair
 	selector ipsec.Selector
 	at       time.Time // not before
-	since    time.Time // when it was refused for the first time
 }
 
 const (

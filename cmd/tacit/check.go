@@ -1,7 +1,9 @@
 package main
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 
 	"github.com/spf13/cobra"
@@ -22,7 +24,11 @@ func checkConfigCommand(f *flags) *cobra.Command {
 				return err
 			}
 			// A daemon would fail on these as it fails on the configuration: so do we.
-			if _, err := trustAnchors(conf); err != nil {
+			anchors, err := trustAnchors(conf)
+			if err != nil {
+				return err
+			}
+			if _, err := trustPoint(conf, anchors); err != nil {
 				return err
 			}
 			if _, err := readKey(conf.Identity); err != nil && conf.Name != "" {
@@ -44,4 +50,24 @@ func trustAnchors(conf *config.Config) (*dnssec.Anchors, error) {
 		return nil, err
 	}
 	return dnssec.ParseAnchors(text, conf.DNS.TrustAnchors)
+}
+
+// trustPoint is the state of the trust anchors that roll over, or the anchors to begin with. Nil if they do not roll over.
+func trustPoint(conf *config.Config, anchors *dnssec.Anchors) (*dnssec.TrustPoint, error) {
+	path := conf.DNS.TrustAnchorState
+	if path == "" {
+		return nil, nil
+	}
+	text, err := os.ReadFile(path)
+	switch {
+	case err == nil:
+		return dnssec.ParseTrustPoint(text, path)
+	case !errors.Is(err, fs.ErrNotExist):
+		return nil, err
+	}
+	p := anchors.TrustPoint(".")
+	if p == nil {
+		return nil, errors.New("dns.trust-anchor-state: there is no trust anchor of the root to follow")
+	}
+	return p, nil
 }

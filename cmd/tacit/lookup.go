@@ -91,7 +91,15 @@ func newLookup(conf *config.Config) (*lookup, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &lookup{dnssec.New(up, anchors), conf.Table(), env}, nil
+	v := dnssec.New(up, anchors, dnssec.WithUnsigned(conf.DNS.NegativeAnchors...))
+	point, err := trustPoint(conf, anchors)
+	if err != nil {
+		return nil, err
+	}
+	if point != nil {
+		v.Follow(point, func([]byte) error { return nil }) // what it learns is the daemon's to keep
+	}
+	return &lookup{v, conf.Table(), env}, nil
 }
 
 // run asks for A, AAAA and IPSECKEY at once, as the daemon does; where the addresses belong to the end of an alias chain that the

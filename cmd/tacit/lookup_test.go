@@ -5,6 +5,8 @@ import (
 	"crypto/ed25519"
 	"errors"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -174,5 +176,35 @@ func TestNewLookup(t *testing.T) {
 	c.DNS.TrustAnchors = "/nonexistent/root.key"
 	if _, err := newLookup(c); err == nil {
 		t.Error("missing anchors are no error")
+	}
+}
+
+// The state of the anchors that roll over: made from the anchors, read where it is there, refused where it is none.
+func TestTrustPoint(t *testing.T) {
+	c := config.Default()
+	path := filepath.Join(t.TempDir(), "root.state")
+	if p, err := trustPoint(c, dnssec.RootAnchors()); p != nil || err != nil {
+		t.Errorf("without a state file: %v, %v", p, err)
+	}
+	c.DNS.TrustAnchorState = path
+	p, err := trustPoint(c, dnssec.RootAnchors())
+	if err != nil || p.Zone != "." || len(p.DS) != 2 {
+		t.Fatalf("the first time: %+v, %v", p, err)
+	}
+	if err := dnssec.SaveFile(path)(p.Text()); err != nil {
+		t.Fatal(err)
+	}
+	if q, err := trustPoint(c, &dnssec.Anchors{}); err != nil || string(q.Text()) != string(p.Text()) {
+		t.Errorf("the second time: %+v, %v", q, err)
+	}
+	if err := os.WriteFile(path, []byte("not a record\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := trustPoint(c, dnssec.RootAnchors()); err == nil || !strings.HasPrefix(err.Error(), path+":1: ") {
+		t.Errorf("a state that is none: %v", err)
+	}
+	c.DNS.TrustAnchorState = path + ".none"
+	if _, err := trustPoint(c, &dnssec.Anchors{}); err == nil {
+		t.Error("nothing to follow is no error")
 	}
 }

@@ -11,6 +11,7 @@ import (
 
 	"tacit/config"
 	"tacit/daemon"
+	"tacit/dnssec"
 )
 
 // runCommand is `tacit run`: the daemon, in the foreground.
@@ -53,6 +54,12 @@ func open(file *config.Config, observe bool, log *slog.Logger) (*daemon.Daemon, 
 	var err error
 	if cfg.Anchors, err = trustAnchors(file); err != nil {
 		return nil, err
+	}
+	if cfg.TrustPoint, err = trustPoint(file, cfg.Anchors); err != nil {
+		return nil, err
+	}
+	if cfg.SaveTrust = dnssec.SaveFile(file.DNS.TrustAnchorState); observe {
+		cfg.SaveTrust = func([]byte) error { return nil }
 	}
 	if file.Name != "" { // an anonymous client has nothing to prove
 		if cfg.Signer, err = readKey(file.Identity); err != nil {
