@@ -27,7 +27,6 @@ type recursor struct {
 	glue   map[string][]string // addresses by the name of a server
 	from   map[question][]string
 	shun   map[string]bool // addresses that gave what could not be proven
-	tcp    bool
 }
 
 // told is something that a server said, and how long it stands.
