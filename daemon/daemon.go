@@ -31,7 +31,9 @@ type Config struct {
 	TrustPoint *dnssec.TrustPoint
 	SaveTrust  func(state []byte) error
 	Signer     crypto.Signer // our identity; nil: we stay anonymous and nobody can prove us
-	Dataplane  ipsec.Dataplane
+	// CrashSecret outlives the process, so that peers believe at once that it was started anew (RFC 6290); empty: they find out by themselves.
+	CrashSecret []byte
+	Dataplane   ipsec.Dataplane
 	// DataplaneName and DataplaneWhy are for status: which data plane, and why this one.
 	DataplaneName, DataplaneWhy string
 	Encapsulate                 bool // the data plane prefers ESP in UDP

@@ -391,6 +391,9 @@ func (p *peer) closed(now time.Time, e ike.Closed) (do []action) {
 	delete(p.sas, e.SA)
 	if p.attempt == nil || p.attempt.id != e.SA {
 		do = p.retry(now)
+		if errors.Is(e.Err, ike.ErrCrashed) && !p.covered() {
+			return append(do, p.revive(now)...)
+		}
 		if a != nil && a.initiator && !a.deleting && !a.called && p.called && e.Err == nil && !p.covered() { // crossed, as below
 			do = append(do, p.revive(now)...)
 		}

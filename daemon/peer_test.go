@@ -485,3 +485,15 @@ func TestHostOfManyNames(t *testing.T) {
 		t.Errorf("%d negotiations, want 2", n)
 	}
 }
+
+// A peer that has proved that it was started anew is keyed again at once, and held until then.
+func TestCrashedPeerIsKeyedAgain(t *testing.T) {
+	p := newProven(t)
+	p.done = nil
+	p.ended(1, ike.ErrCrashed)
+	p.wantState(keying)
+	p.wantHoldFirst()
+	if n := count[doInitiate](p); n != 1 {
+		t.Errorf("%d negotiations, want 1", n)
+	}
+}

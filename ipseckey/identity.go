@@ -4,8 +4,10 @@ import (
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/ed25519"
+	"crypto/hkdf"
 	"crypto/rand"
 	"crypto/rsa"
+	"crypto/sha256"
 	"crypto/x509"
 	"encoding/pem"
 	"errors"
@@ -66,4 +68,14 @@ func MarshalIdentity(key crypto.Signer) ([]byte, error) {
 		return nil, fmt.Errorf("identity: %w", err)
 	}
 	return pem.EncodeToMemory(&pem.Block{Type: pemType, Bytes: der}), nil
+}
+
+// DeriveSecret makes 32 octets of a private key that it tells nothing about, for one purpose: the same for as long as the key is ours,
+// without a file of their own.
+func DeriveSecret(key crypto.Signer, purpose string) ([]byte, error) {
+	der, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		return nil, fmt.Errorf("identity: %w", err)
+	}
+	return hkdf.Key(sha256.New, der, nil, "tacit "+purpose, sha256.Size)
 }

@@ -87,3 +87,24 @@ func TestParseIdentityRefuses(t *testing.T) {
 		t.Error("a weak key was written")
 	}
 }
+
+func TestDeriveSecret(t *testing.T) {
+	seen := map[string]string{}
+	for _, who := range []string{"alice", "bob"} {
+		key, err := GenerateIdentity()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, purpose := range []string{"one", "two"} {
+			first, err := DeriveSecret(key, purpose)
+			again, _ := DeriveSecret(key, purpose)
+			if err != nil || len(first) != 32 || string(first) != string(again) {
+				t.Errorf("%s, %s: got %d octets, %v; the same again: %v", who, purpose, len(first), err, string(first) == string(again))
+			}
+			if other, taken := seen[string(first)]; taken {
+				t.Errorf("%s, %s: the secret of %s", who, purpose, other)
+			}
+			seen[string(first)] = who + ", " + purpose
+		}
+	}
+}

@@ -12,6 +12,7 @@ import (
 	"tacit/config"
 	"tacit/daemon"
 	"tacit/dnssec"
+	"tacit/ipseckey"
 )
 
 // runCommand is `tacit run`: the daemon, in the foreground.
@@ -63,6 +64,9 @@ func open(file *config.Config, observe bool, log *slog.Logger) (*daemon.Daemon, 
 	}
 	if file.Name != "" { // an anonymous client has nothing to prove
 		if cfg.Signer, err = readKey(file.Identity); err != nil {
+			return nil, err
+		}
+		if cfg.CrashSecret, err = ipseckey.DeriveSecret(cfg.Signer, "quick crash detection"); err != nil {
 			return nil, err
 		}
 	}
