@@ -129,7 +129,7 @@ func TestKeyFloor(t *testing.T) {
 	for name, k := range map[string]crypto.PublicKey{
 		"nil": nil, "short Ed25519": ed25519.PublicKey(make([]byte, 31)), "empty Ed25519": ed25519.PublicKey(nil),
 		"RSA 1024": small.Public(), "RSA e=3": &rsa.PublicKey{N: good.N, E: 3}, "RSA e=0": &rsa.PublicKey{N: good.N},
-		"RSA e=1": &rsa.PublicKey{N: good.N, E: 1}, "RSA e even": &rsa.PublicKey{N: good.N, E: 65538},
+		"RSA e=1": &rsa.PublicKey{N: good.N, E: 1}, "RSA e=2": &rsa.PublicKey{N: good.N, E: 2}, "RSA e even": &rsa.PublicKey{N: good.N, E: 65538},
 		"RSA even": &rsa.PublicKey{N: even, E: 65537}, "RSA 16k": &rsa.PublicKey{N: new(big.Int).Lsh(good.N, 14000), E: 65537},
 		"RSA nothing": &rsa.PublicKey{}, "P-224": &ecdsa.PublicKey{Curve: elliptic.P224()},
 		//lint:ignore SA1019 the safe constructors refuse it
@@ -188,6 +188,20 @@ func TestHostileSignatures(t *testing.T) {
 					t.Errorf("%s accepts %x...", name, sig[:min(4, len(sig))])
 				}
 			}
+		}
+	}
+}
+
+// PSS with another length of salt than the AlgorithmIdentifier says, which is that of the hash, is not verified.
+func TestSaltLength(t *testing.T) {
+	key, s := testKeys()["rsa"].(*rsa.PrivateKey), schemes[4]
+	for salt, want := range map[int]bool{rsa.PSSSaltLengthAuto: false, 20: false, 31: false, 32: true, 33: false, 64: false} {
+		sig, err := rsa.SignPSS(crand.Reader, key, s.hash, s.digest([]byte("x")), &rsa.PSSOptions{SaltLength: salt, Hash: s.hash})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := s.verify(key.Public(), s.digest([]byte("x")), sig); got != want {
+			t.Errorf("salt of %d octets: %v, want %v", salt, got, want)
 		}
 	}
 }

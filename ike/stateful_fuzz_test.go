@@ -22,6 +22,7 @@ func FuzzEngine(f *testing.F) {
 	f.Add(append([]byte{4}, bytes.Repeat([]byte{0, 8, 2, 9, 0, 1}, 20)...))
 	f.Add(append([]byte{5}, bytes.Repeat([]byte{0, 0, 9, 1, 3, 0, 10, 4}, 20)...))
 	f.Add([]byte{6, 0, 0, 0, 11, 3, 77, 0, 8, 1})
+	f.Add([]byte{7, 0, 0, 0, 0, 2, 5, 3, 200, 1, 0, 0, 9, 1, 2})
 	f.Fuzz(func(t *testing.T, script []byte) {
 		if len(script) > 0 && len(script) <= 400 {
 			play(t, script)
@@ -31,8 +32,8 @@ func FuzzEngine(f *testing.F) {
 
 // The same with random scripts, so that every run of the tests sees some.
 func TestRandomScripts(t *testing.T) {
-	var ups [7]int
-	for seed := range uint64(210) {
+	var ups [casts]int
+	for seed := range uint64(240) {
 		rng := rand.New(rand.NewPCG(seed, 5))
 		script := make([]byte, 300)
 		for i := range script {
@@ -42,7 +43,7 @@ func TestRandomScripts(t *testing.T) {
 		}
 		script[0] = byte(seed)
 		if c := play(t, script); count[Established](c.a)+count[Established](c.b) > 0 {
-			ups[seed%7]++
+			ups[seed%casts]++
 		}
 	}
 	for n, up := range ups {
@@ -59,23 +60,28 @@ type cast struct {
 	up   bool // both can prove what the other wants
 }
 
-// casts are the policies at the two ends.
+const casts = 8
+
+// castOf are the policies at the two ends.
 func castOf(t testing.TB, n byte) cast {
 	keys := testKeys()
 	short := Config{ChildLifetime: 3 * time.Second, Liveness: 4 * time.Second, IKELifetime: time.Minute, CrashSecret: crashSecret}
 	ka, kb := keys["p256"], keys["ed25519"]
-	if n%7 == 5 {
+	switch n % casts {
+	case 5:
 		short.Path, ka, kb = leastIPv4, keys["rsa"], keys["rsa"]
+	case 7:
+		short.PostQuantum, short.Path = Before, leastIPv4
 	}
 	a := newHost(t, "alice.example", addrA, ka, short)
 	b := newHost(t, "bob.example", addrB, kb, short)
 	c := cast{a: a, b: b, p: named(a, b), up: true}
-	switch n % 7 {
+	switch n % casts {
 	case 0: // nobody at a server
 		c.p = peerOf(a, b)
 		b.authorize = func(AuthorizationWanted) Authorization { return Authorization{Anonymous: true} }
 	case 1: // both named
-	case 2:
+	case 2, 7: // 7: in small fragments and with a second key exchange before
 		c.p.Tell = TellAfter
 	case 3: // nobody, where a key is wanted
 		c.p, c.up = peerOf(a, b), false

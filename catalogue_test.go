@@ -1,0 +1,172 @@
+package tacit
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+)
+
+// rootCause is a mistake that broke others (TRUST.md 5), the test that refuses it here, and the check behind that: the line of the source,
+// and what it would be without the check. The test must fail then.
+type rootCause struct {
+	cause, dir, test string
+	file             string
+	check, without   string
+}
+
+// The catalogue of TRUST.md 6.
+var rootCauses = []rootCause{
+	{"KE group private, unknown, reserved", "ike", "TestBadFirstMessages", "sa_init.go",
+		"case suite.group != ke.Group:\n\t\te.drop(\"invalid-ke\")", "case false:\n\t\te.drop(\"invalid-ke\")"},
+	{"KE data empty", "ike/wire", "TestBodies", "ke.go", "*r.err == nil && len(p.Data) == 0 {", "false {"},
+	{"KE data short, long, zero (g^x = 0), no point", "ike", "TestBadFirstMessages", "sa_init.go",
+		"if r.err == nil {\n\t\t\tr.err = s.finishInit", "if true {\n\t\t\tr.err = s.finishInit"},
+	{"MODP value 0, 1, p-1", "ike", "TestMODPPublicValues", "modp.go", "if n.IsZero()|n.IsOne()|n.IsMinusOne(m.p) != 0 {", "if false {"},
+	{"proposal without D-H", "ike", "TestBadFirstMessages", "proposal.go", "wire.TransformPRF, wire.TransformKE) || c.seen", "wire.TransformPRF) || c.seen"},
+	{"proposal with an algorithm that we lack", "ike", "TestBadFirstMessages", "proposal.go", "return c.seen&^c.have == 0 && !c.foreign", "return true"},
+	{"version byte before the length", "ike/wire", "TestVersionComesBeforeLength", "message.go", "if *r.err == nil && version>>4 != 2 {", "if false {"},
+	{"other versions of IKE", "ike", "TestHigherVersion", "sa_init.go", "if !v.Higher() || h.InitiatorSPI == 0", "if h.InitiatorSPI == 0"},
+	{"missing payloads", "ike", "TestBadAuthRequests", "table.go", "missing := r.must &^ seen; missing != 0 {", "missing := r.must &^ seen; false {"},
+	{"repeated payloads", "ike", "TestBadFirstMessages", "table.go", "case seen&bit != 0:", "case false:"},
+	{"payloads where they do not belong", "ike", "TestBadFirstMessages", "table.go", "case (r.must|r.may)&bit == 0:", "case false:"},
+	{"length below the header, zero-length TLVs and transforms", "ike/wire", "TestBodies", "message.go", "if *r.err == nil && n < genericLen {", "if false {"},
+	{"lengths that drive allocation", "ike/wire", "TestBodies", "delete.go", "case size == 0 && count != 0, count > MaxSPIs:", "case size == 0 && count != 0:"},
+	{"counts without a bound", "ike/wire", "TestTooMany", "sa.go", "if len(p.Transforms) == MaxTransforms {", "if false {"},
+	{"unknown critical payload", "ike/wire", "TestCriticalPayloads", "unknown.go", "if critical && t != PayloadConfig", "if false && t != PayloadConfig"},
+	{"INFORMATIONAL and CREATE_CHILD_SA before AUTH", "ike", "TestNothingBeforeAuth", "exchange.go",
+		"return x == wire.IKEAuth\n\tcase authAgain", "return true\n\tcase authAgain"},
+	{"rekey of an SA that is not established", "ike", "Test2252IKERekeyWhileClosing", "succession.go",
+		"case !s.open():\n\t\treturn refuse(wire.TemporaryFailure, \"it is %v\", s.state)", "case false:"},
+	{"rekey with a wrong protocol id", "ike", "TestBadRequests", "rekey.go", "if r.Protocol == wire.ProtocolESP && len(r.SPI) == 4 {\n\t\tp, old", "if len(r.SPI) == 4 {\n\t\tp, old"},
+	{"success or error notifies out of order", "ike", "TestForgedNotifies", "sa_init.go", "hs.hint = NotifyError{n.Type}", "s.fail(NotifyError{n.Type})"},
+	{"TS with start > end", "ike/wire", "TestBodies", "ts.go", "case t.End.Less(t.Start):", "case false:"},
+	{"TS with zero selectors", "ike/wire", "TestBodies", "ts.go", "if *r.err == nil && count == 0 {", "if false {"},
+	{"TS of the wrong family", "ike/wire", "TestBodies", "ts.go", "if len(r.s) != want {", "if false {"},
+	{"TS with 255 selectors", "ike/wire", "Test255Selectors", "payload.go", "\t}\n\tr.done(\"payload\")\n\treturn p", "\t}\n\treturn p"},
+	{"REKEY_SA for an unknown SPI", "ike", "TestBadRequests", "rekey.go", "case old == nil:", "case false:"},
+	{"DELETE of someone else's SPI", "ike", "TestDeleteIsScoped", "sa_child.go", "if x.out == spi && x.state != childRetired {", "if x.state != childRetired {"},
+	{"SKF total 0, number > total", "ike/wire", "TestBodies", "encrypted.go", "(p.Number == 0 || p.Number > p.Total) {\n\t\t// RFC", "false {\n\t\t// RFC"},
+	{"SKF changing totals", "ike", "TestFragmentBounds", "fragment.go", "case a != nil && p.Total < a.total:", "case false:"},
+	{"SKF repeats", "ike", "TestFragmentBounds", "fragment.go", "if a.parts[n] != nil || a.size", "if a.size"},
+	{"message id far ahead", "ike", "TestBadRequests", "exchange.go", "case h.MessageID != s.in.next || s.in.busy:", "case s.in.busy:"},
+	{"SPI zero", "ike/wire", "TestInitiatorSPIZero", "message.go", "if *r.err == nil && h.InitiatorSPI == 0 {", "if false {"},
+	{"own SPI reflected", "ike", "TestRolesAreChecked", "endpoint.go", "case s.initiator == fromInitiator:", "case false:"},
+	{"simultaneous initiation", "ike", "TestLowestNonceLoses", "crossing.go", "if bytes.Compare(c.low, o.kin.cross.low) > 0 {", "if true {"},
+	{"simultaneous rekey of a Child SA", "ike", "TestRekeyCrossing", "rekey.go", "mine := lower(n.ni, nr); bytes.Compare(mine, r.low) > 0", "true"},
+	{"simultaneous rekey of an IKE SA", "ike", "Test282SimultaneousIKERekey", "succession.go", "if r.rivalLives() && bytes.Compare(low, r.rivalLow) < 0 {", "if r.rivalLives() {"},
+	{"simultaneous rekey of both, lost halves", "ike", "Test282LostHalves", "succession.go", "case s.state == rekeying && s.kin.rekey.rivalLives():", "case false:"},
+
+	{"signature equal to n", "ike", "TestHostileSignatures", "auth.go", "return rsa.VerifyPKCS1v15(pub, s.hash, signed, sig) == nil", "return len(sig) == pub.Size()"},
+	{"RSA modulus even, tiny or of 16k bits", "ike", "TestKeyFloor", "auth.go", "pub.N.BitLen() < 2048 || pub.N.BitLen() > 8192 || pub.N.Bit(0) == 0 {", "false {"},
+	{"RSA exponent 0, 1, 2, even, 3", "ike", "TestKeyFloor", "auth.go", "if pub.E < 65537 || pub.E&1 == 0 {", "if false {"},
+	{"a weak key at AUTH", "ike", "TestWeakKeyProvesNothing", "auth.go", "if floor(k) == nil && s.verify", "if s.verify"},
+	{"PKCS#1 v1.5 parsed instead of re-encoded", "ike", "TestWycheproofSignatures", "auth.go",
+		"return rsa.VerifyPKCS1v15(pub, s.hash, signed, sig) == nil", "return bytes.HasSuffix(new(big.Int).Exp(new(big.Int).SetBytes(sig), big.NewInt(int64(pub.E)), pub.N).Bytes(), signed)"},
+	{"PSS salt length", "ike", "TestSaltLength", "auth.go", "SaltLength: rsa.PSSSaltLengthEqualsHash", "SaltLength: rsa.PSSSaltLengthAuto"},
+	{"PSS parameters", "ike", "TestAlgorithmIdentifiers", "auth.go", "saltField.Empty() && saltLen == int(salt)", "saltField.Empty()"},
+	{"AlgorithmIdentifier unknown, truncated, with other parameters", "ike", "TestAlgorithmIdentifiers", "auth.go",
+		"s.method != wire.AuthDigitalSignature || bytes.Equal(alg, s.algID) || pss {", "true || pss {"},
+	{"a verify result that is no strict bool", "ike", "TestSignatures", "auth.go", "if floor(k) == nil && s.verify(k, signed, sig) {", "if floor(k) == nil {"},
+	{"a raw-key check that accepts any key", "ike", "TestRawKeyIsNoName", "sa_auth.go", "sch.prove(auth.Keys, signed, sig)", "sch.prove(append(auth.Keys, rawKeys(ps)...), signed, sig)"},
+	{"method 13 where policy wants a key", "ike", "TestRefusals", "sa_auth.go", "if !auth.Anonymous {\n\t\t\treturn nil, fmt.Errorf(\"%w: NULL", "if false {\n\t\t\treturn nil, fmt.Errorf(\"%w: NULL"},
+
+	{"RDATA of 0 and 1 octet", "ipseckey", "TestParseRefuses", "rdata.go", "if len(rdata) < 3 {", "if false {"},
+	{"unknown gateway type", "ipseckey", "TestParseRefuses", "rdata.go", "return 0, fmt.Errorf(\"unknown type %d\", r.GatewayType)", "return 0, nil"},
+	{"compressed gateway name", "ipseckey", "TestParseRefuses", "rdata.go", "case l >= 0xc0:", "case false:"},
+	{"key with algorithm 0", "ipseckey", "TestParseRefuses", "key.go", "if len(r.RawKey) > 0 {", "if false {"},
+	{"empty key", "ipseckey", "TestParseRefuses", "key.go", "if len(r.RawKey) == 0 {", "if false {"},
+	{"Ed25519 key that is not 32 octets", "ipseckey", "TestParseRefuses", "key.go",
+		"return fmt.Errorf(\"EdDSA key of %d octets, want 32\", len(b))", "r.Key = ed25519.PublicKey(b)"},
+	{"Ed25519 key of small order", "ipseckey", "TestParseUnusable", "key.go", "if small {", "if small && false {"},
+	{"EC point that is not on its curve", "ipseckey", "TestParseRefuses", "key.go", "if err != nil {\n\t\treturn fmt.Errorf(\"the point is not", "if err != nil && false {\n\t\treturn fmt.Errorf(\"the point is not"},
+	{"RFC 3110 exponent of length 0, 3-octet form", "ipseckey", "TestParseRefuses", "key.go", "if n < 256 {", "if false {"},
+	{"1000 records in one set", "ike", "TestKeysTried", "auth.go", "keys[:min(len(keys), maxKeys)]", "keys"},
+}
+
+func (c rootCause) path() string { return filepath.Join(filepath.FromSlash(c.dir), c.file) }
+
+// TestRootCauses: every row of the catalogue names a test that there is and a check that stands in the source once; and TRUST.md 6 says the
+// same.
+func TestRootCauses(t *testing.T) {
+	trust, err := os.ReadFile("TRUST.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	tests := map[string]string{}
+	for _, s := range sources(t) {
+		if s.test() {
+			tests[s.dir] += string(s.text)
+		}
+	}
+	for _, c := range rootCauses {
+		if !strings.Contains(tests[c.dir], "func "+c.test+"(t *testing.T)") {
+			t.Errorf("%s: no test %s in %s", c.cause, c.test, c.dir)
+		}
+		text, err := os.ReadFile(c.path())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if n := strings.Count(string(text), c.check); n != 1 {
+			t.Errorf("%s: the check stands %d times in %s, want once: %q", c.cause, n, c.path(), c.check)
+		}
+		if row := fmt.Sprintf("| %s | `%s` %s |", c.cause, c.dir, c.test); !strings.Contains(string(trust), row+"\n") {
+			t.Errorf("TRUST.md has no row\n%s", row)
+		}
+	}
+}
+
+// TestRootCausesWithoutChecks takes each check out in turn, and sees its test fail. It compiles a package for each: some minutes, so only
+// where TACIT_LONG=1.
+func TestRootCausesWithoutChecks(t *testing.T) {
+	if os.Getenv("TACIT_LONG") != "1" {
+		t.Skip("long: needs TACIT_LONG=1")
+	}
+	only := regexp.MustCompile(os.Getenv("TACIT_CAUSE"))
+	for _, c := range rootCauses {
+		if !only.MatchString(c.cause) {
+			continue
+		}
+		t.Run(c.cause, func(t *testing.T) {
+			out, err := withoutCheck(t, c)
+			switch {
+			case err == nil:
+				t.Errorf("%s passes without its check", c.test)
+			case strings.Contains(out, "[build failed]") || strings.Contains(out, "[setup failed]"):
+				t.Errorf("does not compile:\n%s", out)
+			}
+		})
+	}
+}
+
+// withoutCheck runs the test of a row with the check taken out of its file by an overlay.
+func withoutCheck(t *testing.T, c rootCause) (string, error) {
+	t.Helper()
+	path, err := filepath.Abs(c.path())
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	changed, overlay := filepath.Join(dir, c.file), filepath.Join(dir, "overlay.json")
+	if err := os.WriteFile(changed, []byte(strings.Replace(string(text), c.check, c.without, 1)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	b, err := json.Marshal(map[string]map[string]string{"Replace": {path: changed}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(overlay, b, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.CommandContext(t.Context(), "go", "test", "-count=1", "-vet=off", "-timeout=60s", "-overlay", overlay, "-run", "^"+c.test+"$", "./"+c.dir)
+	out, err := cmd.CombinedOutput()
+	return string(out), err
+}
