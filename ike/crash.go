@@ -23,22 +23,18 @@ const (
 	maxShown    = 100
 )
 
-// tokenOf is what we give the peer of an SA with that SPI of ours. The role is in it as this end has it, so that no message with the
-// roles exchanged gets the token of an SA that lives (RFC 6290, 5 and 9.2).
-func (e *Endpoint) tokenOf(initiator bool, ours SAID) []byte {
-	role := []byte{'r'}
-	if initiator {
-		role[0] = 'i'
-	}
-	return prf(crypto.SHA256, e.cfg.CrashSecret, role, spiBytes(uint64(ours)))[:tokenLen]
+// tokenOf is what we give the peer of an SA with that SPI of ours. It is shown where no SA has that SPI, so that a message with the
+// roles exchanged, or with another SPI of the peer, does not get the token of an SA that lives (RFC 6290, 9.2).
+func (e *Endpoint) tokenOf(ours SAID) []byte {
+	return prf(crypto.SHA256, e.cfg.CrashSecret, []byte("token"), spiBytes(uint64(ours)))[:tokenLen]
 }
 
 // crashToken is the payload that gives the peer our token: in IKE_AUTH, and in the rekey of the IKE SA.
-func (e *Endpoint) crashToken(initiator bool, ours SAID) []wire.Payload {
+func (e *Endpoint) crashToken(ours SAID) []wire.Payload {
 	if len(e.cfg.CrashSecret) == 0 {
 		return nil
 	}
-	return []wire.Payload{&wire.Notify{Protocol: wire.ProtocolIKE, Type: wire.QuickCrashDetection, Data: e.tokenOf(initiator, ours)}}
+	return []wire.Payload{&wire.Notify{Protocol: wire.ProtocolIKE, Type: wire.QuickCrashDetection, Data: e.tokenOf(ours)}}
 }
 
 // keepToken remembers the peer's token.
@@ -63,9 +59,9 @@ func (e *Endpoint) onUnknown(d Datagram, h wire.Header) {
 	if len(e.cfg.CrashSecret) == 0 || h.Flags&wire.FlagResponse != 0 || h.Exchange == wire.IKESAInit || h.NextPayload != wire.PayloadSK && h.NextPayload != wire.PayloadSKF {
 		return
 	}
-	ours, theirs, initiator := h.ResponderSPI, h.InitiatorSPI, false
+	ours, theirs := h.ResponderSPI, h.InitiatorSPI
 	if h.Flags&wire.FlagInitiator == 0 {
-		ours, theirs, initiator = theirs, ours, true
+		ours, theirs = theirs, ours
 	}
 	if ours == 0 || theirs == 0 || e.sas[SAID(theirs)] != nil || !e.mayShow() {
 		return
@@ -75,7 +71,7 @@ func (e *Endpoint) onUnknown(d Datagram, h wire.Header) {
 			Flags: wire.FlagResponse | h.Flags&wire.FlagInitiator ^ wire.FlagInitiator, MessageID: h.MessageID},
 		Payloads: []wire.Payload{
 			&wire.Notify{Type: wire.InvalidIKESPI},
-			&wire.Notify{Protocol: wire.ProtocolIKE, Type: wire.QuickCrashDetection, Data: e.tokenOf(initiator, SAID(ours))},
+			&wire.Notify{Protocol: wire.ProtocolIKE, Type: wire.QuickCrashDetection, Data: e.tokenOf(SAID(ours))},
 		},
 	}
 	if b, err := m.Marshal(); err == nil && len(b) <= len(d.Data) {

@@ -67,7 +67,7 @@ func TestForgedCrash(t *testing.T) {
 		"another SA's token":     {invalid, qcd(other.token)},
 		"half of the token":      {invalid, qcd(s.token[:8])},
 		"a token and more":       {invalid, qcd(append(slices.Clone(s.token), 0))},
-		"our own token":          {invalid, qcd(a.e.tokenOf(true, s.id))},
+		"our own token":          {invalid, qcd(a.e.tokenOf(s.id))},
 		"token without the SPI":  {qcd(s.token)},
 		"AUTHENTICATION_FAILED":  {&wire.Notify{Type: wire.AuthenticationFailed}},
 		"DELETE":                 {bye()},

@@ -101,7 +101,7 @@ func (s *sa) spend() bool {
 // onInitialContact ends the other IKE SAs of the peer, on its word that it has none (RFC 7296, 2.4). That word counts for its own name,
 // key and address only (TRUST.md A-54), so nobody's counts for nothing (RFC 7619).
 func (s *sa) onInitialContact(ps []wire.Payload) {
-	if notify(ps, wire.InitialContact) == nil || s.key == nil {
+	if notify(ps, wire.InitialContact) == nil {
 		return
 	}
 	for _, x := range slices.Clone(s.e.peers[peerNetwork(s.remote)]) {

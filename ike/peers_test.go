@@ -105,16 +105,16 @@ func TestInitialContactIsScoped(t *testing.T) {
 		null   bool
 		closes bool
 	}{
-		"the same":        {p256, "192.0.2.1:500", "alice.example", 15 * time.Second, false, true},
-		"another key":     {p384, "192.0.2.1:500", "alice.example", 15 * time.Second, false, false},
-		"another name":    {p256, "192.0.2.1:500", "mallory.example", 15 * time.Second, false, false},
-		"another address": {p256, "192.0.2.3:500", "alice.example", 15 * time.Second, false, false},
-		"nobody":          {p256, "192.0.2.1:500", "alice.example", 15 * time.Second, true, false},
-		"at once":         {p256, "192.0.2.1:500", "alice.example", 5 * time.Second, false, false},
+		"the same":        {p256, "[2001:db8::1]:500", "alice.example", 15 * time.Second, false, true},
+		"another key":     {p384, "[2001:db8::1]:500", "alice.example", 15 * time.Second, false, false},
+		"another name":    {p256, "[2001:db8::1]:500", "mallory.example", 15 * time.Second, false, false},
+		"another address": {p256, "[2001:db8::3]:500", "alice.example", 15 * time.Second, false, false},
+		"nobody":          {p256, "[2001:db8::1]:500", "alice.example", 15 * time.Second, true, false},
+		"at once":         {p256, "[2001:db8::1]:500", "alice.example", 5 * time.Second, false, false},
 	} {
 		t.Run(name, func(t *testing.T) {
-			b := newHost(t, "bob.example", addrB, testKeys()["ed25519"], Config{})
-			a := newHost(t, "alice.example", addrA, p256, Config{})
+			b := newHost(t, "bob.example", netip.MustParseAddrPort("[2001:db8::2]:500"), testKeys()["ed25519"], Config{})
+			a := newHost(t, "alice.example", netip.MustParseAddrPort("[2001:db8::1]:500"), p256, Config{})
 			w := newWorld(t, a, b)
 			first := named(a, b)
 			b.authorize = func(AuthorizationWanted) Authorization {

@@ -25,7 +25,7 @@ func (e *Endpoint) Promote(now time.Time, id SAID, keys []crypto.PublicKey) Outp
 func (s *sa) promote(keys []crypto.PublicKey) {
 	p := s.late
 	s.late = nil
-	if p == nil || due(p.until, s.e.now) || s.state > established {
+	if p == nil || s.state > established {
 		return
 	}
 	key, ok := p.scheme.prove(keys, p.signed, p.sig)

@@ -140,7 +140,7 @@ func (s *sa) sendAuth() {
 	if !hs.auths.childless {
 		ps = append(ps, s.offerFirstChild()...)
 	}
-	ps = append(append(ps, s.announceSecond()...), s.e.crashToken(s.initiator, s.spi())...)
+	ps = append(append(ps, s.announceSecond()...), s.e.crashToken(s.spi())...)
 	s.setState(authSent)
 	s.send(taskAuth, wire.IKEAuth, ps...)
 }
@@ -394,7 +394,7 @@ func (s *sa) finishAuth() {
 	if s.state != authWaiting || a.ours == nil || a.child == nil {
 		return
 	}
-	ps := append(a.child, s.e.crashToken(s.initiator, s.spi())...)
+	ps := append(a.child, s.e.crashToken(s.spi())...)
 	if a.second != secondDue {
 		ps = append(s.ourProof(), ps...)
 	}

@@ -107,7 +107,7 @@ func (s *sa) askHeir(group uint16) {
 			sap.Proposals[i].SPI = spiBytes(uint64(r.spi))
 		}
 		ps := []wire.Payload{sap, &wire.Nonce{Data: r.ni}, &wire.KE{Group: group, Data: r.share.public()}}
-		s.send(taskRekey, wire.CreateChildSA, append(ps, s.e.crashToken(true, r.spi)...)...)
+		s.send(taskRekey, wire.CreateChildSA, append(ps, s.e.crashToken(r.spi)...)...)
 	})
 }
 
@@ -324,7 +324,7 @@ func (s *sa) answerIKERekey(ps []wire.Payload) error {
 			s.reply(answer(err))
 			return
 		}
-		first := append([]wire.Payload{sap, &wire.Nonce{Data: nr}, ours}, s.e.crashToken(false, spi)...)
+		first := append([]wire.Payload{sap, &wire.Nonce{Data: nr}, ours}, s.e.crashToken(spi)...)
 		grant := func(added []byte, last *wire.KE) {
 			if last != nil && s.child.busy() { // it was not when the peer asked first
 				s.reply(&wire.Notify{Type: wire.TemporaryFailure})
