@@ -42,8 +42,8 @@ func TestStrongSwanResponder(t *testing.T) {
 	startUnbound(t, w.up, w.ns.Addr4().String())
 	bob := startSwan(t, w.bob, swanConf{id: "bob.example", peerID: "alice.example", key: bobKey, peerKey: aliceKey, peer: w.alice})
 	put(t, w.bob, "/etc/resolv.conf", "nameserver "+w.up.Addr4().String()+"\n")
-	startTacit(t, w.alice, anchor, options{name: "alice.example", identity: aliceKey.pem, upstream: w.up.Addr4().String(),
-		top: "identify = \"all\"\nchild-lifetime = \"4s\""})
+	alice := startTacit(t, w.alice, anchor, options{name: "alice.example", identity: aliceKey.pem, upstream: w.up.Addr4().String(),
+		top: "identify = \"all\"\nchild-lifetime = \"4s\"\nike-lifetime = \"7s\""})
 	mustResolve(t, w.alice, "bob.example", w.bob.Addr4().String(), w.bob.Addr6().String())
 	for _, addr := range both(w.bob) {
 		transfer(t, w.alice, w.bob, addr, 5_000_000)
@@ -66,6 +66,9 @@ func TestStrongSwanResponder(t *testing.T) {
 		transfer(t, w.alice, w.bob, addr, 1_000_000)
 	}
 	w.onlyProtected(w.alice, w.bob)
+	if log := alice.log(); strings.Count(log, "ike-rekeyed") < 2 || strings.Count(log, "msg=ike-established") != 2 {
+		t.Errorf("the IKE SAs were not rekeyed:\n%s", log)
+	}
 	if sas := bob.ctl("--list-sas"); strings.Count(sas, "ESTABLISHED") != 2 || !strings.Contains(sas, "alice.example") {
 		t.Errorf("bob's SAs:\n%s", sas)
 	}
