@@ -31,7 +31,7 @@ func TestStrongSwanPair(t *testing.T) {
 }
 
 // TestStrongSwanResponder: Bob is strongSwan with a raw Ed25519 key whose public half is his IPSECKEY; tacit initiates
-// and gives its name, and data flows across rekeys of the Child SA.
+// and gives its name, and data flows across rekeys of the Child SA and of the IKE SA by either end.
 func TestStrongSwanResponder(t *testing.T) {
 	needSwan(t)
 	w := newWorld(t)
@@ -61,12 +61,18 @@ func TestStrongSwanResponder(t *testing.T) {
 			}
 		})
 	}
+	for range 3 {
+		for _, what := range [][]string{{"--ike", "v4"}, {"--child", "v4-host"}, {"--child", "v6-host"}, {"--ike", "v6"}} {
+			time.Sleep(700 * time.Millisecond)
+			bob.ctl(append([]string{"--rekey"}, what...)...)
+		}
+	}
 	wg.Wait()
 	for _, addr := range both(w.bob) {
 		transfer(t, w.alice, w.bob, addr, 1_000_000)
 	}
 	w.onlyProtected(w.alice, w.bob)
-	if log := alice.log(); strings.Count(log, "ike-rekeyed") < 2 || strings.Count(log, "msg=ike-established") != 2 {
+	if log := alice.log(); strings.Count(log, "initiator=false") < 4 || strings.Count(log, "msg=ike-established") != 2 {
 		t.Errorf("the IKE SAs were not rekeyed:\n%s", log)
 	}
 	if sas := bob.ctl("--list-sas"); strings.Count(sas, "ESTABLISHED") != 2 || !strings.Contains(sas, "alice.example") {
