@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"cmp"
 	"crypto/x509"
 	"encoding/pem"
 	"fmt"
@@ -29,6 +30,7 @@ type swanConf struct {
 	peerKey    identity // of which only the public half is used
 	peer       *lab.Host
 	child      string // more lines of the children
+	ike, esp   string // proposals
 	kernel     bool   // the kernel's ESP, in transport mode
 	daemon     string // more lines of charon's own configuration
 	encap      bool   // with it: ESP in UDP though there is no NAT
@@ -96,7 +98,7 @@ func startSwan(t *testing.T, h *lab.Host, c swanConf) *swan {
 		mobike = no
 		encap = %s
 		send_certreq = no
-		proposals = aes128gcm16-prfsha256-x25519,aes256-sha256-ecp256
+		proposals = %s
 		local {
 			auth = pubkey
 			pubkeys = own.pem
@@ -110,12 +112,13 @@ func startSwan(t *testing.T, h *lab.Host, c swanConf) *swan {
 		children {
 			%s-host {
 				mode = %s
-				esp_proposals = aes128gcm16,aes128gcm16-x25519
+				esp_proposals = %s
 				%s
 			}
 		}
 	}
-`, family, both(h)[i], both(c.peer)[i], ports, encap, c.id, c.peerID, family, mode, c.child)
+`, family, both(h)[i], both(c.peer)[i], ports, encap, cmp.Or(c.ike, "aes128gcm16-prfsha256-x25519,aes256-sha256-ecp256"), c.id, c.peerID,
+			family, mode, cmp.Or(c.esp, "aes128gcm16,aes128gcm16-x25519"), c.child)
 	}
 	conf.WriteString("}\n")
 	for name, text := range map[string]string{
