@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"runtime"
+	"strings"
 	"testing"
 	"time"
 
@@ -135,6 +136,17 @@ func TestHandshakeSuites(t *testing.T) {
 			if got := a.e.find(id).keys.suite; got.group != g || got.cipher != c {
 				t.Errorf("%v %s: agreed on %v", c, groupName(g), got)
 			}
+			if n := len(b.work); slow(g) && n != 1+int(b2u(pfs)) || !slow(g) && n != 0 {
+				t.Errorf("%v %s: the responder computed %d times, with PFS %v", c, groupName(g), n, pfs)
+			}
+			w.run(30 * time.Second)
+			w.take(a, a.e.Do(w.now, id, RekeyIKE))
+			w.run(3 * time.Second)
+			if r, _ := find[Rekeyed](b); count[Rekeyed](a) != 1 || !strings.HasPrefix(r.Summary, c.String()) || !strings.HasSuffix(r.Summary, groupName(g)) {
+				t.Errorf("%v %s: rekeyed %+v", c, groupName(g), r)
+			}
+			checkPaired(t, a, b)
+			checkSound(t, a, b)
 		}
 	}
 	for _, c := range suites() {

@@ -191,6 +191,47 @@ func TestMODPWhileComputing(t *testing.T) {
 	checkSound(t, a, b)
 }
 
+// What happens while a rekey is computed, at either end, for the request or for the answer, leaves nothing behind.
+func TestMODPRekeyMeetsDelete(t *testing.T) {
+	for _, c := range []Command{RekeyChild, RekeyIKE} {
+		for step := range 3 { // the initiator's value, the responder's half, the initiator's secret
+			for _, byInitiator := range []bool{true, false} {
+				a, b, w := modpOnly(t)
+				id := w.initiate(a, peerOf(a, b))
+				w.until(time.Second, bothUp(a, b))
+				a.work, b.work = nil, nil
+				a.busy, b.busy = step != 1, step == 1
+				w.take(a, a.e.Do(w.now, id, c))
+				if step == 2 {
+					a.busy = false
+					w.take(a, a.e.Supply(w.now, id, a.work[0].Compute()))
+					a.busy, a.work = true, nil
+				}
+				w.run(50 * time.Millisecond)
+				h := []*host{a, b, a}[step]
+				at := h.work
+				if len(at) != 1 {
+					t.Fatalf("%v %d: %d at work", c, step, len(at))
+				}
+				up, _ := find[Established](b)
+				if byInitiator {
+					w.take(a, a.e.Do(w.now, id, Delete))
+				} else {
+					w.take(b, b.e.Do(w.now, up.SA, Delete))
+				}
+				w.run(50 * time.Millisecond)
+				a.busy, b.busy = false, false
+				w.take(h, h.e.Supply(w.now, at[0].SA, at[0].Compute()))
+				w.run(time.Minute)
+				if n := len(a.e.sas) + len(b.e.sas) + len(a.e.work) + len(b.e.work) + len(a.e.spis) + len(b.e.spis); n != 0 || count[Closed](a) != 1 || count[Closed](b) != 1 {
+					t.Errorf("%v %d %v: %d left\n%s\n%s", c, step, byInitiator, n, a.dump(), b.dump())
+				}
+				checkSound(t, a, b)
+			}
+		}
+	}
+}
+
 // Work that is out is bounded, whoever asks for it with good cookies.
 func TestMODPWorkIsBounded(t *testing.T) {
 	b := newHost(t, "bob.example", addrB, testKeys()["ed25519"], Config{CookieAbove: -1})

@@ -251,7 +251,10 @@ func (c chosen) cost() int {
 	if c.cipher.integ != ipsec.NoIntegrity {
 		cost++
 	}
-	if slow(c.group) {
+	switch {
+	case c.group == groupNone: // no forward secrecy
+		cost += 3
+	case slow(c.group):
 		cost += 2
 	}
 	return cost

@@ -112,7 +112,7 @@ func (c *children) rekeyNow(now time.Time) {
 // startRekey asks for a new Child SA in place of an old one (RFC 7296, 1.3.3).
 func (s *sa) startRekey(p *child, old *childSA) {
 	old.setState(s.e, childRekeying)
-	s.ask(&negotiation{child: p, old: old, mode: p.mode, selector: p.selector}, s.e.offer.groups[0])
+	s.ask(&negotiation{child: p, old: old, mode: p.mode, selector: p.selector}, s.keys.suite.group)
 }
 
 // startCreate asks for another Child SA (RFC 7296, 1.3.1).
@@ -121,7 +121,7 @@ func (s *sa) startCreate(w wish) {
 	if w.child != nil {
 		n.mode, n.selector = w.child.mode, w.child.selector
 	}
-	s.ask(n, s.e.offer.groups[0])
+	s.ask(n, s.keys.suite.group)
 }
 
 // startWish asks for what we wish to have, if it is time.
@@ -139,6 +139,34 @@ func (s *sa) ask(n *negotiation, group uint16) {
 		n.fresh = &childSA{initiator: true, in: s.e.newSPI()}
 	}
 	n.ni, n.share = s.e.random(nonceLen), nil
+	s.child.mine = n
+	if n.child != nil && n.child.noPFS {
+		group = groupNone
+	}
+	if group == groupNone {
+		s.sendAsk(n, groupNone)
+		return
+	}
+	sh, err := newShare(s.e.cfg.Rand, group)
+	if err != nil {
+		s.sendAsk(n, groupNone)
+		return
+	}
+	s.out.state, s.out.task = waiting, taskChild // so that no other request takes its place while this one is computed
+	s.compute(sh, nil, func(r SharedSecret) {
+		s.out.state = idle
+		switch {
+		case s.state == established && s.child.mine == n:
+			n.share = &r.share
+			s.sendAsk(n, group)
+		case s.state == deleting:
+			s.leaveTaking()
+		}
+	})
+}
+
+// sendAsk sends the request.
+func (s *sa) sendAsk(n *negotiation, group uint16) {
 	var ps []wire.Payload
 	if n.old != nil {
 		ps = append(ps, &wire.Notify{Protocol: wire.ProtocolESP, SPI: espSPI(n.old.in), Type: wire.RekeySA})
@@ -146,19 +174,11 @@ func (s *sa) ask(n *negotiation, group uint16) {
 	if n.mode == ipsec.Transport {
 		ps = append(ps, status(wire.UseTransportMode, nil))
 	}
-	var ke []wire.Payload
-	if n.child != nil && n.child.noPFS {
-		group = groupNone
-	}
+	ps = append(ps, s.e.offer.rekeyProposal(n.fresh.in, group), &wire.Nonce{Data: n.ni})
 	if group != groupNone {
-		if sh, err := newShare(s.e.cfg.Rand, group); err == nil {
-			n.share = &sh
-			ke = []wire.Payload{&wire.KE{Group: group, Data: sh.public()}}
-		}
+		ps = append(ps, &wire.KE{Group: group, Data: n.share.public()})
 	}
-	sap := s.e.offer.rekeyProposal(n.fresh.in, group)
-	ps = append(append(append(ps, sap, &wire.Nonce{Data: n.ni}), ke...), tsPayloads(n.selector, true)...)
-	s.child.mine = n
+	ps = append(ps, tsPayloads(n.selector, true)...)
 	s.send(taskChild, wire.CreateChildSA, ps...)
 }
 
@@ -200,25 +220,32 @@ func (s *sa) acceptChild(n *negotiation, ps []wire.Payload) error {
 	case len(nonce) < s.keys.suite.prf.Size()/2 || bytes.Equal(nonce, n.ni):
 		return errPeer("nonce")
 	}
-	var shared []byte
-	if suite.group != groupNone {
-		ke := get[*wire.KE](ps)
-		if ke == nil || ke.Group != suite.group {
-			return errPeer("no key exchange of group %d", suite.group)
+	agreed := func(shared []byte) {
+		n.fresh.out, n.selector = out, sel
+		if !transport {
+			n.mode = ipsec.Tunnel
 		}
-		var err error
-		if shared, err = n.share.secret(ke.Data); err != nil {
-			return err
+		if !s.collided(n, nonce) {
+			s.want(n, suite, n.ni, nonce, shared)
 		}
 	}
-	n.fresh.out, n.selector = out, sel
-	if !transport {
-		n.mode = ipsec.Tunnel
-	}
-	if s.collided(n, nonce) {
+	if suite.group == groupNone {
+		agreed(nil)
 		return nil
 	}
-	s.want(n, suite, n.ni, nonce, shared)
+	ke := get[*wire.KE](ps)
+	if ke == nil || ke.Group != suite.group {
+		return errPeer("no key exchange of group %d", suite.group)
+	}
+	s.compute(*n.share, ke.Data, func(r SharedSecret) {
+		switch {
+		case s.state != established || s.child.mine != n || n.token != 0:
+		case r.err != nil:
+			s.reject(r.err, bye())
+		default:
+			agreed(r.secret)
+		}
+	})
 	return nil
 }
 

@@ -3,7 +3,6 @@ package ike
 import (
 	"bytes"
 	"crypto"
-	"crypto/ecdh"
 	"crypto/ecdsa"
 	"crypto/ed25519"
 	"crypto/elliptic"
@@ -42,18 +41,21 @@ func wycheproofGroups(t *testing.T, file string) []wycheproofGroup {
 
 // The key exchanges, through the encoding of a KE payload.
 func TestWycheproofKeyExchange(t *testing.T) {
-	for file, group := range map[string]uint16{"x25519_test.json": groupX25519, "ecdh_secp256r1_ecpoint_test.json": groupP256} {
+	for file, group := range map[string]uint16{
+		"x25519_test.json": groupX25519, "ecdh_secp256r1_ecpoint_test.json": groupP256,
+		"ecdh_secp384r1_ecpoint_test.json": groupP384, "ecdh_secp521r1_ecpoint_test.json": groupP521,
+	} {
 		ran := 0
 		for _, g := range wycheproofGroups(t, file) {
 			for _, tt := range g.Tests {
 				public, private := unhex(t, tt.Public), unhex(t, tt.Private)
-				c := ecdh.X25519()
-				if group == groupP256 {
-					if len(public) != 65 || public[0] != 4 {
+				c, size := methods[group].curve, methods[group].size
+				if prime(group) {
+					if len(public) != 1+2*size || public[0] != 4 {
 						continue // a KE payload holds x | y and no other form (RFC 5903, 7)
 					}
-					c, public = ecdh.P256(), public[1:]
-					private = new(big.Int).SetBytes(private).FillBytes(make([]byte, 32))
+					public = public[1:]
+					private = new(big.Int).SetBytes(private).FillBytes(make([]byte, size))
 				}
 				key, err := c.NewPrivateKey(private)
 				if err != nil {
