@@ -129,3 +129,51 @@ func TestTTLAsSigned(t *testing.T) {
 		}
 	}
 }
+
+// RFC 9824: a server that makes a NSEC of exactly the name for what is not there (compact denial), as online signers do. NXNAME says that there
+// is no such name; NODATA has the name's types but the one that was asked. The record speaks about its own name only.
+func TestCompactDenial(t *testing.T) {
+	root, z := newZone(t, ".", nsec, dns.ED25519, ""), newZone(t, "test.", nsec, dns.ECDSAP256SHA256, "here.test. 60 IN A 192.0.2.1")
+	w, a := newWorld(t, root, z)
+	compact := func(owner string, types ...uint16) dns.RR {
+		return &dns.NSEC{Hdr: dns.RR_Header{Name: owner, Rrtype: dns.TypeNSEC, Class: dns.ClassINET, Ttl: 300}, NextDomain: "\\000." + owner, TypeBitMap: types}
+	}
+	none := func(owner string) dns.RR { return compact(owner, dns.TypeRRSIG, dns.TypeNSEC, typeNXNAME) }
+	for _, tt := range []struct {
+		name   string
+		rrtype uint16
+		rcode  int
+		proof  dns.RR
+		want   Status
+		is     int // rcode
+		why    string
+	}{
+		{"none.test.", dns.TypeA, 0, none("none.test."), Secure, 0, "no name none.test. (RFC 9824)"},
+		{"none.test.", dns.TypeA, 3, none("none.test."), Secure, 3, "no name none.test. (RFC 9824)"},
+		{"none.test.", dns.TypeIPSECKEY, 0, none("none.test."), Secure, 0, "RFC 9824"},
+		{"here.test.", dns.TypeMX, 0, compact("here.test.", dns.TypeA, dns.TypeRRSIG, dns.TypeNSEC), Secure, 0, "no here.test. MX"},
+		{"here.test.", dns.TypeA, 0, compact("here.test.", dns.TypeA, dns.TypeRRSIG, dns.TypeNSEC), Bogus, 0, "do not prove"},
+		{"none.test.", dns.TypeA, 0, none("other.test."), Bogus, 0, "do not prove"},
+		{"a.none.test.", dns.TypeA, 3, none("none.test."), Bogus, 3, "do not prove"}, // it leaves the name below it to its own record
+	} {
+		w.set(func(q dns.Question, m *dns.Msg) {
+			if q.Name == tt.name && q.Qtype == tt.rrtype {
+				m.Answer, m.Ns, m.Rcode = nil, nil, tt.rcode
+				z.emit(&m.Ns, z.name, z.node[z.name][dns.TypeSOA])
+				z.emit(&m.Ns, tt.proof.Header().Name, []dns.RR{tt.proof})
+			}
+		})
+		v := New(w, a, WithClock(clock))
+		got, err := v.Lookup(context.Background(), tt.name, tt.rrtype)
+		if err != nil || got.Status != tt.want || got.Rcode != tt.is || !strings.Contains(got.Why, tt.why) {
+			t.Errorf("%s %s by %v: got %v rcode %d (%s), %v", tt.name, typeName(tt.rrtype), tt.proof, got.Status, got.Rcode, got.Why, err)
+		}
+		if tt.want == Secure { // and for the next question of the same name, but not with a rcode that its proof does not carry
+			w.set(nil)
+			again, err := v.Lookup(context.Background(), tt.name, dns.TypeTXT)
+			if err != nil || again.Status != Secure || !again.Denied || again.Rcode != 0 {
+				t.Errorf("%s TXT then: got %v rcode %d (%s), %v", tt.name, again.Status, again.Rcode, again.Why, err)
+			}
+		}
+	}
+}

@@ -46,6 +46,9 @@ func scenarioFiles(t *testing.T) []string {
 	if dir == "" {
 		dir, patterns = filepath.Join("..", "..", "shared", "rpl"), []string{"val_*.rpl", "black_*.rpl", "autotrust_*.rpl", "rrsig_*.rpl", "trust_*.rpl"}
 	}
+	if _, err := os.Stat(dir); err != nil && !filepath.IsAbs(dir) {
+		dir = filepath.Join("..", dir) // as seen from the project's root
+	}
 	var files []string
 	for _, p := range patterns {
 		found, err := filepath.Glob(filepath.Join(dir, p))
