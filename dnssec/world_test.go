@@ -77,15 +77,29 @@ func newZone(t testing.TB, name string, mode int, alg uint8, records string) *te
 	return z
 }
 
+// rsaKeys are the RSA keys that were made, by algorithm: one serves all zones, as making one takes long.
+var rsaKeys = map[uint8]struct {
+	public string
+	priv   crypto.Signer
+}{}
+
 func newKey(t testing.TB, name string, alg uint8) (*dns.DNSKEY, crypto.Signer) {
 	t.Helper()
+	if made, ok := rsaKeys[alg]; ok {
+		return &dns.DNSKEY{Hdr: dns.RR_Header{Name: name, Rrtype: dns.TypeDNSKEY, Class: dns.ClassINET, Ttl: 3600}, Flags: 257, Protocol: 3, Algorithm: alg,
+			PublicKey: made.public}, made.priv
+	}
 	k := &dns.DNSKEY{Hdr: dns.RR_Header{Name: name, Rrtype: dns.TypeDNSKEY, Class: dns.ClassINET, Ttl: 3600}, Flags: 257, Protocol: 3, Algorithm: alg}
 	bits := map[uint8]int{dns.ED25519: 256, dns.ECDSAP256SHA256: 256, dns.ECDSAP384SHA384: 384, dns.RSASHA256: 2048, dns.RSASHA1: 2048, dns.RSASHA1NSEC3SHA1: 2048, dns.RSASHA512: 2048}[alg]
 	priv, err := k.Generate(bits)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return k, priv.(crypto.Signer)
+	made := rsaKeys[alg]
+	if made.public, made.priv = k.PublicKey, priv.(crypto.Signer); alg < dns.ECDSAP256SHA256 {
+		rsaKeys[alg] = made
+	}
+	return k, made.priv
 }
 
 func rr(line string) dns.RR {
