@@ -3,11 +3,16 @@ package daemon
 import (
 	"net/netip"
 	"slices"
+	"time"
 
 	"tacit/pad"
 	"tacit/policy"
 	"tacit/resolver"
 )
+
+// transaction is how long a lookup counts for itself whatever its TTL, which a cache upstream lets run down to 0: "the RR can only be
+// used for the transaction in progress" (RFC 1035, 3.2.1). It is the longest hold.
+const transaction = 10 * time.Second
 
 // Decision is what becomes of one address of an answer, before the address itself is asked.
 type Decision struct {
@@ -46,5 +51,5 @@ func (d *Decision) claim(env pad.Environment, f resolver.Found, addr netip.Addr,
 			Why: "a key is proven, but the address cannot be protected: " + why}
 		return
 	}
-	d.Claim = pad.Claim{Name: f.Owner, Addr: addr, Keys: keys, Until: f.Until}
+	d.Claim = pad.Claim{Name: f.Owner, Addr: addr, Keys: keys, Until: latest(f.Until, f.AskedAt.Add(transaction))}
 }
