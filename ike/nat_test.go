@@ -1,0 +1,94 @@
+package ike
+
+import (
+	"crypto"
+	"net/netip"
+	"testing"
+	"time"
+
+	"tacit/ike/wire"
+	"tacit/ipsec"
+)
+
+// translate puts a NAT before a host: its datagrams come from outside, at a port of their own for each of its ports.
+func translate(w *world, inside *host, outside netip.Addr, shift *uint16) {
+	w.tap = func(from *host, d *Datagram) bool {
+		if from == inside {
+			d.Local = netip.AddrPortFrom(outside, d.Local.Port()+*shift)
+		} else if d.Remote.Addr() == outside {
+			d.Remote = netip.AddrPortFrom(inside.addr.Addr(), d.Remote.Port()-*shift)
+		}
+		return true
+	}
+}
+
+// RFC 7296, 2.23: behind a NAT IKE goes on at port 4500 and the ESP in UDP; both ends are told who is translated. When the NAT forgets,
+// the responder follows an authentic message to the new port, and nothing else (TRUST.md A-30).
+func TestNAT(t *testing.T) {
+	outside := netip.MustParseAddr("198.51.100.9")
+	a, b, w := pairOf(t)
+	shift := uint16(20_000)
+	translate(w, a, outside, &shift)
+	p := peerOf(a, b)
+	b.authorize = func(AuthorizationWanted) Authorization {
+		return Authorization{Anonymous: true, Selector: ipsec.Host(addrB.Addr(), addrA.Addr()), Mode: ipsec.Tunnel}
+	}
+	id := w.initiate(a, p)
+	if !w.until(time.Second, bothUp(a, b)) {
+		t.Fatalf("not up\n%s\n%s", a.dump(), b.dump())
+	}
+	checkPaired(t, a, b)
+	ea, _ := find[Established](a)
+	eb, _ := find[Established](b)
+	if ea.NAT != (NAT{Local: true}) || eb.NAT != (NAT{Remote: true}) {
+		t.Errorf("NAT detected: %+v and %+v", ea.NAT, eb.NAT)
+	}
+	ua, _ := find[ChildUp](a)
+	ub, _ := find[ChildUp](b)
+	if ua.Pair.Local.Port() != 4500 || ua.Pair.Remote.Port() != 4500 || ub.Pair.Remote != netip.AddrPortFrom(outside, 24500) || ub.Pair.Local.Port() != 4500 {
+		t.Errorf("pairs %v -> %v and %v -> %v", ua.Pair.Local, ua.Pair.Remote, ub.Pair.Local, ub.Pair.Remote)
+	}
+	s := only(t, b)
+	shift = 30_000
+	o := a.e.Do(w.now, id, Probe)
+	forged := o.Send[0]
+	bad := append([]byte(nil), forged.Data...)
+	bad[len(bad)-1] ^= 1
+	b.e.Receive(w.now, Datagram{forged.Remote, netip.AddrPortFrom(outside, 1), bad})
+	if s.remote.Port() != 24500 {
+		t.Errorf("a message that is not authentic moved the peer to %v", s.remote)
+	}
+	w.take(a, o)
+	w.run(time.Second)
+	if s.remote != netip.AddrPortFrom(outside, 34500) || count[Alive](a) == 0 {
+		t.Errorf("the peer is at %v", s.remote)
+	}
+	checkSound(t, a, b)
+}
+
+// Without a NAT nobody is behind one, and hashes that a peer leaves out are no NAT.
+func TestNoNAT(t *testing.T) {
+	for name, without := range map[string]bool{"both hashes": false, "none": true} {
+		a, b, w := pairOf(t)
+		if without {
+			w.tap = stranger(t, b, func(ps []wire.Payload) []wire.Payload { return drop[*wire.Notify](ps) })
+		}
+		establish(t, w, a, b, peerOf(a, b))
+		e, _ := find[Established](a)
+		if up, _ := find[ChildUp](a); e.NAT != (NAT{}) || up.Pair.Encapsulated() {
+			t.Errorf("%s: %+v, pair %+v", name, e.NAT, up.Pair)
+		}
+	}
+}
+
+// A name may have several keys, as at a roll-over (TRUST.md A-40): the one that was proved is told.
+func TestProvedKeyIsTold(t *testing.T) {
+	a, b, w := pairOf(t)
+	p := peerOf(a, b)
+	keys := testKeys()
+	p.Auth.Keys = []crypto.PublicKey{keys["rsa"].Public(), keys["other"].Public(), b.key.Public(), keys["p256"].Public(), keys["p384"].Public()}
+	establish(t, w, a, b, p)
+	if e, _ := find[Established](a); !sameKey(e.Key, b.key.Public()) {
+		t.Errorf("told %v", e.Key)
+	}
+}
