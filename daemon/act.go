@@ -83,7 +83,7 @@ func (l *loop) initiate(now time.Time, p *peer, a doInitiate) {
 		peer.RemoteID = ike.ID{Kind: ike.IDFQDN, Value: strings.TrimSuffix(c.Name, ".")}
 	}
 	if l.tellsName(p, c.Name) {
-		peer.LocalID = ike.ID{Kind: ike.IDFQDN, Value: l.d.cfg.File.Name}
+		peer.LocalID, peer.Tell = ike.ID{Kind: ike.IDFQDN, Value: l.d.cfg.File.Name}, ike.TellAfter
 	}
 	id, out := l.engine.Initiate(now, peer)
 	l.bySA[id] = p
