@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"slices"
 	"testing"
 	"time"
 
@@ -142,12 +143,9 @@ func Test281SimultaneousChildRekey(t *testing.T) {
 		bID := only(t, b).id
 		w.take(a, a.e.Do(w.now, id, RekeyChild))
 		w.take(b, b.e.Do(w.now, bID, RekeyChild))
-		mine, theirs := only(t, a).child.mine, only(t, b).child.mine
+		drive(w, time.Millisecond, time.Millisecond) // both have answered
+		lowA, lowB := only(t, b).child.mine.rival.low, only(t, a).child.mine.rival.low
 		drive(w, time.Second, 3*time.Millisecond)
-		low := map[bool][]byte{false: theirs.low, true: mine.low}
-		if mine.low == nil { // it lost before the data plane was asked
-			low[true] = nil
-		}
 		w.run(time.Minute)
 		settled(t, a, b)
 		cur := only(t, a).child.all[0].current()
@@ -158,7 +156,7 @@ func Test281SimultaneousChildRekey(t *testing.T) {
 			t.Errorf("%d messages", w.sent)
 		case a.lost+b.lost > 0:
 			t.Errorf("%d and %d lost", a.lost, b.lost)
-		case low[true] != nil && low[false] != nil && (bytes.Compare(low[true], low[false]) > 0) != cur.initiator:
+		case cur.initiator != (bytes.Compare(lowA, lowB) > 0):
 			t.Errorf("%s won", winner)
 		}
 	}
@@ -203,7 +201,9 @@ func Test282SimultaneousIKERekey(t *testing.T) {
 		bID := only(t, b).id
 		w.take(a, a.e.Do(w.now, id, RekeyIKE))
 		w.take(b, b.e.Do(w.now, bID, RekeyIKE))
-		drive(w, 12*time.Millisecond, time.Millisecond)
+		drive(w, time.Millisecond, time.Millisecond) // both have answered
+		lowA, lowB := b.e.find(bID).kin.rekey.rivalLow, a.e.find(id).kin.rekey.rivalLow
+		drive(w, time.Millisecond, time.Millisecond)
 		if n := len(a.e.sas); n != 3 {
 			t.Fatalf("%d IKE SAs, want the old and two new ones", n)
 		}
@@ -211,6 +211,9 @@ func Test282SimultaneousIKERekey(t *testing.T) {
 		w.run(time.Minute)
 		settled(t, a, b)
 		won[only(t, a).initiator]++
+		if only(t, a).initiator != (bytes.Compare(lowA, lowB) > 0) {
+			t.Errorf("seed %d: the SA with the lowest nonce has won", seed)
+		}
 		if count[Rekeyed](a) != 1 || count[Rekeyed](b) != 1 || a.lost+b.lost+count[Closed](a)+count[Closed](b) != 0 || a.e.Stats().Retransmitted != 0 {
 			t.Errorf("seed %d: %s\n%s", seed, a.dump(), b.dump())
 		}
@@ -243,6 +246,71 @@ func Test282LateRequest(t *testing.T) {
 			t.Errorf("%v late: %d and %d lost\n%s\n%s", late, a.lost, b.lost, a.dump(), b.dump())
 		}
 	}
+}
+
+// afterBoth has both ends rekey the IKE SA at once, with b's answer lost, and calls f when a has decided for its own, or for b's.
+func afterBoth(t *testing.T, own bool, f func(a, b *host, w *world, id SAID)) {
+	t.Helper()
+	n := 0
+	for seed := uint64(0); n < 3; seed++ {
+		a, b, w := classic(t)
+		a.e.cfg.Rand, b.e.cfg.Rand = newSeeded(seed), newSeeded(seed+1000)
+		id := establish(t, w, a, b, peerOf(a, b))
+		bID := only(t, b).id
+		w.take(a, a.e.Do(w.now, id, RekeyIKE))
+		w.take(b, b.e.Do(w.now, bID, RekeyIKE))
+		drive(w, time.Millisecond, time.Millisecond)
+		lowA, lowB := b.e.find(bID).kin.rekey.rivalLow, a.e.find(id).kin.rekey.rivalLow
+		if (bytes.Compare(lowA, lowB) > 0) != own {
+			continue
+		}
+		n++
+		f(a, b, w, id)
+	}
+}
+
+// We have decided for our own heir and use it, before the peer knows enough to decide: that we use it tells the peer.
+func Test282HeirInUse(t *testing.T) {
+	afterBoth(t, true, func(a, b *host, w *world, id SAID) {
+		old := a.e.find(id)
+		hold := w.now.Add(300 * time.Millisecond)
+		w.queue = slices.DeleteFunc(w.queue, func(f flight) bool { return f.spi == 0 && f.d.Local == addrB }) // a's answer
+		w.tap = func(from *host, d *Datagram) bool {
+			h, _ := wire.ParseHeader(d.Data)
+			return from == b || h.InitiatorSPI != old.spiI || w.now.After(hold)
+		}
+		drive(w, 10*time.Millisecond, time.Millisecond)
+		w.take(a, a.e.Do(w.now, id, RekeyChild))
+		drive(w, 100*time.Millisecond, time.Millisecond)
+		if count[ChildUp](a) != 2 || count[Rekeyed](b) != 1 {
+			t.Errorf("b has not taken the heir in use\n%s\n%s", a.dump(), b.dump())
+		}
+		drive(w, time.Second, 10*time.Millisecond)
+		w.run(2 * time.Minute)
+		settled(t, a, b)
+		if len(a.e.sas) != 1 || a.lost+b.lost != 0 {
+			t.Errorf("%d SAs, %d and %d packets lost", len(a.e.sas), a.lost, b.lost)
+		}
+	})
+}
+
+// We hear nothing any more on the old SA: the peer has decided for its own heir, which we had made for it, and has ended the old one. When we
+// give our own request up, that heir is what is left.
+func Test282HeirIsLeft(t *testing.T) {
+	afterBoth(t, false, func(a, b *host, w *world, id SAID) {
+		old := a.e.find(id)
+		w.queue = slices.DeleteFunc(w.queue, func(f flight) bool { return f.spi == 0 && f.d.Local == addrA }) // b's answer
+		w.tap = func(from *host, d *Datagram) bool {
+			h, _ := wire.ParseHeader(d.Data)
+			return from == a || h.InitiatorSPI != old.spiI
+		}
+		w.run(time.Minute)
+		if count[Rekeyed](a) != 1 || count[Closed](a)+count[Closed](b) != 0 {
+			t.Errorf("%s\n%s", a.dump(), b.dump())
+		}
+		w.run(time.Minute)
+		settled(t, a, b)
+	})
 }
 
 // With additional key exchanges (RFC 9370) neither end goes on with its own: both ask again a little later, and one comes first.
@@ -374,25 +442,27 @@ func TestOldSAIsNotKept(t *testing.T) {
 	}
 }
 
-// TRUST.md A-23: a peer that rekeys as fast as it can does not fill our memory.
+// TRUST.md A-23: a peer that rekeys as fast as it can, and deletes nothing, does not fill our memory.
 func TestRekeyStorm(t *testing.T) {
-	a, b, w := pairOf(t)
-	id := establish(t, w, a, b, peerOf(a, b))
-	w.tap = func(from *host, d *Datagram) bool { // it deletes nothing
-		h, _ := wire.ParseHeader(d.Data)
-		return from == b || h.Exchange != wire.Informational
-	}
-	for range 50 {
-		for _, c := range []Command{RekeyChild, RekeyIKE} {
-			if s := a.e.find(id); s != nil && s.state == established {
-				s.out.state = idle
-				w.take(a, a.e.Do(w.now, id, c))
-				w.run(20 * time.Millisecond)
-			}
+	for _, c := range []Command{RekeyChild, RekeyIKE} {
+		a, b, w := classic(t)
+		id := establish(t, w, a, b, peerOf(a, b))
+		w.tap = func(from *host, d *Datagram) bool {
+			h, _ := wire.ParseHeader(d.Data)
+			return from == b || h.Exchange != wire.Informational
 		}
-	}
-	if len(b.e.sas) > 2 || len(b.e.spis) > maxServing+1 {
-		t.Errorf("%d SAs, %d SPIs", len(b.e.sas), len(b.e.spis))
+		for range 20 {
+			s := a.e.find(id)
+			if s == nil || s.state != established {
+				break
+			}
+			s.out.state, s.timer.rekey = idle, time.Time{}
+			w.take(a, a.e.Do(w.now, id, c))
+			w.run(20 * time.Millisecond)
+		}
+		if len(b.e.sas) > 2 || len(b.e.spis) > maxServing+1 {
+			t.Errorf("command %d: %d SAs, %d SPIs", c, len(b.e.sas), len(b.e.spis))
+		}
 	}
 }
 
