@@ -28,10 +28,13 @@ const (
 // counted reads what proposals, transforms, traffic selectors and payloads have in common: two octets, and a length that
 // counts itself and them. The body is a reader of its own. A length below 4 or beyond the end is an error, so that a
 // loop over counted things always moves on.
-func (r *reader) counted(field string) (first, second uint8, body *reader) {
+func (r *reader) counted(field string) (first, second uint8, body reader) {
 	at := r.offset()
 	first, second = r.u8(field), r.u8(field)
-	n := int(r.u16(field + " length"))
+	if *r.err == nil && len(r.s) < 2 {
+		r.fail(field+" length", errTruncated)
+	}
+	n := int(r.u16(field))
 	if *r.err == nil && n < genericLen {
 		r.failAt(at+2, field+" length", fmt.Errorf("%d is below the %d of its own header", n, genericLen))
 	}

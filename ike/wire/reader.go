@@ -65,9 +65,9 @@ func (r *reader) rest() []byte { return r.bytes("data", len(r.s)) }
 func (r *reader) skip(field string, n int) { r.bytes(field, n) }
 
 // sub takes the next n octets as a reader of its own, with the same error.
-func (r *reader) sub(field string, n int) *reader {
+func (r *reader) sub(field string, n int) reader {
 	b := r.bytes(field, n)
-	return &reader{s: b, end: r.offset(), in: r.in, err: r.err}
+	return reader{s: b, end: r.offset(), in: r.in, err: r.err}
 }
 
 // done makes what is left an error.

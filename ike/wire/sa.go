@@ -129,7 +129,7 @@ func parseSA(r *reader) *SA {
 		}
 		at := r.offset()
 		more, _, body := r.counted("proposal")
-		p.Proposals = append(p.Proposals, parseProposal(body))
+		p.Proposals = append(p.Proposals, parseProposal(&body))
 		last = r.last(at, "proposal", more, moreProposals)
 	}
 	return p
@@ -161,7 +161,7 @@ func parseProposal(r *reader) (p Proposal) {
 		}
 		start := r.offset()
 		more, _, body := r.counted("transform")
-		p.Transforms = append(p.Transforms, parseTransform(body))
+		p.Transforms = append(p.Transforms, parseTransform(&body))
 		last = r.last(start, "transform", more, moreTransforms)
 	}
 	if *r.err == nil && len(p.Transforms) != count {

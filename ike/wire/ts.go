@@ -110,7 +110,7 @@ func parseTS(r *reader, responder bool) *TS {
 			p.Skipped++
 			continue
 		}
-		t := parseSelector(body, kind, proto)
+		t := parseSelector(&body, kind, proto)
 		if err := t.check(); err != nil && *r.err == nil {
 			r.failAt(start, "traffic selector", err)
 		}
