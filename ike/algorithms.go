@@ -101,6 +101,7 @@ type espSuite struct {
 	cipher cipherSuite
 	esn    bool
 	group  uint16
+	add    uint16 // as in ikeSuite
 }
 
 // sa is one direction of the Child SA; key is its half of KEYMAT.

@@ -5,11 +5,13 @@ import (
 	"crypto"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"tacit/ike/wire"
+	"tacit/ipsec"
 )
 
 // after are two hosts that go over to the hybrid once they are established.
@@ -188,3 +190,106 @@ func TestHybridAfterBadNetwork(t *testing.T) {
 		t.Errorf("%d of 40 reached the hybrid", reached)
 	}
 }
+
+// hybridRekey is a rekey of the Child SA whose SPI at us is spi, with an additional key exchange, as we do not ask for it ourselves.
+func hybridRekey(spi ipsec.SPI, sh share) []wire.Payload {
+	ps := rekeyRequest(spi)
+	sap := defaultOffer.espProposal(777, groupX25519)
+	sap.Proposals[0].Transforms = append(sap.Proposals[0].Transforms, wire.Transform{Type: wire.TransformAddKE, ID: kemMLKEM768})
+	ps[2] = sap
+	return append(ps, &wire.KE{Group: groupX25519, Data: sh.public()})
+}
+
+// A peer may ask for the hybrid at the rekey of a Child SA: "KEYMAT = prf+(SK_d, SK(0) | Ni | Nr | SK(1))" (RFC 9370, 2.2.4).
+func TestHybridChild(t *testing.T) {
+	a, b, w := pairOf(t)
+	establish(t, w, a, b, peerOf(a, b))
+	only(t, b).hybrid = true
+	up, _ := find[ChildUp](a)
+	sh, _ := newShare(newSeeded(2), groupX25519)
+	request := hybridRekey(up.Pair.In.SPI, sh)
+	got, o := talk(t, w, a, b, wire.CreateChildSA, 2, request...)
+	link, ke := notify(got, wire.AdditionalKeyExchange), get[*wire.KE](got)
+	if link == nil || ke == nil || getTS(got, true) == nil || len(o.Events) != 1 {
+		t.Fatalf("answer %v, events %v", got, o.Events)
+	}
+	kem, _ := newShare(newSeeded(3), kemMLKEM768)
+	_, o = talk(t, w, a, b, wire.FollowupKE, 3, &wire.KE{Group: kemMLKEM768, Data: kem.public()}, link)
+	if len(o.Send) != 0 || len(o.Events) != 2 {
+		t.Fatalf("%+v", o)
+	}
+	wanted := o.Events[1].(ChildWanted)
+	o = b.e.Supply(w.now, wanted.SA, Installed{wanted.Token, nil})
+	last, err := only(t, a).keys.open.open(o.Send[0].Data)
+	if err != nil || len(last) != 1 {
+		t.Fatalf("%v %v", last, err)
+	}
+	shared, _ := sh.secret(ke.Data)
+	added, err := kem.accept(get[*wire.KE](last))
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := only(t, a)
+	k := deriveChild(s.keys.suite.prf, s.keys.d, ciphers[0], get[*wire.Nonce](request).Data, get[*wire.Nonce](got).Data, shared, added)
+	in, out := k.pair(espSuite{cipher: ciphers[0]}, false, 0, 0)
+	if !bytes.Equal(in.Key, wanted.Pair.In.Key) || !bytes.Equal(out.Key, wanted.Pair.Out.Key) || !wanted.Rekey {
+		t.Error("the keys are not those of both exchanges")
+	}
+	checkSound(t, a, b)
+}
+
+// A peer that does not follow up leaves nothing: neither in time, nor when it asks for something else.
+func TestHybridChildForsaken(t *testing.T) {
+	for _, waits := range []bool{true, false} {
+		a, b, w := pairOf(t)
+		establish(t, w, a, b, peerOf(a, b))
+		only(t, b).hybrid = true
+		up, _ := find[ChildUp](a)
+		sh, _ := newShare(newSeeded(2), groupX25519)
+		before := shape(b.e)
+		got, _ := talk(t, w, a, b, wire.CreateChildSA, 2, hybridRekey(up.Pair.In.SPI, sh)...)
+		if notify(got, wire.AdditionalKeyExchange) == nil || !only(t, b).child.busy() {
+			t.Fatalf("answer %v", got)
+		}
+		if waits {
+			w.run(31 * time.Second)
+		} else if got, _ := talk(t, w, a, b, wire.CreateChildSA, 3, rekeyRequest(0xdeadbeef)...); notify(got, wire.ChildSANotFound) == nil {
+			t.Errorf("answer %v", got)
+		}
+		if shape(b.e) != before || only(t, b).child.busy() || only(t, b).awaits() || count[ChildDown](b) != 0 {
+			t.Errorf("waits %v: %+v, was %+v", waits, shape(b.e), before)
+		}
+		checkSound(t, a, b)
+	}
+}
+
+// An additional key exchange is none without the first, and is not chosen where the peer has not said that it knows how.
+func TestHybridChildRefused(t *testing.T) {
+	for name, c := range map[string]struct {
+		hybrid bool
+		change func(sap *wire.SA)
+		ke     bool
+	}{
+		"unknown to us":        {false, func(*wire.SA) {}, true},
+		"without the first":    {true, func(sap *wire.SA) { sap.Proposals[0].Transforms = slices.DeleteFunc(sap.Proposals[0].Transforms, isKE) }, false},
+		"of an unknown method": {true, func(sap *wire.SA) { p := &sap.Proposals[0]; p.Transforms[len(p.Transforms)-1].ID = 35 }, true},
+	} {
+		a, b, w := pairOf(t)
+		establish(t, w, a, b, peerOf(a, b))
+		only(t, b).hybrid = c.hybrid
+		up, _ := find[ChildUp](a)
+		sh, _ := newShare(newSeeded(2), groupX25519)
+		ps := hybridRekey(up.Pair.In.SPI, sh)
+		sap := ps[2].(*wire.SA)
+		sap.Proposals = sap.Proposals[:1]
+		c.change(sap)
+		if !c.ke {
+			ps = ps[:len(ps)-1]
+		}
+		if got, _ := talk(t, w, a, b, wire.CreateChildSA, 2, ps...); notify(got, wire.NoProposalChosen) == nil {
+			t.Errorf("%s: answer %v", name, got)
+		}
+	}
+}
+
+func isKE(t wire.Transform) bool { return t.Type == wire.TransformKE }

@@ -76,10 +76,11 @@ type childKeys struct {
 	initiatorToResponder, responderToInitiator ipsec.Secret
 }
 
-// deriveChild is KEYMAT = prf+(SK_d, [g^ir (new) |] Ni | Nr). shared is nil without a key exchange of its own.
-func deriveChild(h crypto.Hash, skd []byte, c cipherSuite, ni, nr, shared []byte) childKeys {
+// deriveChild is KEYMAT = prf+(SK_d, [g^ir (new) |] Ni | Nr [| SK(1)]). shared is nil without a key exchange of its own, added without an
+// additional one (RFC 9370, 2.2.4).
+func deriveChild(h crypto.Hash, skd []byte, c cipherSuite, ni, nr, shared, added []byte) childKeys {
 	n := c.keyMaterial()
-	b := prfPlus(h, skd, concat(shared, ni, nr), 2*n)
+	b := prfPlus(h, skd, concat(shared, ni, nr, added), 2*n)
 	return childKeys{b[:n], b[n:]}
 }
 

@@ -43,12 +43,12 @@ func TestKeyDerivationCAVP(t *testing.T) {
 			t.Errorf("key %d: %x, want %x", i, []byte(got), want)
 		}
 	}
-	c := deriveChild(h, k.d, cipherSuite{cipher: ipsec.AESGCM16, bits: 256}, ni, nr, nil)
+	c := deriveChild(h, k.d, cipherSuite{cipher: ipsec.AESGCM16, bits: 256}, ni, nr, nil, nil)
 	if want := unhex(t, "8059e3ee8810e6c3a91bc8bcd2a7a41151b8d0e6ae239c7b38093ad85ef4c5811a8e7b5d1cdabd9560b2d5e092d1f24e2d4b85eccdf0ad0d"+
 		"c9abd94b51ee71814ca6dbc8bb51b630"); !bytes.Equal(concat(c.initiatorToResponder, c.responderToInitiator), want) {
 		t.Errorf("KEYMAT %x", concat(c.initiatorToResponder, c.responderToInitiator))
 	}
-	c = deriveChild(h, k.d, cipherSuite{cipher: ipsec.AESGCM16, bits: 256}, ni, nr, girNew)
+	c = deriveChild(h, k.d, cipherSuite{cipher: ipsec.AESGCM16, bits: 256}, ni, nr, girNew, nil)
 	if want := unhex(t, "bb43244c1860ad65ee1e211ffe8bb3661750c8f89cb9f547df7f4fa61d37301628190e38c66232eab4b3ab14c400a5197dd3730ed4820a8a"+
 		"10394d51e1c0400052f63ebd36b0e7ef"); !bytes.Equal(concat(c.initiatorToResponder, c.responderToInitiator), want) {
 		t.Errorf("KEYMAT with key exchange %x", concat(c.initiatorToResponder, c.responderToInitiator))
@@ -71,7 +71,7 @@ func TestPRF(t *testing.T) {
 // The two ends give the halves of KEYMAT opposite directions.
 func TestPairDirections(t *testing.T) {
 	for _, c := range suites() {
-		k := deriveChild(crypto.SHA256, []byte("sk_d"), c, []byte("ni"), []byte("nr"), nil)
+		k := deriveChild(crypto.SHA256, []byte("sk_d"), c, []byte("ni"), []byte("nr"), nil, nil)
 		s := espSuite{cipher: c, esn: true}
 		inI, outI := k.pair(s, true, 1000, 2000)
 		inR, outR := k.pair(s, false, 2000, 1000)

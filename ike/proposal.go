@@ -286,23 +286,28 @@ func (o offer) chooseIKE(sa *wire.SA, ke uint16, hybrid bool) (s ikeSuite, answe
 
 // chooseESP does the same for a Child SA. Without withKE (IKE_AUTH, which has no KE payload) key exchange transforms are
 // passed over (RFC 7296, 1.2). out is the proposal's SPI: that of our outbound SA. The answer carries in, our inbound SPI.
-func (o offer) chooseESP(sa *wire.SA, withKE bool, ke uint16, in ipsec.SPI) (s espSuite, out ipsec.SPI, answer *wire.SA, ok bool) {
+func (o offer) chooseESP(sa *wire.SA, withKE, hybrid bool, ke uint16, in ipsec.SPI) (s espSuite, out ipsec.SPI, answer *wire.SA, ok bool) {
 	best := -1
 	for _, p := range sa.Proposals {
 		spi, valid := parseESPSPI(p.SPI)
 		if p.Protocol != wire.ProtocolESP || !valid {
 			continue
 		}
-		c := o.choose(p, ke, false)
+		c := o.choose(p, ke, hybrid)
 		if !withKE || ke == groupNone && c.noKE {
 			c.seen &^= bit(wire.TransformKE)
 			c.group = groupNone
 		}
-		if !c.complete(wire.TransformEncr, wire.TransformESN) || c.seen&bit(wire.TransformPRF) != 0 {
+		if !withKE {
+			c.seen &= bit(wire.TransformAddKE) - 1
+			c.add = groupNone
+		}
+		alone := c.add != groupNone && c.group == groupNone // an additional key exchange that is none
+		if alone || !c.complete(wire.TransformEncr, wire.TransformESN) || c.seen&bit(wire.TransformPRF) != 0 {
 			continue
 		}
 		if cost := c.cost(); !ok || cost < best {
-			s, out, best, ok = espSuite{c.cipher, c.esn == wire.ESNYes, c.group}, spi, cost, true
+			s, out, best, ok = espSuite{c.cipher, c.esn == wire.ESNYes, c.group, c.add}, spi, cost, true
 			answer = s.proposal(p.Number, in)
 		}
 	}
@@ -320,6 +325,9 @@ func (s espSuite) proposal(number uint8, in ipsec.SPI) *wire.SA {
 		esn = wire.ESNYes
 	}
 	ts = append(ts, wire.Transform{Type: wire.TransformESN, ID: esn})
+	if s.add != groupNone {
+		ts = append(ts, wire.Transform{Type: wire.TransformAddKE, ID: s.add})
+	}
 	return &wire.SA{Proposals: []wire.Proposal{{Number: number, Protocol: wire.ProtocolESP, SPI: espSPI(in), Transforms: ts}}}
 }
 
@@ -337,7 +345,7 @@ func (o offer) acceptESP(sa *wire.SA, group uint16) (espSuite, ipsec.SPI, bool) 
 	if !answers(sa, o.rekeyProposal(0, group)) {
 		return espSuite{}, 0, false
 	}
-	s, out, _, ok := o.chooseESP(sa, true, group, 0)
+	s, out, _, ok := o.chooseESP(sa, true, false, group, 0)
 	return s, out, ok
 }
 

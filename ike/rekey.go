@@ -226,7 +226,7 @@ func (s *sa) acceptChild(n *negotiation, ps []wire.Payload) error {
 			n.mode = ipsec.Tunnel
 		}
 		if !s.collided(n, nonce) {
-			s.want(n, suite, n.ni, nonce, shared)
+			s.want(n, suite, n.ni, nonce, shared, nil)
 		}
 	}
 	if suite.group == groupNone {
@@ -453,12 +453,28 @@ func (s *sa) answerChild(n *negotiation, suite espSuite, ps []wire.Payload) erro
 			n.reply = append(n.reply, ke)
 		}
 		n.replyMode()
-		s.want(n, suite, ni, nr, shared)
-		if m := s.child.mine; n.old != nil && m != nil && m.old == n.old {
-			m.rival = n
+		if suite.add == groupNone {
+			s.grantChild(n, suite, ni, nr, shared, nil)
+			return
 		}
+		link := s.awaitFollowUp(suite.add, func(added []byte, ke *wire.KE) {
+			n.followed, n.reply = true, []wire.Payload{ke}
+			s.grantChild(n, suite, ni, nr, shared, added)
+		}, func(*wire.Notify) {
+			s.child.abandon(s.e, n)
+			s.child.checkDown(s, nil)
+		})
+		s.reply(append(append(n.reply, tsPayloads(n.selector, false)...), link)...)
 	})
 	return nil
+}
+
+// grantChild asks the data plane for what the peer wants.
+func (s *sa) grantChild(n *negotiation, suite espSuite, ni, nr, shared, added []byte) {
+	s.want(n, suite, ni, nr, shared, added)
+	if m := s.child.mine; n.old != nil && m != nil && m.old == n.old {
+		m.rival = n
+	}
 }
 
 // answerKE makes our half of a key exchange and the shared secret, and goes on with then; nothing for groupNone.

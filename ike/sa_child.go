@@ -100,6 +100,7 @@ type negotiation struct {
 	rival     *negotiation // of ours: the peer's rekey of the same Child SA, which we answered meanwhile
 	redundant bool         // it has lost against the other: its creator deletes it
 
+	followed bool           // the answer that is due is that to IKE_FOLLOWUP_KE
 	token    uint64         // of the ChildWanted that is out
 	deadline time.Time      // for its answer
 	reply    []wire.Payload // responder
@@ -132,9 +133,9 @@ func (s *sa) pairOf(p *child, c *childSA) ipsec.Pair {
 }
 
 // want asks the data plane for the Child SA. ni, nr and shared are those of its exchange.
-func (s *sa) want(n *negotiation, suite espSuite, ni, nr, shared []byte) {
+func (s *sa) want(n *negotiation, suite espSuite, ni, nr, shared, added []byte) {
 	c, rekey := n.fresh, n.child != nil
-	in, out := deriveChild(s.keys.suite.prf, s.keys.d, suite.cipher, ni, nr, shared).pair(suite, c.initiator, c.in, c.out)
+	in, out := deriveChild(s.keys.suite.prf, s.keys.d, suite.cipher, ni, nr, shared, added).pair(suite, c.initiator, c.in, c.out)
 	if !rekey {
 		n.child = &child{id: s.e.nextPair}
 		s.e.nextPair += uint32(s.e.cfg.Shards)
@@ -173,7 +174,7 @@ func (s *sa) firstChild(ps []wire.Payload) {
 		n.mode = ipsec.Tunnel // "If the responder declines the request, the Child SA will be established in tunnel mode."
 	}
 	n.selector, n.fresh.out = sel, out
-	s.want(n, suite, ni, nr, nil)
+	s.want(n, suite, ni, nr, nil, nil)
 }
 
 // answerFirstChild chooses the Child SA of an IKE_AUTH request: what it answers is in authState.child, at once for a refusal,
@@ -189,7 +190,7 @@ func (s *sa) answerFirstChild(ps []wire.Payload) {
 	n.mode = s.chooseMode(ps, n.selector)
 	n.replyMode()
 	s.child.theirs = n
-	s.want(n, suite, s.hs.ni, s.hs.nr, nil)
+	s.want(n, suite, s.hs.ni, s.hs.nr, nil, nil)
 }
 
 // chooseMode is transport mode where the peer asks for it, we like it, and it is about the two hosts themselves.
@@ -223,7 +224,7 @@ func (s *sa) chooseChild(ps []wire.Payload, rekeyed *child, ke *wire.KE) (*negot
 		group = ke.Group
 	}
 	in := s.e.newSPI()
-	suite, out, sap, ok := s.e.offer.chooseESP(get[*wire.SA](ps), s.state == established, group, in)
+	suite, out, sap, ok := s.e.offer.chooseESP(get[*wire.SA](ps), s.state == established, s.hybrid, group, in)
 	sel, within := narrow(want, tsi.Selectors, tsr.Selectors)
 	switch {
 	case !ok:
@@ -271,7 +272,10 @@ func (s *sa) installedTheirs(n *negotiation, err error) {
 		c.checkDown(s, err)
 		return
 	}
-	s.reply(append(n.reply, tsPayloads(n.selector, false)...)...)
+	if !n.followed {
+		n.reply = append(n.reply, tsPayloads(n.selector, false)...)
+	}
+	s.reply(n.reply...)
 	c.answered(s)
 }
 
