@@ -49,6 +49,10 @@ func simulate(t *testing.T, seed uint64) (a, b *host) {
 	}
 	a = newHost(t, "alice.example", addrA, testKeys()["other"], config(0))
 	b = newHost(t, "bob.example", addrB, testKeys()["ed25519"], config(1))
+	a.e.cfg.PostQuantum, b.e.cfg.PostQuantum = PostQuantum(seed%3), PostQuantum(seed/3%3)
+	if seed%25 == 0 { // by workers
+		b.e.offer.groups = []uint16{groupMODP2048}
+	}
 	w := newWorld(t, a, b)
 	w.rng = rng
 	w.loss, w.repeat, w.shuffle = 0.3, 0.3*rng.Float64(), time.Duration(rng.IntN(400)+1)*time.Millisecond

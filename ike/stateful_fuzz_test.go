@@ -23,6 +23,7 @@ func FuzzEngine(f *testing.F) {
 	f.Add(append([]byte{5}, bytes.Repeat([]byte{0, 0, 9, 1, 3, 0, 10, 4}, 20)...))
 	f.Add([]byte{6, 0, 0, 0, 11, 3, 77, 0, 8, 1})
 	f.Add([]byte{7, 0, 0, 0, 0, 2, 5, 3, 200, 1, 0, 0, 9, 1, 2})
+	f.Add(append([]byte{8}, bytes.Repeat([]byte{0, 0, 0, 0, 9, 1, 3}, 10)...))
 	f.Fuzz(func(t *testing.T, script []byte) {
 		if len(script) > 0 && len(script) <= 400 {
 			play(t, script)
@@ -33,7 +34,7 @@ func FuzzEngine(f *testing.F) {
 // The same with random scripts, so that every run of the tests sees some.
 func TestRandomScripts(t *testing.T) {
 	var ups [casts]int
-	for seed := range uint64(240) {
+	for seed := range uint64(30 * casts) {
 		rng := rand.New(rand.NewPCG(seed, 5))
 		script := make([]byte, 300)
 		for i := range script {
@@ -60,7 +61,7 @@ type cast struct {
 	up   bool // both can prove what the other wants
 }
 
-const casts = 8
+const casts = 9
 
 // castOf are the policies at the two ends.
 func castOf(t testing.TB, n byte) cast {
@@ -92,6 +93,9 @@ func castOf(t testing.TB, n byte) cast {
 		b.authorize = func(AuthorizationWanted) Authorization { return Authorization{Anonymous: true, Pending: true} }
 	case 6:
 		c.p.Childless = true
+	case 8: // the hybrid afterwards, and MODP
+		a.e.cfg.PostQuantum, b.e.cfg.PostQuantum = After, After
+		b.e.offer.groups = []uint16{groupMODP2048}
 	}
 	return c
 }
