@@ -2,6 +2,7 @@ package dnssec
 
 import (
 	"context"
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -200,6 +201,29 @@ func TestLinks(t *testing.T) {
 		}
 		if !slices.Equal(got.Links, tt.want) || worst != got.Status {
 			t.Errorf("%s %s: got %v %+v, want %+v", tt.name, typeName(tt.rrtype), got.Status, got.Links, tt.want)
+		}
+	}
+}
+
+// RFC 8509: whether a key is a trust anchor of the root is told by failing, to those who ask for addresses and believe in validation.
+func TestSentinel(t *testing.T) {
+	var lines []string
+	root := newZone(t, ".", nsec, dns.ED25519, "")
+	tag := root.key.KeyTag()
+	names := []string{fmt.Sprintf("root-key-sentinel-is-ta-%05d.test.", tag), fmt.Sprintf("root-key-sentinel-not-ta-%05d.test.", tag),
+		fmt.Sprintf("root-key-sentinel-is-ta-%05d.test.", tag^1), fmt.Sprintf("root-key-sentinel-not-ta-%05d.test.", tag^1),
+		"root-key-sentinel-is-ta-1.test.", "root-key-sentinel-is-ta-99999.test.", "root-key-sentinel-is-ta-.test."}
+	for _, name := range names {
+		lines = append(lines, name+" 60 IN A 192.0.2.1", name+" 60 IN TXT text")
+	}
+	w, a := newWorld(t, root, newZone(t, "test.", nsec, dns.ED25519, strings.Join(lines, "\n")))
+	v := New(w, a, WithClock(clock))
+	for i, want := range []Status{Secure, Bogus, Bogus, Secure, Secure, Secure, Secure} {
+		if got, err := v.Lookup(context.Background(), names[i], dns.TypeA); err != nil || got.Status != want {
+			t.Errorf("%s: got %v (%s), %v, want %v", names[i], got.Status, got.Why, err, want)
+		}
+		if got, err := v.Lookup(context.Background(), names[i], dns.TypeTXT); err != nil || got.Status != Secure {
+			t.Errorf("%s TXT: got %v (%s), %v", names[i], got.Status, got.Why, err)
 		}
 	}
 }

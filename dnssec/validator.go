@@ -121,7 +121,7 @@ func (v *Validator) Lookup(ctx context.Context, name string, rrtype uint16) (Ans
 	if ans.Status == Indeterminate {
 		return ans, outer.Err()
 	}
-	return ans, nil
+	return v.sentinel(ans), nil
 }
 
 // unclocked is a Lookup while the clock is known to be wrong. The answer is what a validator at the floor makes of it, for those who need a name to set
