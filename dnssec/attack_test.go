@@ -565,3 +565,27 @@ func TestClock(t *testing.T) {
 		t.Errorf("without a floor of the configuration: got %v (%s), %v", got.Status, got.Why, err)
 	}
 }
+
+// A CNAME in place of DS is the parent's to say, also where the child is known already: as unsigned, or by its keys.
+func TestAliasInPlaceOfDS(t *testing.T) {
+	w, a := hierarchy(t)
+	for _, tt := range []struct{ zone, why string }{{"plain.test.", "zone test."}, {"sub.signed.test.", "zone signed.test."}} {
+		v := New(w, a, WithClock(clock), WithoutSynthesis())
+		if got, err := v.Lookup(context.Background(), "www."+tt.zone, dns.TypeA); err != nil || got.Status < Insecure {
+			t.Fatalf("honest: %v (%s), %v", got.Status, got.Why, err)
+		}
+		w.set(func(q dns.Question, m *dns.Msg) {
+			if q.Name == tt.zone && q.Qtype == dns.TypeDS {
+				w.mu.Lock()
+				defer w.mu.Unlock()
+				m.Answer, m.Ns = nil, nil
+				w.zones[tt.zone].emit(&m.Answer, tt.zone, []dns.RR{rr(tt.zone + " 60 IN CNAME www." + tt.zone)})
+			}
+		})
+		got, err := v.Lookup(context.Background(), tt.zone, dns.TypeDS)
+		w.set(nil)
+		if err != nil || got.Status != Bogus || !strings.Contains(got.Why, tt.why) {
+			t.Errorf("%s: got %v (%s), %v", tt.zone, got.Status, got.Why, err)
+		}
+	}
+}

@@ -233,10 +233,19 @@ func (l *lookup) substitute(rr *dns.DNAME, set *rrset, answer rrsets, v verdict)
 
 // positive validates an RRset of the answer section.
 func (l *lookup) positive(ctx context.Context, set *rrset, authority rrsets) verdict {
-	z := l.zoneOf(ctx, set.name, set.rrtype, set.signer)
+	side := set.rrtype
+	if l.ans.Type == dns.TypeDS && side == dns.TypeCNAME {
+		side = dns.TypeDS // an alias in place of DS is the parent's to say: its child may neither sign it nor be unsigned
+	}
+	z := l.zoneOf(ctx, set.name, side, func(top string) string {
+		if signer := set.signer(top); within(locus(set.name, side), signer) {
+			return signer
+		}
+		return ""
+	})
 	v := l.positiveIn(set, authority, z)
 	if v.status == Bogus {
-		if z := l.otherZone(ctx, set.name, set.rrtype, z); z != nil {
+		if z := l.otherZone(ctx, set.name, side, z); z != nil {
 			return l.positiveIn(set, authority, z)
 		}
 	}
@@ -276,6 +285,7 @@ func (l *lookup) positiveIn(set *rrset, authority rrsets, z *zone) verdict {
 	got.why += ", made from " + got.wildcard
 	switch l.proveExpansion(set.name, got.wildcard, d) {
 	case noName:
+		l.v.proofs.putWild(z.name, got.wildcard, set, got.until, l.now)
 		return got.verdict
 	case optedOut, tooCostly: // RFC 5155, 9.2: what opt-out leaves open is not secure
 		got.status, got.why = Insecure, got.why+", and the proof that there is no closer name does not hold (opt-out or too many iterations)"

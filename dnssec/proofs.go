@@ -1,6 +1,8 @@
 package dnssec
 
 import (
+	"maps"
+	"math"
 	"slices"
 	"strings"
 	"sync"
@@ -23,9 +25,13 @@ type proofs struct {
 // proven is what one zone said.
 type proven struct {
 	soa   proof
-	nsec  []proof // in the canonical order of their owners
-	nsec3 []proof // in the order of their hashes, all of one chain
+	nsec  []proof            // in the canonical order of their owners
+	nsec3 []proof            // in the order of their hashes, all of one chain
+	wild  map[question]proof // RRsets of wildcards, by the wildcard's name
 }
+
+// size is how many records count against the bound.
+func (z *proven) size() int { return len(z.nsec) + len(z.nsec3) + len(z.wild) }
 
 // proof is a verified RRset.
 type proof struct {
@@ -51,22 +57,74 @@ func orderKey(name string) string {
 	return b.String()
 }
 
+// of is the place of a zone, made if it is not there. Call it with the mutex held.
+func (p *proofs) of(zone string) *proven {
+	z := p.zones[zone]
+	if z == nil {
+		z = &proven{wild: make(map[question]proof)}
+		p.zones[zone] = z
+	}
+	return z
+}
+
+// as is a copy of a set, under the name owner and with TTLs of at most ttl seconds.
+func (s *rrset) as(owner string, ttl uint32) *rrset {
+	own := &rrset{name: owner, rrtype: s.rrtype}
+	for _, rr := range s.rrs {
+		own.rrs = append(own.rrs, dns.Copy(rr))
+	}
+	for _, sig := range s.sigs[:min(len(s.sigs), maxSetSigs)] {
+		own.sigs = append(own.sigs, dns.Copy(sig).(*dns.RRSIG))
+	}
+	for _, rr := range own.all() {
+		rr.Header().Name = owner
+	}
+	own.setTTL(ttl)
+	return own
+}
+
+// putWild keeps a verified RRset that was made from a wildcard of a zone.
+func (p *proofs) putWild(zone, wildcard string, set *rrset, until, now time.Time) {
+	if len(set.rrs) > maxWildRRs || !now.Before(until) {
+		return
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	z, q := p.of(zone), question{wildcard, set.rrtype}
+	if _, ok := z.wild[q]; !ok {
+		p.count++
+	}
+	z.wild[q] = proof{set: set.as(wildcard, math.MaxUint32), until: until}
+	if p.count > maxProofs {
+		p.makeRoom(now)
+	}
+}
+
+// wildcard is the RRset of a wildcard of a zone for a question about name, or the alias that stands there; nil if it is not known.
+func (p *proofs) wildcard(zone, wildcard, name string, rrtype uint16, now time.Time) *rrset {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	z := p.zones[zone]
+	if z == nil {
+		return nil
+	}
+	for _, t := range []uint16{rrtype, dns.TypeCNAME} {
+		if w, ok := z.wild[question{wildcard, t}]; ok && now.Before(w.until) {
+			return w.set.as(name, uint32(w.until.Sub(now)/time.Second))
+		}
+	}
+	return nil
+}
+
 // put keeps a verified NSEC, NSEC3 or SOA RRset of a zone.
 func (p *proofs) put(zone string, set *rrset, until, now time.Time) {
 	if len(set.rrs) != 1 || !now.Before(until) {
 		return
 	}
-	own := &rrset{name: set.name, rrtype: set.rrtype, rrs: []dns.RR{dns.Copy(set.rrs[0])}}
-	for _, sig := range set.sigs[:min(len(set.sigs), maxSetSigs)] {
-		own.sigs = append(own.sigs, dns.Copy(sig).(*dns.RRSIG))
-	}
+	own := set.as(set.name, math.MaxUint32)
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	z := p.zones[zone]
-	if z == nil {
-		z = new(proven)
-		p.zones[zone] = z
-	}
+	z := p.of(zone)
 	switch rr := own.rrs[0].(type) {
 	case *dns.SOA:
 		z.soa = proof{set: own, until: until}
@@ -108,13 +166,14 @@ func (p *proofs) makeRoom(now time.Time) {
 	p.count = 0
 	for _, z := range p.zones {
 		z.nsec, z.nsec3 = slices.DeleteFunc(z.nsec, ended), slices.DeleteFunc(z.nsec3, ended)
-		p.count += len(z.nsec) + len(z.nsec3)
+		maps.DeleteFunc(z.wild, func(_ question, x proof) bool { return ended(x) })
+		p.count += z.size()
 	}
 	for name, z := range p.zones {
-		if p.count <= maxProofs*7/8 && len(z.nsec)+len(z.nsec3) > 0 {
+		if p.count <= maxProofs*7/8 && z.size() > 0 {
 			continue
 		}
-		p.count -= len(z.nsec) + len(z.nsec3)
+		p.count -= z.size()
 		delete(p.zones, name)
 	}
 }
@@ -170,6 +229,27 @@ func (p *proofs) gather(c *checker, zone, name string) (found []proof, soa proof
 	return gather3(c, nsec3, zone, name), soa
 }
 
+// spans are the records of zone in whose spans name lies or, of NSEC3, the hash of next, which is name or above it.
+func (p *proofs) spans(c *checker, zone, name, next string) []proof {
+	p.mu.Lock()
+	z := p.zones[zone]
+	if z == nil {
+		p.mu.Unlock()
+		return nil
+	}
+	nsec, nsec3 := slices.Clone(at(z.nsec, orderKey(name), c.now)), slices.Clone(z.nsec3)
+	p.mu.Unlock()
+	if len(nsec) > 0 || len(nsec3) == 0 {
+		return nsec
+	}
+	h := &hashed{rr: nsec3[0].set.rrs[0].(*dns.NSEC3)}
+	hash, ok := c.hash(next, h)
+	if h.rr.Iterations > c.rules.iterations || !ok {
+		return nil
+	}
+	return at(nsec3, hash, c.now)
+}
+
 // gather3 is gather for NSEC3.
 func gather3(c *checker, list []proof, zone, name string) (found []proof) {
 	h := &hashed{rr: list[0].set.rrs[0].(*dns.NSEC3)}
@@ -207,15 +287,7 @@ func message(q question, found []proof, soa proof, now time.Time) *dns.Msg {
 			continue
 		}
 		seen[p.set] = true
-		ttl := uint32(max(p.until.Sub(now)/time.Second, 0))
-		own := &rrset{name: p.set.name, rrtype: p.set.rrtype}
-		for _, rr := range p.set.rrs {
-			own.rrs = append(own.rrs, dns.Copy(rr))
-		}
-		for _, sig := range p.set.sigs {
-			own.sigs = append(own.sigs, dns.Copy(sig).(*dns.RRSIG))
-		}
-		own.setTTL(ttl)
+		own := p.set.as(p.set.name, uint32(max(p.until.Sub(now)/time.Second, 0)))
 		m.Ns = append(m.Ns, own.all()...)
 	}
 	return m

@@ -40,7 +40,10 @@ func (s *session) synthesized(q question) *dns.Msg {
 		return nil
 	}
 	for zone := place; ; zone = parent(zone) {
-		if m := s.synthesizedIn(q, zone); m != nil && len(m.Ns) > 0 && m.Ns[0].Header().Rrtype == dns.TypeSOA {
+		if m := s.synthesizedIn(q, zone); m != nil && m.Ns[0].Header().Rrtype == dns.TypeSOA {
+			return m
+		}
+		if m := s.expandedIn(q, zone); m != nil {
 			return m
 		}
 		if zone == top || zone == "." {
@@ -76,6 +79,29 @@ func (s *session) synthesizedIn(q question, zone string) *dns.Msg {
 	case optedOut: // RFC 8198, 5.5 leaves opt-out alone; that there is no DS, it does prove
 		if q.rrtype == dns.TypeDS {
 			return m
+		}
+	}
+	return nil
+}
+
+// expandedIn is an answer made from a wildcard of a zone (RFC 8198, 5.3): what stands there is known, and that there is no closer name.
+func (s *session) expandedIn(q question, zone string) *dns.Msg {
+	for base := parent(q.name); within(base, zone) && q.rrtype != dns.TypeDS; base = parent(base) {
+		if set := s.v.proofs.wildcard(zone, wildcardOf(base), q.name, q.rrtype, s.now); set != nil {
+			found := s.v.proofs.spans(&s.checker, zone, q.name, ancestor(q.name, dns.CountLabel(base)+1))
+			d := &denials{zone: zone}
+			for _, p := range found {
+				d.take(&s.checker, p.set.rrs[0], zone)
+			}
+			if s.proveExpansion(q.name, wildcardOf(base), d) != noName {
+				return nil
+			}
+			m := message(q, found, proof{}, s.now)
+			m.Answer = set.all()
+			return m
+		}
+		if base == "." {
+			break
 		}
 	}
 	return nil
