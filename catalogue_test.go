@@ -91,6 +91,7 @@ var rootCauses = []rootCause{
 	{"A-27: connecting to ourselves", "ike", "TestRefusals", "sa_init.go", "case p.Local.Addr().Unmap() == p.Remote.Addr().Unmap():", "case false:"},
 	{"A-52: the name for nobody", "ike", "TestNobodyLearnsNoName", "second_auth.go", "if a.remoteKey == nil {", "if false {"},
 	{"A-52: the name for who cannot wait for it", "ike", "TestNameToldWithoutSecondAuthentication", "second_auth.go", "&& s.hs.peer.Tell != TellOnlyAfter", ""},
+	{"A-52: our name for who is refused", "ike", "TestRefusedLearnsNoName", "sa_auth.go", "case auth.Refuse:\n\t\ts.deny(ErrRefused)\n\t\treturn\n", ""},
 	{"A-54: INITIAL_CONTACT of another name", "ike", "TestInitialContactIsScoped", "peers.go", "same := x.remoteID == s.remoteID && sameKey", "same := sameKey"},
 	{"A-54: INITIAL_CONTACT with another key", "ike", "TestInitialContactIsScoped", "peers.go", "&& sameKey(x.key, s.key) &&", "&&"},
 	{"A-54: INITIAL_CONTACT of another address", "ike", "TestInitialContactIsScoped", "peers.go", " && x.remote.Addr() == s.remote.Addr()", ""},

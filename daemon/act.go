@@ -203,7 +203,7 @@ func (l *loop) authorize(now time.Time, e ike.AuthorizationWanted) ike.Authoriza
 	case p != nil && (p.pad.Live() || p.pad.Held(now)):
 		k, _, _ := p.pad.Key()
 		a.Keys, a.Anonymous = append(a.Keys, k.Public), false
-		if e.Null { // it will be refused: either somebody else, or the incumbent has forgotten us
+		if e.Null && !e.More { // it will be refused: either somebody else, or the incumbent has forgotten us
 			l.step(now, p, evContest{})
 		}
 	case !anonymous:

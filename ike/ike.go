@@ -171,6 +171,7 @@ type AuthorizationWanted struct {
 	Local, Remote netip.AddrPort
 	ID            ID   // what the initiator claims; not verified
 	Null          bool // it uses NULL authentication
+	More          bool // its name follows when we have proved ours: another AuthorizationWanted; of the answer to this one only Refuse counts
 	Asked         ID   // the IDr that it asked for; Kind 0: none. The engine has refused names that are not ours.
 }
 

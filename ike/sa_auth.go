@@ -286,8 +286,7 @@ func (s *sa) onAuthRequest(d Datagram, ps []wire.Payload) {
 	}
 	s.quiet = false
 	if notify(ps, wire.AnotherAuthFollows) != nil {
-		s.answerFirst()
-		return
+		a.second = secondAnnounced
 	}
 	s.wantAuthorization()
 }
@@ -296,7 +295,7 @@ func (s *sa) wantAuthorization() {
 	a := &s.hs.auths
 	s.emit(AuthorizationWanted{
 		SA: s.id, Local: s.local, Remote: s.remote, ID: a.remoteID,
-		Null: a.method.Method == wire.AuthNull, Asked: a.asked,
+		Null: a.method.Method == wire.AuthNull, More: a.second == secondAnnounced, Asked: a.asked,
 	})
 }
 
@@ -327,8 +326,12 @@ func (s *sa) authorize(auth Authorization) {
 	ps := a.request
 	a.request = nil
 	s.hs.auth = auth
-	if auth.Refuse {
+	switch {
+	case auth.Refuse:
 		s.deny(ErrRefused)
+		return
+	case a.second == secondAnnounced:
+		s.answerFirst(ps)
 		return
 	}
 	var err error

@@ -112,8 +112,8 @@ func (s *sa) sendSecond() {
 	s.send(taskAuth, wire.IKEAuth, s.ourProof()...)
 }
 
-// answerFirst proves us to an initiator that will tell its name after that. Only NULL comes first.
-func (s *sa) answerFirst() {
+// answerFirst proves us to an initiator that will tell its name after that, and that the caller does not refuse. Only NULL comes first.
+func (s *sa) answerFirst(ps []wire.Payload) {
 	a := &s.hs.auths
 	err := s.verifyNull()
 	switch {
@@ -126,7 +126,7 @@ func (s *sa) answerFirst() {
 		s.deny(err)
 		return
 	}
-	a.second, a.offer, a.request = secondAnnounced, a.request, nil
+	a.offer = ps
 	s.proveOurselves()
 	s.finishAuth()
 }

@@ -68,7 +68,7 @@ func TestNameToldAfterProof(t *testing.T) {
 				t.Errorf("tell %d: %s: the pair counts as anonymous", tell, h.name)
 			}
 		}
-		if q, _ := find[AuthorizationWanted](b); count[AuthorizationWanted](b) != 1 || q.Null || q.ID.Value != a.name || q.Asked.Value != b.name {
+		if q, _ := find[AuthorizationWanted](b); count[AuthorizationWanted](b) != len(want.ids) || q.Null || q.More || q.ID.Value != a.name || q.Asked.Value != b.name {
 			t.Errorf("tell %d: asked %+v", tell, q)
 		}
 	}
@@ -129,7 +129,7 @@ func TestManInTheMiddleLearnsNoName(t *testing.T) {
 			t.Errorf("it learnt %q", id.Data)
 		}
 	}
-	if len(*seen) == 0 || count[AuthorizationWanted](m) != 0 || count[Established](m) != 0 {
+	if q, _ := find[AuthorizationWanted](m); len(*seen) == 0 || count[AuthorizationWanted](m) != 1 || !q.More || q.ID.Kind != IDNull || count[Established](m) != 0 {
 		t.Errorf("%d identities seen\n%s", len(*seen), m.dump())
 	}
 	_ = b
@@ -152,6 +152,16 @@ func TestNobodyLearnsNoName(t *testing.T) {
 		}
 	}
 	checkPaired(t, a, b)
+}
+
+// Who is refused learns nothing about us: neither our name nor a signature, though it asks for that first.
+func TestRefusedLearnsNoName(t *testing.T) {
+	a, b, w, p := toldPair(t, TellAfter)
+	b.authorize = func(q AuthorizationWanted) Authorization { return Authorization{Refuse: q.More} }
+	closedWith(t, w, a, b, p, ErrAuthentication)
+	if count[SignatureWanted](b) != 0 || count[AuthorizationWanted](b) != 1 {
+		t.Errorf("%d signatures\n%s", count[SignatureWanted](b), b.dump())
+	}
 }
 
 // Second authentications that come to nothing, at either end.
