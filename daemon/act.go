@@ -153,10 +153,11 @@ func (l *loop) engineEvent(now time.Time, e ike.Event) {
 	}
 }
 
-// prefer has the data plane send with a Pair in another's place.
+// prefer has the data plane send with a Pair in another's place, or with a newer SA of a Pair that is armed: what the peer has not sent
+// on yet enforces nothing (TRUST.md R10).
 func (l *loop) prefer(e ike.ChildPreferred) {
 	p := l.bySA[e.SA]
-	if p == nil {
+	if p == nil || e.Rekey && !p.uses(e.SA, e.Pair.ID) {
 		return
 	}
 	l.job("preferring", func() error { return l.dp.InstallOutbound(e.Pair) }, func(now time.Time, err error) {

@@ -56,6 +56,12 @@ func (p *peer) rekeyed(now time.Time, e ike.Rekeyed) {
 	}
 }
 
+// uses reports whether packets are sent with the Pair of an association.
+func (p *peer) uses(id ike.SAID, pair uint32) bool {
+	a := p.sas[id]
+	return a != nil && a.up && a.armed && a.pair.ID == pair
+}
+
 // preferred: the data plane sends with this association's Pair now. Another with the same key, which both ends had begun at once, is
 // about to end.
 func (p *peer) preferred(e ike.ChildPreferred) {

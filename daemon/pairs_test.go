@@ -57,6 +57,19 @@ func TestDismissedWithAllPairs(t *testing.T) {
 	}
 }
 
+// A responder's Pair is not in use before the peer has sent with it (TRUST.md R10).
+func TestUsesWhatIsArmed(t *testing.T) {
+	p := newPlay(t)
+	p.established(1, false, 0)
+	if p.p.uses(1, 101) {
+		t.Error("in use before the first packet")
+	}
+	p.event(evFirst{101})
+	if !p.p.uses(1, 101) || p.p.uses(1, 102) || p.p.uses(2, 101) {
+		t.Error("not in use after the first packet")
+	}
+}
+
 // Of two SAs that both ends began at once one goes. The other, which the data plane was told to send with, covers the address at once.
 func TestPreferredCovers(t *testing.T) {
 	p := newProven(t)

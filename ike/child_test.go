@@ -172,6 +172,30 @@ func TestMakeBeforeBreak(t *testing.T) {
 	}
 }
 
+// Two rekeys by the peer follow each other so fast that nothing was sent in between: we send with the first new SA, which the peer has shown to
+// have, not with the second, when the old one ends.
+func TestRekeysWithoutTraffic(t *testing.T) {
+	a, b, w := pairOf(t)
+	id := establish(t, w, a, b, peerOf(a, b))
+	w.take(a, a.e.Do(w.now, id, RekeyChild))
+	w.run(100 * time.Millisecond)
+	first := a.out[1].SPI
+	w.tap = func(from *host, _ *Datagram) bool { return from == a } // b's next answer is late
+	w.take(a, a.e.Do(w.now, id, RekeyChild))
+	w.run(600 * time.Millisecond)
+	if p, ok := find[ChildPreferred](b); !ok || !p.Rekey || p.Pair.In.SPI != first || count[ChildUp](b) != 3 || len(b.in) != 2 {
+		t.Fatalf("%s", b.dump())
+	}
+	w.traffic()
+	w.run(10 * time.Millisecond)
+	if a.lost != 0 {
+		t.Error("a packet came on an SA that the peer does not have yet")
+	}
+	w.tap = nil
+	w.run(time.Minute)
+	settled(t, a, b)
+}
+
 // DELETE, from either end, in every state that an IKE SA can be in: both ends come to an end and nothing is left of it.
 func TestDeleteInEveryState(t *testing.T) {
 	seen := map[saState]bool{}

@@ -133,7 +133,7 @@ func (s *sa) prefer() {
 	w := s.kin.cross.twin.latest()
 	for _, p := range s.child.all {
 		if q := w.child.carrying(p.selector); q != nil {
-			w.emit(ChildPreferred{w.id, w.pairOf(q, q.newest())})
+			w.emit(ChildPreferred{SA: w.id, Pair: w.pairOf(q, q.newest())})
 		}
 	}
 }

@@ -234,8 +234,9 @@ type ChildRefused struct {
 // ChildPreferred: send with this Pair from now on, if it is not the one already (InstallOutbound). Another of the same traffic is about
 // to end.
 type ChildPreferred struct {
-	SA   SAID
-	Pair ipsec.Pair // without keys
+	SA    SAID
+	Pair  ipsec.Pair // without keys
+	Rekey bool       // what ends is an older SA of the same Pair: a Pair that is not armed stays so
 }
 
 // ChildRetired: an older inbound SA of the Pair has ended (after a rekey): Retire it.

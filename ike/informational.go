@@ -41,7 +41,7 @@ func (s *sa) onInformational(ps []wire.Payload) {
 func (s *sa) onDeleteChildren(d *wire.Delete) []wire.Payload {
 	var ours []uint32
 	for _, spi := range d.SPIs {
-		_, c := s.child.byOut(ipsec.SPI(spi))
+		p, c := s.child.byOut(ipsec.SPI(spi))
 		if c == nil {
 			continue
 		}
@@ -49,6 +49,9 @@ func (s *sa) onDeleteChildren(d *wire.Delete) []wire.Payload {
 			ours = append(ours, uint32(c.in))
 		}
 		s.retire(c)
+		if h := c.heir; h != nil && h.serves() { // the peer has what it asked for in its place (RFC 7296, 2.8), but maybe no later one yet
+			s.emit(ChildPreferred{SA: s.id, Pair: s.pairOf(p, h), Rekey: true})
+		}
 	}
 	if len(ours) == 0 {
 		return nil

@@ -260,7 +260,9 @@ func (h *host) handle(w *world, ev Event) {
 	case ChildRetired:
 		h.retire(ev.Pair, ev.In)
 	case ChildPreferred:
-		h.use(ev.Pair.In.SPI)
+		if _, armed := h.out[ev.Pair.ID]; armed || !ev.Rekey {
+			h.use(ev.Pair.In.SPI)
+		}
 	case ChildDown:
 		h.remove(ev.Pair)
 	}
