@@ -462,6 +462,37 @@ func TestSealNonces(t *testing.T) {
 	}
 }
 
+// Messages of every length open with every suite, whole; and no octet of them may change.
+func TestSealLengths(t *testing.T) {
+	for _, c := range suites() {
+		key := make([]byte, c.keyMaterial())
+		s, err := newSealer(c, key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for n := range 40 {
+			b, err := s.seal(wire.Header{InitiatorSPI: 1, Exchange: wire.Informational}, []wire.Payload{&wire.VendorID{Data: bytes.Repeat([]byte{7}, n+1)}})
+			if err != nil {
+				t.Fatal(err)
+			}
+			ps, err := s.open(b)
+			if err != nil || len(ps) != 1 || len(get[*wire.VendorID](ps).Data) != n+1 {
+				t.Fatalf("%v, %d octets: %v, %v", c, n+1, ps, err)
+			}
+			for i := range b {
+				b[i] ^= 1
+				if _, err := s.open(b); err != errSealed {
+					t.Fatalf("%v, %d octets: changed at %d: %v", c, n+1, i, err)
+				}
+				b[i] ^= 1
+				if _, err := s.open(b[:i]); err != errSealed {
+					t.Fatalf("%v, %d octets: cut at %d: %v", c, n+1, i, err)
+				}
+			}
+		}
+	}
+}
+
 func drop[T wire.Payload](ps []wire.Payload) (out []wire.Payload) {
 	for _, p := range ps {
 		if _, ok := p.(T); !ok {

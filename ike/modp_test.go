@@ -2,9 +2,11 @@ package ike
 
 import (
 	"bytes"
+	"fmt"
 	"math/big"
 	"net/netip"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -227,6 +229,21 @@ func TestMODPRekeyMeetsDelete(t *testing.T) {
 					t.Errorf("%v %d %v: %d left\n%s\n%s", c, step, byInitiator, n, a.dump(), b.dump())
 				}
 				checkSound(t, a, b)
+			}
+		}
+	}
+}
+
+// Neither the question nor the answer tells a key to whom prints it.
+func TestMODPSecretsDoNotPrint(t *testing.T) {
+	sh, _ := newShare(newSeeded(1), groupMODP2048)
+	other, _ := newShare(newSeeded(2), groupMODP2048)
+	w := SharedSecretWanted{SA: 1, Token: 2, share: sh, peer: other.public()}
+	r := w.Compute()
+	for _, v := range []any{w, r} {
+		for _, format := range []string{"%v", "%+v", "%s"} {
+			if text := fmt.Sprintf(format, v); len(text) > 60 || strings.Contains(text, fmt.Sprint([]byte(sh.x)[:3])[1:8]) {
+				t.Errorf("%s: %s", format, text)
 			}
 		}
 	}

@@ -1,7 +1,10 @@
 package ike
 
 import (
+	"fmt"
 	"time"
+
+	"tacit/ipsec"
 )
 
 // maxWork bounds the key exchanges that are out with the caller's workers: beyond it a responder drops first messages, and their senders
@@ -23,8 +26,18 @@ type SharedSecret struct {
 	Token uint64
 
 	share  share
-	secret []byte
+	secret ipsec.Secret
 	err    error
+}
+
+// String tells of no key: printing does not ask what is inside of a struct whether it is a secret.
+func (w SharedSecretWanted) String() string {
+	return fmt.Sprintf("SharedSecretWanted{%v %v %s}", w.SA, w.Token, groupName(w.share.group))
+}
+
+// String tells of no key.
+func (r SharedSecret) String() string {
+	return fmt.Sprintf("SharedSecret{%v %s %v}", r.Token, groupName(r.share.group), r.err)
 }
 
 func (SharedSecretWanted) event() {}
