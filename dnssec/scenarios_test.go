@@ -173,6 +173,11 @@ func (s *scenario) aboutOther() string {
 	if s.foreign != "" {
 		return s.foreign + ": octets that are no DNS message"
 	}
+	for _, v := range s.options["feature-list"] {
+		if strings.HasPrefix(v, "policy") {
+			return "feature-list: rules of a resolver, not of a validator"
+		}
+	}
 	for name, values := range unused {
 		for _, v := range s.options[name] {
 			if why := values[v]; why != "" {
