@@ -281,7 +281,7 @@ func TestLanes(t *testing.T) {
 
 // lookups of traps leave the others' p99 at most doubled: on a quiet machine, with TACIT_LONG=1.
 func TestOthersUnharmed(t *testing.T) {
-	if os.Getenv("TACIT_LONG") == "" {
+	if os.Getenv("TACIT_LONG") != "1" {
 		t.Skip("wants a quiet machine: TACIT_LONG=1")
 	}
 	trap := newZone(t, "trap.", nsec, dns.RSASHA256, "a.trap. 60 IN A 192.0.2.1")

@@ -237,7 +237,7 @@ func TestLyingUpstream(t *testing.T) {
 		want[q] = got
 	}
 	lies, seen := 1500, map[Status]int{}
-	if os.Getenv("TACIT_LONG") != "" {
+	if os.Getenv("TACIT_LONG") == "1" {
 		lies = 100_000
 	}
 	for round := 1; round <= lies; {
