@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"cmp"
+	"context"
 	"crypto/x509"
 	"encoding/pem"
 	"fmt"
@@ -145,6 +146,7 @@ func startSwan(t *testing.T, h *lab.Host, c swanConf) *swan {
 			t.Logf("charon on %s wrote:\n%s", h.Name, tail(s.log(), 120))
 		}
 	})
+	eventually(t, 90*time.Second, "charon listens to swanctl", s.listens)
 	s.ctl("--load-all", "--noprompt")
 	return s
 }
@@ -174,6 +176,15 @@ func publicPEM(t *testing.T, id identity) string {
 func (s *swan) ctl(args ...string) string {
 	s.t.Helper()
 	return output(s.t, s.host, "env", append([]string{"STRONGSWAN_CONF=/run/strongswan.conf", "swanctl"}, args...)...)
+}
+
+// listens reports whether charon answers. On a slow machine it sometimes misses its first client, who then waits for ever.
+func (s *swan) listens() bool {
+	s.t.Helper()
+	ctx, cancel := context.WithTimeout(s.t.Context(), 10*time.Second)
+	defer cancel()
+	_, err := s.host.Command(ctx, "env", "STRONGSWAN_CONF=/run/strongswan.conf", "swanctl", "--stats").Output()
+	return err == nil
 }
 
 // initiate sets up the Child SAs of both families.
