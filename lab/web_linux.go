@@ -39,9 +39,9 @@ func (h *Host) serve(ctx context.Context, t task, survive bool, addrs []string) 
 	return c, nil
 }
 
-// AwaitTCP waits, at most five seconds, until the process on the host accepts connections at the address.
+// AwaitTCP waits, at most twenty seconds, until the process on the host accepts connections at the address.
 func (h *Host) AwaitTCP(ctx context.Context, c *Cmd, addr string) error {
-	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
 	defer cancel()
 	for {
 		conn, err := h.Dial(ctx, "tcp", addr)
