@@ -26,7 +26,7 @@ type recursor struct {
 	cuts   map[string]*servers // delegations by zone
 	glue   map[string][]string // addresses by the name of a server
 	from   map[question][]string
-	shun   map[string]bool // addresses that gave what could not be proven
+	shun   map[question]map[string]bool // addresses that gave what could not be proven
 }
 
 // told is something that a server said, and how long it stands.
@@ -57,7 +57,7 @@ type servers struct {
 var errLame = errors.New("no server answers")
 
 func newRecursor(s *scenario, now func() time.Time) *recursor {
-	r := &recursor{s: s, now: now, shun: map[string]bool{}}
+	r := &recursor{s: s, now: now, shun: map[question]map[string]bool{}}
 	r.forget()
 	return r
 }
@@ -111,8 +111,11 @@ func (r *recursor) Ways() int { return 3 }
 
 // elsewhere forgets what the servers said that answered q, and has others asked before them.
 func (r *recursor) elsewhere(q question) {
+	if r.shun[q] == nil {
+		r.shun[q] = map[string]bool{}
+	}
 	for _, addr := range r.from[q] {
-		r.shun[addr] = true
+		r.shun[q][addr] = true
 	}
 	for n := q.name; ; n = parent(n) {
 		delete(r.told, question{n, dns.TypeDNAME})
@@ -277,7 +280,7 @@ func (r *recursor) askZone(z *servers, q question, depth int) (*dns.Msg, error) 
 	addrs := slices.Clone(z.addrs)
 	for _, ns := range z.names {
 		addrs = append(addrs, r.glue[ns]...)
-		if depth > 3 || slices.ContainsFunc(addrs, func(a string) bool { return !r.shun[a] }) {
+		if depth > 3 || slices.ContainsFunc(addrs, func(a string) bool { return !r.shun[q][a] }) {
 			continue
 		}
 		for _, t := range []uint16{dns.TypeA, dns.TypeAAAA} {
@@ -291,7 +294,7 @@ func (r *recursor) askZone(z *servers, q question, depth int) (*dns.Msg, error) 
 		}
 	}
 	slices.SortStableFunc(addrs, func(a, b string) int {
-		return map[bool]int{true: 1}[r.shun[a]] - map[bool]int{true: 1}[r.shun[b]]
+		return map[bool]int{true: 1}[r.shun[q][a]] - map[bool]int{true: 1}[r.shun[q][b]]
 	})
 	var failed *dns.Msg
 	for _, addr := range addrs {
@@ -304,7 +307,7 @@ func (r *recursor) askZone(z *servers, q question, depth int) (*dns.Msg, error) 
 			continue
 		}
 		r.from[q] = append(r.from[q], addr)
-		if !z.forward && r.refers(z, q, m) {
+		if !z.forward && r.refers(z, q, m, addr) {
 			return &dns.Msg{}, nil
 		}
 		if !z.forward && len(m.Answer) == 0 && m.Rcode == 0 && !soaOrDenial(m.Ns) && group(m.Ns).find(z.zone, dns.TypeNS) == nil && len(m.Ns) > 0 {
@@ -371,7 +374,7 @@ func (e *entry) fits(q question, tcp bool) bool {
 }
 
 // refers says whether m sends us to servers of a zone further down, and learns them.
-func (r *recursor) refers(z *servers, q question, m *dns.Msg) bool {
+func (r *recursor) refers(z *servers, q question, m *dns.Msg, addr string) bool {
 	sets := group(m.Ns)
 	if len(m.Answer) > 0 || m.Rcode != dns.RcodeSuccess {
 		return false
@@ -396,6 +399,8 @@ func (r *recursor) refers(z *servers, q question, m *dns.Msg) bool {
 		}
 		r.cuts[set.name] = next
 		r.learnDS(set.name, sets, next.until)
+		ds := question{set.name, dns.TypeDS}
+		r.from[ds] = append(r.from[ds], addr)
 		return true
 	}
 	return false
