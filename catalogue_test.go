@@ -83,6 +83,7 @@ var rootCauses = []rootCause{
 	{"A-22: state for spoofed first messages", "ike", "TestSpoofedFlood", "sa_init.go", "if !shown && e.crowded(d.Remote) {", "if false {"},
 	{"A-22: one network takes all places", "ike", "TestFloodFromOneNetwork", "sa_init.go", "|| e.prefixes[network(d.Remote)] >= max(e.cfg.MaxHalfOpen/4, 1):", ":"},
 	{"A-23: one peer takes all SAs", "ike", "TestTooManyOfAPeer", "peers.go", "if n <= e.cfg.MaxPerPeer ||", "if n <= 1<<20 ||"},
+	{"A-23: one network takes all SAs", "ike", "TestTooManyOfANetwork", "sa_init.go", "e.networks[network(d.Remote)] >= e.cfg.MaxPerNetwork", "e.networks[network(d.Remote)] >= 1<<20"},
 	{"A-23: a storm of requests", "ike", "TestRequestBudget", "peers.go", "if s.e.now.Sub(s.spent) < requestEvery {", "if false {"},
 	{"A-24: more fragments than 16", "ike", "TestFragmentBounds", "fragment.go", "case !s.frag.on || p.Total > maxFragments:", "case !s.frag.on:"},
 	{"A-24: fragments without the notification", "ike", "TestFragmentBounds", "fragment.go", "case !s.frag.on || p.Total > maxFragments:", "case p.Total > maxFragments:"},

@@ -26,7 +26,7 @@ func New(cfg Config) *Endpoint {
 		cfg:   withDefaults(cfg),
 		offer: defaultOffer,
 		sas:   map[SAID]*sa{}, heirs: map[SAID]*sa{}, young: map[youngKey]*sa{}, half: map[halfKey]*sa{},
-		prefixes: map[netip.Prefix]int{}, peers: map[netip.Prefix][]*sa{}, spis: map[ipsec.SPI]struct{}{}, work: map[uint64]work{},
+		prefixes: map[netip.Prefix]int{}, peers: map[pairOfHosts][]*sa{}, networks: map[netip.Prefix]int{}, spis: map[ipsec.SPI]struct{}{}, work: map[uint64]work{},
 	}
 	e.stats.Drops = map[string]uint64{}
 	e.nextPair = uint32(e.ours(uint64(e.cfg.FirstPair))) + uint32(e.cfg.Shards)
@@ -58,6 +58,9 @@ func withDefaults(c Config) Config {
 	}
 	if c.MaxPerPeer == 0 {
 		c.MaxPerPeer = 64
+	}
+	if c.MaxPerNetwork == 0 {
+		c.MaxPerNetwork = 16_384
 	}
 	if c.MaxHalfOpen == 0 {
 		c.MaxHalfOpen = 10_000

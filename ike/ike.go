@@ -63,7 +63,8 @@ type Config struct {
 	FirstPair     uint32          // Pair ids start here
 	Shard, Shards int             // of how many Endpoints that share the host's ports, a power of two, this is which: see ShardOf; 0, 0: the only one
 	MaxSAs        int             // IKE SAs of all states above which no initiator is accepted; 0: 250,000
-	MaxPerPeer    int             // IKE SAs that one address (IPv6: one /64) may ask for; then its oldest go; 0: 64
+	MaxPerPeer    int             // IKE SAs that one address may ask for at one of ours; then its oldest go; 0: 64
+	MaxPerNetwork int             // and one network (IPv4 /24, IPv6 /56), at all of ours; then no more; 0: 16,384
 	CrashSecret   []byte          // makes the tokens of quick crash detection (RFC 6290); it must outlive the process; empty: we give none
 	Path          int             // octets of an IP datagram that pass everywhere, at least 576; longer messages go in fragments (RFC 7383); 0: 1280
 	PostQuantum   PostQuantum     // when the keys are made by the hybrid with ML-KEM; 0: After
@@ -120,8 +121,9 @@ type Endpoint struct {
 	timers   timers
 	work     map[uint64]work // key exchanges that are out, by token
 
-	peers       map[netip.Prefix][]*sa // established, oldest first
-	shown       int                    // tokens of quick crash detection since shownSince
+	peers       map[pairOfHosts][]*sa // established, oldest first
+	networks    map[netip.Prefix]int  // how many of them, by the peer's network
+	shown       int                   // tokens of quick crash detection since shownSince
 	shownSince  time.Time
 	fragmented  int // octets of messages that are not whole
 	nextPair    uint32

@@ -21,24 +21,24 @@ const (
 // contactAge protects an IKE SA from INITIAL_CONTACT: both ends may have initiated at once (RFC 7296, 2.4).
 const contactAge = 10 * time.Second
 
-// peerNetwork is what counts as one peer.
-func peerNetwork(a netip.AddrPort) netip.Prefix {
-	addr, bits := a.Addr().Unmap().WithZone(""), 32
-	if addr.Is6() {
-		bits = 64
-	}
-	p, _ := addr.Prefix(bits)
-	return p
+// pairOfHosts is what counts as one peer: an address of its at one of ours. A host that keys each of our addresses is as many peers.
+type pairOfHosts struct{ local, remote netip.Addr }
+
+func (s *sa) hosts() pairOfHosts {
+	return pairOfHosts{s.local.Addr().Unmap(), s.remote.Addr().Unmap().WithZone("")}
 }
+
+func (p pairOfHosts) network() netip.Prefix { return network(netip.AddrPortFrom(p.remote, 0)) }
 
 // join notes an IKE SA that is established now, and ends one of the same peer if it has asked for too many: the oldest of nobody, else
 // the oldest.
 func (e *Endpoint) join(s *sa) {
-	s.since, s.network = e.now, peerNetwork(s.remote)
-	e.peers[s.network] = append(e.peers[s.network], s)
+	s.since, s.hostPair = e.now, s.hosts()
+	e.peers[s.hostPair] = append(e.peers[s.hostPair], s)
+	e.networks[s.hostPair.network()]++
 	var asked, first, nobody *sa
 	n := 0
-	for _, x := range e.peers[s.network] {
+	for _, x := range e.peers[s.hostPair] {
 		if !x.guest || !x.open() && x != s {
 			continue
 		}
@@ -65,16 +65,20 @@ func (e *Endpoint) join(s *sa) {
 
 // depart is join's opposite.
 func (e *Endpoint) depart(s *sa) {
-	if !s.network.IsValid() {
+	if !s.hostPair.remote.IsValid() {
 		return
 	}
-	left := slices.DeleteFunc(e.peers[s.network], func(x *sa) bool { return x == s })
+	left := slices.DeleteFunc(e.peers[s.hostPair], func(x *sa) bool { return x == s })
 	if len(left) == 0 {
-		delete(e.peers, s.network)
+		delete(e.peers, s.hostPair)
 	} else {
-		e.peers[s.network] = left
+		e.peers[s.hostPair] = left
 	}
-	s.network = netip.Prefix{}
+	network := s.hostPair.network()
+	if e.networks[network]--; e.networks[network] == 0 {
+		delete(e.networks, network)
+	}
+	s.hostPair = pairOfHosts{}
 }
 
 // rejoin lets t stand in the place of s: it is no younger, and has no new budget.
@@ -104,8 +108,8 @@ func (s *sa) onInitialContact(ps []wire.Payload) {
 	if notify(ps, wire.InitialContact) == nil {
 		return
 	}
-	for _, x := range slices.Clone(s.e.peers[peerNetwork(s.remote)]) {
-		same := x.remoteID == s.remoteID && sameKey(x.key, s.key) && x.remote.Addr() == s.remote.Addr()
+	for _, x := range slices.Clone(s.e.peers[s.hosts()]) {
+		same := x.remoteID == s.remoteID && sameKey(x.key, s.key)
 		if x == s || !same || !x.open() || s.e.now.Sub(x.since) < contactAge {
 			continue
 		}

@@ -63,6 +63,32 @@ func TestTooManyOfAPeer(t *testing.T) {
 	}
 }
 
+// TRUST.md A-23: a network has so many IKE SAs and no more, whatever its addresses; another network's are made. A host that keys many
+// of our addresses is many peers.
+func TestTooManyOfANetwork(t *testing.T) {
+	const most = 3
+	b := newHost(t, "bob.example", addrB, testKeys()["ed25519"], Config{MaxPerNetwork: most, MaxPerPeer: 1})
+	b.authorize = func(AuthorizationWanted) Authorization { return Authorization{Anonymous: true} }
+	w := newWorld(t, b)
+	for i, tt := range []struct {
+		addr string
+		up   bool
+	}{
+		{"192.0.2.11:500", true}, {"192.0.2.12:500", true}, {"192.0.2.13:500", true}, {"192.0.2.14:500", false}, {"198.51.100.1:500", true},
+	} {
+		a := newHost(t, "", netip.MustParseAddrPort(tt.addr), nil, Config{})
+		w.hosts = append(w.hosts, a)
+		w.initiate(a, peerOf(a, b))
+		w.run(time.Second)
+		if up := count[Established](a) == 1; up != tt.up {
+			t.Errorf("client %d: up %v, want %v", i, up, tt.up)
+		}
+	}
+	if b.e.networks[netip.MustParsePrefix("192.0.2.0/24")] != most || count[Closed](b) != 0 {
+		t.Errorf("networks: %v, %d closed", b.e.networks, count[Closed](b))
+	}
+}
+
 // TRUST.md A-23: a storm of requests on an established IKE SA is served at a rate, and what is over it is not lost, only late.
 func TestRequestBudget(t *testing.T) {
 	f := newFragmenter(t)
@@ -161,15 +187,15 @@ func TestRekeyKeepsAge(t *testing.T) {
 		w.take(a, a.e.Do(w.now, id, RekeyIKE))
 	}
 	w.run(time.Second)
-	all := b.e.peers[peerNetwork(addrA)]
+	all := b.e.peers[pairOfHosts{addrB.Addr(), addrA.Addr()}]
 	if count[Rekeyed](b) != 1 || len(all) != 1 || all[0].initiator || !all[0].guest || w.now.Sub(all[0].since) < 20*time.Second {
 		t.Errorf("%d SAs of the peer: %+v", len(all), all)
 	}
 	w.run(time.Minute)
 	closeAll(w, a)
 	w.run(time.Minute)
-	if len(b.e.peers) != 0 || len(a.e.peers) != 0 {
-		t.Errorf("%d and %d networks are left", len(b.e.peers), len(a.e.peers))
+	if len(b.e.peers)+len(b.e.networks) != 0 || len(a.e.peers)+len(a.e.networks) != 0 {
+		t.Errorf("%d and %d peers are left", len(b.e.peers), len(a.e.peers))
 	}
 }
 

@@ -80,9 +80,9 @@ type sa struct {
 	late      *lateProof
 	token     []byte // of quick crash detection, the peer's
 
-	network netip.Prefix // under which Endpoint.peers has it
-	since   time.Time    // when it was established
-	spent   time.Time    // the budget of the peer's requests is what lies between this and now
+	hostPair pairOfHosts // under which Endpoint.peers has it
+	since    time.Time   // when it was established
+	spent    time.Time   // the budget of the peer's requests is what lies between this and now
 
 	spiI, spiR    uint64
 	local, remote netip.AddrPort

@@ -290,7 +290,7 @@ func (e *Endpoint) onInitRequest(d Datagram, h wire.Header) {
 		return
 	case e.repeatedInit(d, h):
 		return
-	case len(e.sas) >= e.cfg.MaxSAs:
+	case len(e.sas) >= e.cfg.MaxSAs, e.networks[network(d.Remote)] >= e.cfg.MaxPerNetwork:
 		e.drop("too-many-sas")
 		return
 	case e.stats.HalfOpen >= e.cfg.MaxHalfOpen || e.prefixes[network(d.Remote)] >= max(e.cfg.MaxHalfOpen/4, 1):
