@@ -4,6 +4,7 @@ import (
 	"errors"
 	"log/slog"
 	"net/netip"
+	"slices"
 	"testing"
 	"time"
 
@@ -78,6 +79,44 @@ func TestNobodyHasANATsAddress(t *testing.T) {
 		if a.Refuse == want {
 			t.Errorf("port %d: refused %v", port, a.Refuse)
 		}
+	}
+}
+
+// A peer that has deleted the SA before a rekey is answered when the data plane sends with the one after it, and not before.
+func TestAnswerWaitsForTheSuccessor(t *testing.T) {
+	fake := ipsectest.NewFake()
+	p := newProven(t)
+	p.p.sas[1].armed = true
+	l := newTestLoop(t, fake, p.p.local, "", nil, func() time.Time { return p.now })
+	l.peers[p.p.key], l.bySA[1] = p.p, p.p
+	var order []string
+	fake.OnSend(func(ipsectest.Datagram) { order = append(order, "answer") })
+	pair := p.p.sas[1].pair
+	pair.Selector = ipsec.Host(p.p.local, p.p.remote)
+	pair.In.SPI, pair.Out.SPI = 300, 301
+	if err := fake.InstallInbound(pair); err != nil {
+		t.Fatal(err)
+	}
+	l.output(p.now, ike.Output{
+		Send:   []ike.Datagram{{Local: netip.AddrPortFrom(p.p.local, 500), Remote: netip.AddrPortFrom(p.p.remote, 500), Data: []byte{1}}},
+		Events: []ike.Event{ike.ChildPreferred{SA: 1, Pair: pair, Rekey: true}},
+	})
+	if len(order) != 0 {
+		t.Error("answered before the data plane was asked")
+	}
+	for len(l.queue) > 0 {
+		job := l.queue[0]
+		l.queue = l.queue[1:]
+		for _, c := range fake.Calls() {
+			if c.Method == "InstallOutbound" {
+				order = append(order, "switch")
+			}
+		}
+		go job()
+		(<-l.done)(p.now)
+	}
+	if !slices.Equal(order, []string{"switch", "answer"}) {
+		t.Errorf("got %v, want the switch and then the answer", order)
 	}
 }
 

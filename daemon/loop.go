@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"time"
 
 	"tacit/ike"
@@ -173,14 +174,31 @@ func (l *loop) receive(now time.Time, d ike.Datagram) {
 	l.output(now, l.engine.Receive(now, d))
 }
 
-// output does what the engine asks: datagrams first, they may always leave.
+// output does what the engine asks: datagrams first, but for the answer that a successor must precede.
 func (l *loop) output(now time.Time, out ike.Output) {
 	l.wake = out.Wake
-	for _, d := range out.Send {
-		l.send(d)
+	later := slices.ContainsFunc(out.Events, succeeds)
+	if !later {
+		l.sendAll(out.Send)
 	}
 	for _, e := range out.Events {
 		l.engineEvent(now, e)
+	}
+	if later {
+		l.job("switching", func() error { return nil }, func(time.Time, error) { l.sendAll(out.Send) })
+	}
+}
+
+// succeeds reports whether the peer has deleted an SA that has a successor. It no longer reads the old one when it has our answer, so
+// that waits until the data plane sends with the new one: nothing is lost.
+func succeeds(e ike.Event) bool {
+	p, ok := e.(ike.ChildPreferred)
+	return ok && p.Rekey
+}
+
+func (l *loop) sendAll(list []ike.Datagram) {
+	for _, d := range list {
+		l.send(d)
 	}
 }
 
