@@ -132,7 +132,7 @@ func (w *world) pingsAcrossRekeys(each int, interval time.Duration, spis int) {
 func (w *world) spis(src, dst netip.Addr) map[uint32]int {
 	m := map[uint32]int{}
 	for _, p := range w.tap.Packets() {
-		if p.Src == src && p.Dst == dst && (p.Class == lab.ClassESP || p.Class == lab.ClassESPUDP) && len(p.Payload) >= 4 {
+		if p.Src == src && p.Dst == dst && (p.Class == lab.ClassESP || p.Class == lab.ClassESPUDP) && !p.Fragment && len(p.Payload) >= 4 {
 			m[be32(p.Payload)]++
 		}
 	}

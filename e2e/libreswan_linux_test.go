@@ -83,7 +83,13 @@ conn %s
 	auto=add
 `, family, both(h)[i], key, both(peer)[i], peerKey)
 	}
-	put(t, h, "/run/ipsec.conf", conf.String())
+	return runPluto(t, h, conf.String(), "v4", "v6")
+}
+
+// runPluto runs pluto with a configuration, and adds its connections.
+func runPluto(t *testing.T, h *lab.Host, conf string, connections ...string) *pluto {
+	t.Helper()
+	put(t, h, "/run/ipsec.conf", conf)
 	put(t, h, "/run/ipsec.secrets", "")
 	programs, err := h.PrivateDir("/usr/libexec") // pluto looks for the others there
 	if err != nil {
@@ -97,13 +103,13 @@ conn %s
 	}
 	start(t, h, libreswanTool("pluto"), "--nofork", "--config", "/run/ipsec.conf", "--secretsfile", "/run/ipsec.secrets", "--nssdir", "/run/nss",
 		"--rundir", "/run/pluto", "--stderrlog")
-	eventually(t, 20*time.Second, "pluto's control socket", func() bool {
+	eventually(t, time.Minute, "pluto's control socket", func() bool {
 		_, err := os.Stat(h.File("/run/pluto/pluto.ctl"))
 		return err == nil
 	})
 	p := &pluto{t, h}
-	for _, family := range []string{"v4", "v6"} {
-		output(t, h, libreswanTool("addconn"), "--config", "/run/ipsec.conf", "--ctlsocket", "/run/pluto/pluto.ctl", family)
+	for _, c := range connections {
+		output(t, h, libreswanTool("addconn"), "--config", "/run/ipsec.conf", "--ctlsocket", "/run/pluto/pluto.ctl", c)
 	}
 	return p
 }

@@ -33,7 +33,6 @@ type swanConf struct {
 	child      string // more lines of the children
 	ike, esp   string // proposals
 	kernel     bool   // the kernel's ESP, in transport mode
-	daemon     string // more lines of charon's own configuration
 	encap      bool   // with it: ESP in UDP though there is no NAT
 	port       int    // of IKE at both ends, with the next one for port 4500; 0: the usual ones
 }
@@ -73,10 +72,6 @@ charon-systemd {
 // startSwan runs charon-systemd on the host and loads a connection for each family.
 func startSwan(t *testing.T, h *lab.Host, c swanConf) *swan {
 	t.Helper()
-	dir, err := h.PrivateDir("/etc/swanctl")
-	if err != nil {
-		t.Fatal(err)
-	}
 	conf := &strings.Builder{}
 	encap, mode, daemon, ports := "yes", "tunnel", strongswanConf, ""
 	if c.kernel {
@@ -122,10 +117,20 @@ func startSwan(t *testing.T, h *lab.Host, c swanConf) *swan {
 			family, mode, cmp.Or(c.esp, "aes128gcm16,aes128gcm16-x25519"), c.child)
 	}
 	conf.WriteString("}\n")
-	for name, text := range map[string]string{
+	return runSwan(t, h, daemon, map[string]string{
 		"private/own.pem": c.key.pem, "pubkey/own.pem": publicPEM(t, c.key), "pubkey/peer.pem": publicPEM(t, c.peerKey),
 		"swanctl.conf": conf.String(),
-	} {
+	})
+}
+
+// runSwan runs charon-systemd with its own configuration, and loads the files of /etc/swanctl.
+func runSwan(t *testing.T, h *lab.Host, daemon string, files map[string]string) *swan {
+	t.Helper()
+	dir, err := h.PrivateDir("/etc/swanctl")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, text := range files {
 		path := filepath.Join(dir, name)
 		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 			t.Fatal(err)
@@ -134,10 +139,10 @@ func startSwan(t *testing.T, h *lab.Host, c swanConf) *swan {
 			t.Fatal(err)
 		}
 	}
-	put(t, h, "/run/strongswan.conf", strings.Replace(daemon, "charon-systemd {\n", "charon-systemd {\n"+c.daemon, 1))
+	put(t, h, "/run/strongswan.conf", daemon)
 	s := &swan{t: t, host: h}
 	s.cmd = start(t, h, "env", "STRONGSWAN_CONF=/run/strongswan.conf", "charon-systemd")
-	eventually(t, 10*time.Second, "charon's control socket", func() bool {
+	eventually(t, 30*time.Second, "charon's control socket", func() bool {
 		_, err := os.Stat(h.File("/run/charon.vici"))
 		return err == nil
 	})

@@ -1,0 +1,610 @@
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"os"
+	"regexp"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"tacit/ike"
+	"tacit/lab"
+)
+
+// matrixColumn is something that two hosts do. It finds the SAs of both families up, and leaves them so.
+type matrixColumn struct {
+	name   string
+	always bool // also in a short run's rows that are not full
+	run    func(*matrixRun, *testing.T)
+}
+
+// matrixGroup is what one start of tacit serves.
+type matrixGroup struct {
+	name    string
+	by      string // only in rows where this end initiates; "": both
+	top     string // tacit's configuration; the durations are doubled under a slow kernel
+	before  func(*matrixRun, *testing.T)
+	raw     bool // the SAs are not made before
+	columns []matrixColumn
+}
+
+var matrixGroups = []matrixGroup{
+	{name: "plain", columns: []matrixColumn{
+		{"traffic", true, (*matrixRun).traffic},
+		{"child rekey by peer", true, (*matrixRun).childRekeyByPeer},
+		{"IKE rekey by peer", false, (*matrixRun).ikeRekeyByPeer},
+		{"liveness by peer", false, (*matrixRun).livenessByPeer},
+		{"delete by peer", false, (*matrixRun).deleteByPeer},
+		{"delete by tacit", true, (*matrixRun).deleteByTacit},
+	}},
+	{name: "short lives", top: "child-lifetime = \"2s\"\nike-lifetime = \"7s\"", columns: []matrixColumn{
+		{"child rekey by tacit", false, (*matrixRun).childRekeyByTacit},
+		{"IKE rekey by tacit", false, (*matrixRun).ikeRekeyByTacit},
+	}},
+	{name: "narrow", top: "linger = \"3s\"", before: (*matrixRun).narrow, columns: []matrixColumn{
+		{"fragments of peer", false, func(r *matrixRun, t *testing.T) { r.fragments(t, r.bob) }},
+		{"fragments of tacit", false, func(r *matrixRun, t *testing.T) { r.fragments(t, r.alice) }},
+		{"liveness by tacit", false, (*matrixRun).livenessByTacit},
+	}},
+	{name: "busy peer", by: "tacit", raw: true, columns: []matrixColumn{{"cookie of peer", false, (*matrixRun).cookieOfPeer}}},
+	{name: "busy tacit", by: "peer", raw: true, columns: []matrixColumn{{"cookie of tacit", false, (*matrixRun).cookieOfTacit}}},
+	{name: "crossing", by: "tacit", raw: true, columns: []matrixColumn{{"both at once", false, (*matrixRun).bothAtOnce}}},
+}
+
+// matrixColumns are the names of all columns, in order.
+func matrixColumns() (names []string) {
+	for _, g := range matrixGroups {
+		for _, c := range g.columns {
+			names = append(names, c.name)
+		}
+	}
+	return names
+}
+
+// matrixRun is a row with a tacit that runs.
+type matrixRun struct {
+	*matrix
+	matrixRow
+	tacit *tacit
+	began int  // length of tacit's log
+	over  bool // tacit has ended
+}
+
+// slower is a duration, doubled under a slow kernel.
+func slower(d time.Duration) time.Duration {
+	if os.Getenv("TACIT_ESP") == "1" {
+		return 2 * d
+	}
+	return d
+}
+
+// start starts tacit for a group of columns, and lets the row's initiator make the SAs.
+func (m *matrix) start(t *testing.T, row matrixRow, g matrixGroup) *matrixRun {
+	r := &matrixRun{matrix: m, matrixRow: row}
+	m.peer.begin(t, r)
+	m.tap.Reset()
+	if g.before != nil {
+		g.before(r, t)
+	}
+	r.began = m.logged
+	top := g.top
+	if slower(1) > 1 {
+		top = strings.NewReplacer("2s", "4s", "3s", "6s", "7s", "14s").Replace(top)
+	}
+	o := options{upstream: m.upstream, top: top, dns: "hold = \"8s\"", dataplane: m.plane}
+	if row.ours != null {
+		o.name, o.identity = row.endName("alice"), m.keys[[2]string{"alice", row.ours}].pem
+		o.top += "\nidentify = \"all\""
+	}
+	r.tacit = startTacit(t, m.alice, m.anchor, o)
+	t.Cleanup(func() { m.logged = len(r.tacit.log()) })
+	if !g.raw {
+		r.establish(t)
+	}
+	return r
+}
+
+// establish has the row's initiator make the SAs of both families. A peer that has a name proves it also as the initiator: the address has
+// proved its key before, so nobody else is let in from there.
+func (r *matrixRun) establish(t *testing.T) {
+	t.Helper()
+	if r.by == "tacit" || !r.stranger {
+		mustResolve(t, r.alice, r.endName("bob"), r.bob.Addr4().String(), r.bob.Addr6().String())
+		r.counts(t, 2, 2)
+	}
+	if r.by == "peer" {
+		if !r.stranger {
+			r.peer.terminate(t, r)
+			r.counts(t, 0, 0)
+		}
+		r.initiate(t)
+	}
+}
+
+// initiate has the peer initiate, and send first: a responder enforces nothing before the first ESP.
+func (r *matrixRun) initiate(t *testing.T) {
+	t.Helper()
+	if err := r.peer.initiate(t, r); err != nil {
+		t.Fatal(err)
+	}
+	for _, addr := range both(r.alice) {
+		datagrams(t, r.bob, r.alice, addr, 1, 1)
+	}
+	r.counts(t, 2, 2)
+	if r.stranger {
+		return
+	}
+	for _, line := range strings.Split(r.log(), "\n") {
+		if strings.Contains(line, "msg=ike-established") && strings.Contains(line, "initiator=false") && strings.Contains(line, "key=none") {
+			t.Errorf("the peer proved no key as the initiator: %s", line)
+		}
+	}
+}
+
+// log is what the row's tacit has written.
+func (r *matrixRun) log() string { return r.tacit.log()[r.began:] }
+
+// await is eventually, but shows what the peer has when it does not come.
+func (r *matrixRun) await(t *testing.T, most time.Duration, what string, cond func() bool) {
+	t.Helper()
+	for end := time.Now().Add(most); !cond(); time.Sleep(50 * time.Millisecond) {
+		if time.Now().After(end) {
+			i, c := r.peer.sas(t, r)
+			t.Fatalf("not within %v: %s; the peer has %d IKE SAs and %d Child SAs", most, what, i, c)
+		}
+	}
+}
+
+// counts waits until the peer has so many IKE SAs and Child SAs.
+func (r *matrixRun) counts(t *testing.T, ike, child int) {
+	t.Helper()
+	r.await(t, slower(10*time.Second), fmt.Sprintf("%d IKE SAs and %d Child SAs", ike, child), func() bool {
+		i, c := r.peer.sas(t, r)
+		return i == ike && c == child
+	})
+}
+
+// protected is onlyProtected for a subtest.
+func (r *matrixRun) protected(t *testing.T) {
+	w := *r.world
+	w.t = t
+	w.onlyProtected(r.alice, r.bob)
+}
+
+// flow pings both families for a time, and for as long as something happens, and wants every reply but those that the peer sent too
+// early.
+func (r *matrixRun) flow(t *testing.T, d time.Duration, during func()) {
+	t.Helper()
+	const interval, slice = 10 * time.Millisecond, 20
+	began := time.Now()
+	done := make(chan struct{})
+	var lost [2]int
+	var wg sync.WaitGroup
+	defer func() {
+		close(done)
+		wg.Wait()
+		r.sync()
+		for family, n := range lost {
+			if early := r.early(family, began); n > early+r.loses {
+				t.Errorf("%v: %d pings lost, %d replies came too early\n%s", both(r.bob)[family], n, early, r.timeline(family))
+			} else if n > 0 {
+				t.Logf("%v: %d pings lost by the peer, which sent %d packets before tacit could have their keys\n%s", both(r.bob)[family], n, early, r.timeline(family))
+			}
+		}
+	}()
+	for i, addr := range both(r.bob) {
+		wg.Go(func() {
+			for over := false; !over; {
+				select {
+				case <-done:
+					over = true // after one slice more
+				default:
+				}
+				p, err := ping(r.alice, both(r.alice)[i], addr, slice, interval)
+				if err != nil {
+					t.Errorf("ping %v: %v", addr, err)
+				}
+				lost[i] += slice - p.received
+			}
+		})
+	}
+	time.Sleep(d / 3)
+	if during != nil {
+		during()
+	}
+	time.Sleep(d - d/3)
+}
+
+var installedLine = regexp.MustCompile(`msg=sa-installed peer=(\S+) .* in=([0-9a-f]+) .* rekey=true .* t=(\S+)`)
+
+// early counts the packets that the peer has sent on a new SA before tacit had installed it. An initiator has the keys only when the
+// responder has answered; libreswan does not wait for its own answer.
+func (r *matrixRun) early(family int, since time.Time) (n int) {
+	for _, m := range installedLine.FindAllStringSubmatch(r.log(), -1) {
+		at, err := time.Parse(time.RFC3339Nano, m[3])
+		if err != nil || m[1] != both(r.bob)[family].String() || at.Before(since) {
+			continue
+		}
+		n += len(r.tap.Select(func(p lab.Packet) bool {
+			esp := (p.Class == lab.ClassESP || p.Class == lab.ClassESPUDP) && !p.Fragment && len(p.Payload) >= 4
+			return esp && p.Src == both(r.bob)[family] && fmt.Sprintf("%08x", be32(p.Payload)) == m[2] && p.Time.Before(at.Add(slower(5*time.Millisecond)))
+		}))
+	}
+	return n
+}
+
+// clock is how times are printed, here as in tacit's log.
+const clock = "15:04:05.000000"
+
+// timeline tells of a family when each SPI was first and last on the cable, and when each IKE message was: by it a loss is somebody's.
+func (r *matrixRun) timeline(family int) string {
+	type span struct {
+		first, last time.Time
+		n           int
+	}
+	var order []string
+	spans := map[string]*span{}
+	for _, p := range r.tap.Packets() {
+		if !(p.Src == both(r.alice)[family] && p.Dst == both(r.bob)[family] || p.Dst == both(r.alice)[family] && p.Src == both(r.bob)[family]) {
+			continue
+		}
+		name := ""
+		switch h, ok := p.IKEHeader(); {
+		case ok:
+			name = fmt.Sprintf("%s %d response %v %016x from %v", lab.ExchangeName(h.Exchange), h.MessageID, h.Response, h.InitiatorSPI, p.Src)
+		case (p.Class == lab.ClassESP || p.Class == lab.ClassESPUDP) && !p.Fragment && len(p.Payload) >= 4:
+			name = fmt.Sprintf("ESP %08x from %v", be32(p.Payload), p.Src)
+		default:
+			continue
+		}
+		if spans[name] == nil {
+			spans[name] = &span{first: p.Time}
+			order = append(order, name)
+		}
+		spans[name].last = p.Time
+		spans[name].n++
+	}
+	text := ""
+	for _, name := range order[max(0, len(order)-30):] {
+		s := spans[name]
+		text += fmt.Sprintf("%s to %s, %d packets: %s\n", s.first.Format(clock), s.last.Format(clock), s.n, name)
+	}
+	return text + tail(r.log(), 10)
+}
+
+// spiCounts are the numbers of SPIs on the cable, each family each way.
+func (r *matrixRun) spiCounts() (n [4]int) {
+	for i := range both(r.alice) {
+		n[2*i], n[2*i+1] = len(r.spis(both(r.alice)[i], both(r.bob)[i])), len(r.spis(both(r.bob)[i], both(r.alice)[i]))
+	}
+	return n
+}
+
+// ikeMessage is an IKE message on the cable.
+type ikeMessage struct {
+	lab.IKEHeader
+	src  netip.Addr
+	next byte // the first payload
+	data []byte
+}
+
+// of reports whether a host sent it.
+func (m ikeMessage) of(h *lab.Host) bool { return m.src == h.Addr4() || m.src == h.Addr6() }
+
+// messages are the IKE messages between alice and bob since the row's tacit was started.
+func (r *matrixRun) messages() (list []ikeMessage) {
+	for _, p := range r.tap.Packets() {
+		h, ok := p.IKEHeader()
+		m := ikeMessage{IKEHeader: h, src: p.Src, data: p.Payload}
+		to := ikeMessage{src: p.Dst}
+		if ok && (m.of(r.alice) && to.of(r.bob) || m.of(r.bob) && to.of(r.alice)) {
+			m.next = p.Payload[16]
+			list = append(list, m)
+		}
+	}
+	return list
+}
+
+// Exchange types (RFC 7296, 3.1).
+const (
+	ikeSAInit     = 34
+	createChildSA = 36
+	informational = 37
+)
+
+// requests counts the requests of an exchange that a host began since a message, repeats aside.
+func (r *matrixRun) requests(h *lab.Host, exchange uint8, since int) int {
+	seen := map[string]bool{}
+	for _, m := range r.messages()[since:] {
+		if m.Exchange == exchange && !m.Response && m.of(h) {
+			seen[fmt.Sprint(m.src.Is4(), m.InitiatorSPI, m.ResponderSPI, m.MessageID)] = true
+		}
+	}
+	return len(seen)
+}
+
+// heirs counts the IKE SAs in use that no IKE_SA_INIT made.
+func (r *matrixRun) heirs() int {
+	made, used := map[uint64]bool{}, map[uint64]bool{}
+	for _, m := range r.messages() {
+		if m.Exchange == ikeSAInit {
+			made[m.InitiatorSPI] = true
+		} else {
+			used[m.InitiatorSPI] = true
+		}
+	}
+	n := 0
+	for spi := range used {
+		if !made[spi] {
+			n++
+		}
+	}
+	return n
+}
+
+func (r *matrixRun) traffic(t *testing.T) {
+	for i, addr := range both(r.bob) {
+		datagrams(t, r.alice, r.bob, addr, 5, 1, 1472)
+		transfer(t, r.alice, r.bob, addr, 200_000)
+		datagrams(t, r.bob, r.alice, both(r.alice)[i], 5, 1, 1472)
+	}
+	r.counts(t, 2, 2)
+}
+
+// fresh waits until packets of a new SA are on the cable, each family each way.
+func (r *matrixRun) fresh(t *testing.T, before [4]int) {
+	t.Helper()
+	r.await(t, slower(5*time.Second), "a new SPI on the cable, each family each way", func() bool {
+		now := r.spiCounts()
+		return now[0] > before[0] && now[1] > before[1] && now[2] > before[2] && now[3] > before[3]
+	})
+}
+
+func (r *matrixRun) childRekeyByPeer(t *testing.T) {
+	before, since := r.spiCounts(), len(r.messages())
+	r.flow(t, slower(time.Second), func() {
+		r.peer.rekeyChild(t, r)
+		r.fresh(t, before)
+	})
+	if n := r.requests(r.bob, createChildSA, since); n < 2 {
+		t.Errorf("%d CREATE_CHILD_SA requests of the peer, want one in each family", n)
+	}
+	r.counts(t, 2, 2)
+}
+
+// ikeRekeyByPeer rekeys the IKE SA, and with the new one the Child SA.
+func (r *matrixRun) ikeRekeyByPeer(t *testing.T) {
+	heirs := r.heirs()
+	r.flow(t, slower(time.Second), func() {
+		r.peer.rekeyIKE(t, r)
+		r.counts(t, 2, 2)
+		before := r.spiCounts()
+		r.peer.rekeyChild(t, r)
+		r.fresh(t, before)
+	})
+	if n := r.heirs(); n < heirs+2 {
+		t.Errorf("%d rekeyed IKE SAs on the cable after %d, want 2 more", n, heirs)
+	}
+	r.counts(t, 2, 2)
+}
+
+// silence sends nothing, and wants a probe of the host answered in each family.
+func (r *matrixRun) silence(t *testing.T, h *lab.Host, most time.Duration) {
+	t.Helper()
+	since := len(r.messages())
+	answered := func() int {
+		asked := map[string]bool{}
+		done := map[string]bool{}
+		for _, m := range r.messages()[since:] {
+			at := fmt.Sprint(m.src.Is4(), m.InitiatorSPI, m.MessageID)
+			switch {
+			case m.Exchange != informational:
+			case m.of(h) && !m.Response:
+				asked[at] = true
+			case !m.of(h) && m.Response && asked[at]:
+				done[fmt.Sprint(m.src.Is4())] = true
+			}
+		}
+		return len(done)
+	}
+	eventually(t, most, "an answered probe of "+h.Name+" in each family", func() bool { return answered() == 2 })
+	r.flow(t, 200*time.Millisecond, nil)
+	r.counts(t, 2, 2)
+}
+
+func (r *matrixRun) livenessByPeer(t *testing.T) { r.silence(t, r.bob, slower(10*time.Second)) }
+
+func (r *matrixRun) livenessByTacit(t *testing.T) { r.silence(t, r.alice, slower(6*time.Second)) }
+
+// deleteByPeer: what is sent afterwards waits for new SAs, and none of it is lost.
+func (r *matrixRun) deleteByPeer(t *testing.T) {
+	since := len(r.messages())
+	r.peer.terminate(t, r)
+	r.counts(t, 0, 0)
+	r.sync()
+	if n := r.requests(r.bob, informational, since); n < 2 {
+		t.Errorf("%d INFORMATIONAL requests of the peer, want one in each family", n)
+	}
+	if r.stranger { // tacit would speak in clear
+		r.initiate(t)
+	} else {
+		time.Sleep(slower(300 * time.Millisecond))
+	}
+	r.flow(t, slower(500*time.Millisecond), nil)
+	r.counts(t, 2, 2)
+}
+
+// deleteByTacit ends the daemon. What the tap has seen is judged before: who then asks port 500 is answered by the host's kernel, in clear.
+func (r *matrixRun) deleteByTacit(t *testing.T) {
+	r.protected(t)
+	r.over = true
+	r.tacit.stop()
+	r.counts(t, 0, 0)
+}
+
+// childRekeyByTacit and the next run with short lifetimes: a rekey may come before anybody looks.
+func (r *matrixRun) childRekeyByTacit(t *testing.T) {
+	before := r.spiCounts()
+	r.flow(t, slower(2*time.Second), func() { r.fresh(t, before) })
+	if n := r.requests(r.alice, createChildSA, 0); n < 2 {
+		t.Errorf("%d CREATE_CHILD_SA requests of tacit, want one in each family", n)
+	}
+}
+
+func (r *matrixRun) ikeRekeyByTacit(t *testing.T) {
+	r.flow(t, slower(time.Second), func() {
+		r.await(t, slower(15*time.Second), "rekeyed IKE SAs of both families on the cable", func() bool { return r.heirs() >= 2 })
+	})
+	for _, m := range r.messages() {
+		if m.Exchange == ikeSAInit && m.of(r.alice) && !m.Response && r.stranger {
+			t.Errorf("tacit has begun an IKE SA of its own")
+			break
+		}
+	}
+}
+
+// filter has a host lose packets that come in. The function ends that; so does the end of the test.
+func (r *matrixRun) filter(t *testing.T, h *lab.Host, rules ...string) (lift func()) {
+	t.Helper()
+	put(t, h, "/run/lossy.nft", "table inet lossy {\n\tchain c {\n\t\ttype filter hook prerouting priority -300\n\t\t"+
+		strings.Join(rules, "\n\t\t")+"\n\t}\n}\n")
+	output(t, h, "nft", "-f", "/run/lossy.nft")
+	lift = sync.OnceFunc(func() {
+		if err := h.Command(context.Background(), "nft", "delete", "table", "inet", "lossy").Run(); err != nil {
+			t.Error(err)
+		}
+	})
+	t.Cleanup(lift)
+	return lift
+}
+
+// narrow makes bob's cable lose long IKE messages to him over IPv4.
+func (r *matrixRun) narrow(t *testing.T) {
+	r.filter(t, r.bob, "meta nfproto ipv4 udp dport 500 udp length > 560 counter drop",
+		"meta nfproto ipv4 udp dport 4500 udp length > 560 @th,64,32 0 counter drop")
+}
+
+// fragments wants encrypted fragments of a host on the cable (RFC 7383: payload 53). The SAs that came up need them.
+func (r *matrixRun) fragments(t *testing.T, h *lab.Host) {
+	r.sync()
+	const skf = 53
+	for _, m := range r.messages() {
+		if m.next == skf && m.of(h) {
+			return
+		}
+	}
+	t.Errorf("no fragment of %s on the cable", h.Name)
+}
+
+// halfOpen begins n IKE SAs with each address of a host: as from another host, or, without one, from as many addresses of its network.
+func (r *matrixRun) halfOpen(t *testing.T, to, as *lab.Host, n int) {
+	t.Helper()
+	e := ike.New(ike.Config{})
+	for family, addr := range both(to) {
+		for i := range n {
+			b := addr.AsSlice()
+			b[len(b)-1] = byte(100 + i)
+			src, _ := netip.AddrFromSlice(b)
+			if as != nil {
+				src = both(as)[family]
+			}
+			peer := ike.Peer{Local: netip.AddrPortFrom(src, 500), Remote: netip.AddrPortFrom(addr, 500), LocalID: ike.ID{Kind: ike.IDNull}}
+			_, out := e.Initiate(time.Now(), peer)
+			for _, d := range out.Send {
+				if err := r.plain.Inject(lab.UDPPacket(d.Local, d.Remote, d.Data)); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+	}
+	time.Sleep(slower(300 * time.Millisecond))
+}
+
+// cookies counts the families in which a host has brought the cookie that was demanded of it: N(COOKIE) before all else (RFC 7296, 2.6).
+func (r *matrixRun) cookies(h *lab.Host) int {
+	r.sync()
+	in := map[bool]bool{}
+	for _, m := range r.messages() {
+		const notify, cookie = 41, 16390
+		if m.Exchange == ikeSAInit && !m.Response && m.of(h) && m.next == notify && len(m.data) > 36 && int(m.data[34])<<8|int(m.data[35]) == cookie {
+			in[m.src.Is4()] = true
+		}
+	}
+	return len(in)
+}
+
+func (r *matrixRun) cookieOfPeer(t *testing.T) {
+	r.peer.demandCookies(t, r)
+	r.establish(t)
+	r.flow(t, 200*time.Millisecond, nil)
+	if n := r.cookies(r.alice); n != 2 {
+		t.Errorf("tacit was asked for cookies in %d families, want 2\n%s\n%s", n, r.timeline(0), r.timeline(1))
+	}
+}
+
+func (r *matrixRun) cookieOfTacit(t *testing.T) {
+	r.halfOpen(t, r.alice, nil, 110)
+	r.establish(t)
+	r.flow(t, 200*time.Millisecond, nil)
+	if n := r.cookies(r.bob); n != 2 {
+		t.Errorf("the peer was asked for cookies in %d families, want 2\n%s\n%s", n, r.timeline(0), r.timeline(1))
+	}
+}
+
+// bothAtOnce has both ends initiate in the same moment, and wants one clean SA in each family, and no packet lost. The cable loses the
+// answers to IKE_SA_INIT until both have begun.
+func (r *matrixRun) bothAtOnce(t *testing.T) {
+	lift := r.filter(t, r.alice, "udp dport 500 @th,208,8 34 @th,216,8 & 0x20 == 0x20 counter drop")
+	liftBob := r.filter(t, r.bob, "udp dport 500 @th,208,8 34 @th,216,8 & 0x20 == 0x20 counter drop")
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		if err := r.peer.initiate(t, r); err != nil { // it may be its own that goes
+			t.Log(err)
+		}
+	})
+	wg.Go(func() {
+		if addrs, err := getaddrinfo(t, r.alice, "ahosts", r.endName("bob")); err != nil || len(addrs) != 2 {
+			t.Errorf("%s: %v, %v", r.endName("bob"), addrs, err)
+		}
+	})
+	eventually(t, slower(3*time.Second), "both ends have begun", func() bool { return r.crossed() == 2 })
+	lift()
+	liftBob()
+	wg.Wait()
+	r.flow(t, slower(500*time.Millisecond), nil)
+	if n := r.crossed(); n != 2 {
+		t.Errorf("%d of 2 families crossed", n)
+	}
+	r.await(t, slower(30*time.Second), "one SA in each family", func() bool {
+		i, c := r.peer.sas(t, r)
+		return i == 2 && c == 2
+	})
+	r.flow(t, slower(500*time.Millisecond), nil)
+}
+
+// crossed counts the families in which both ends began before the other's AUTH was answered.
+func (r *matrixRun) crossed() int {
+	n := 0
+	for _, v4 := range []bool{true, false} {
+		begun := map[bool]bool{}
+		for _, m := range r.messages() {
+			if m.src.Is4() != v4 || m.Response && m.Exchange == ikeSAInit {
+				continue
+			}
+			if m.Response {
+				break
+			}
+			if m.Exchange == ikeSAInit {
+				begun[m.of(r.alice)] = true
+			}
+		}
+		if len(begun) == 2 {
+			n++
+		}
+	}
+	return n
+}
