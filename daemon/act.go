@@ -26,7 +26,9 @@ func (l *loop) do(now time.Time, p *peer, a action) {
 	case doReply:
 		a.w.reply <- a.o
 	case doInitiate:
-		l.initiate(now, p, a)
+		if !l.leaving {
+			l.initiate(now, p, a)
+		}
 	case doCommand:
 		l.output(now, l.engine.Do(now, a.sa, a.c))
 	case doHold:

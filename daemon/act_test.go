@@ -127,3 +127,21 @@ func idleLoop(t *testing.T, p *play) *loop {
 	l.peers[p.p.key] = p.p
 	return l
 }
+
+// Whoever leaves keys nobody anew: a peer whose SA had crossed another would be left with one that nobody has.
+func TestNothingBeginsWhileLeaving(t *testing.T) {
+	p := newProven(t)
+	l := newTestLoop(t, ipsectest.NewFake(), p.p.local, "", nil, func() time.Time { return p.now })
+	initiate := doInitiate{claim: p.claim("bob.example.", 1)}
+	p.p.attempt = &attempt{claim: initiate.claim}
+	l.stop()
+	l.do(p.now, p.p, initiate)
+	if n := l.engine.Stats().SAs; n != 0 {
+		t.Errorf("%d IKE SAs", n)
+	}
+	l.leaving = false
+	l.do(p.now, p.p, initiate)
+	if n := l.engine.Stats().SAs; n != 1 {
+		t.Errorf("%d IKE SAs otherwise, want 1", n)
+	}
+}

@@ -31,6 +31,7 @@ type loop struct {
 	wake      time.Time                    // of the engine
 	measuring bool                         // the Pairs' counters are being read
 	measured  time.Time                    // when they may be read again
+	leaving   bool                         // the SAs are being ended: no new ones
 	ended     chan struct{}                // closed when the loop has
 	unheld    map[ipsec.Selector]time.Time // holds that could not be set; the data plane goroutine's
 }
@@ -296,6 +297,7 @@ func (l *loop) accepts(remote netip.Addr) (anonymous bool, class policy.Class) {
 // stop ends the SAs by DELETE, and waits a moment for the answers.
 func (l *loop) stop() {
 	now := l.now()
+	l.leaving = true
 	l.withdraw()
 	for id := range l.bySA {
 		l.output(now, l.engine.Do(now, id, ike.Delete))

@@ -3,6 +3,7 @@ package ipsectest
 import (
 	"crypto/rand"
 	"fmt"
+	"os"
 	"testing"
 
 	"tacit/ipsec"
@@ -52,17 +53,20 @@ func newSA(s suite) ipsec.SA {
 	return sa
 }
 
-// testCiphers: every suite carries datagrams and TCP in both modes, over both families; the tap sees ESP only, and none of TCP's in
-// fragments: what fits depends on the suite.
+// testCiphers: every suite carries datagrams and TCP over both families, with TACIT_LONG=1 in both modes (else one, and with the other
+// kind of sequence numbers the other); the tap sees ESP only, and none of TCP's in fragments: what fits depends on the suite.
 func testCiphers(w *world) {
 	w.echo(w.alice)
 	w.echo(w.bob)
 	da, db := w.open(w.alice), w.open(w.bob)
 	id := uint32(0)
-	for _, c := range suites() {
+	for k, c := range suites() {
 		for _, f := range families {
 			for _, m := range []ipsec.Mode{ipsec.Transport, ipsec.Tunnel} {
 				id++
+				if os.Getenv("TACIT_LONG") == "" && k%2 != int(m) {
+					continue
+				}
 				s := shape{f, m, id%3 == 0} // each suite and shape some times in UDP
 				w.Run(fmt.Sprintf("%v %v", c, s), func(t *testing.T) {
 					in := w.within(t)
