@@ -20,40 +20,54 @@ const (
 	installEach = 50
 )
 
-// benchPairInstall times one Pair (both SAs, policy, verdict) at 10, 1,000 and 10,000 installed: the peer is the size before.
+// benchPairInstall times one Pair at 10, 1,000 and 10,000 installed: put in (both SAs, policy, verdict), replaced as a rekey does, and
+// removed. The peer is the size before.
 func benchPairInstall(t *testing.T) {
 	needESP(t)
 	w := newWorld(t)
 	plane := openXFRM(t, w.alice)
-	var before samples
-	was, at := "", uint32(0)
+	steps := []struct {
+		name string
+		do   func(p, next ipsec.Pair) error
+	}{
+		{"install", func(p, _ ipsec.Pair) error { return errors.Join(plane.InstallInbound(p), plane.InstallOutbound(p)) }},
+		{"replace", func(p, next ipsec.Pair) error {
+			return errors.Join(plane.InstallInbound(next), plane.InstallOutbound(next), plane.Retire(p.ID, p.In.SPI))
+		}},
+		{"remove", func(p, _ ipsec.Pair) error { return plane.Remove(p.ID) }},
+	}
+	before, was, at := make([]samples, len(steps)), "", uint32(0)
 	for _, size := range []uint32{10, 1000, 10_000} {
 		for ; at < size; at++ {
 			install(t, plane, peerPair(w.alice, at))
 		}
-		var now samples
+		now := make([]samples, len(steps))
 		for run := range installRuns + 2 {
-			for i := range uint32(installEach) {
-				p := peerPair(w.alice, at+i)
-				from := time.Now()
-				install(t, plane, p)
-				if took := time.Since(from); run >= 2 { // the first ones warm up
-					now.add(took, time.Microsecond)
-				}
-			}
-			for i := range uint32(installEach) {
-				if err := plane.Remove(at + i + 1); err != nil {
-					t.Fatal(err)
+			for k, step := range steps {
+				for i := range uint32(installEach) {
+					p := peerPair(w.alice, at+i)
+					next := p
+					next.In, next.Out = newChildSA(uint32(p.In.SPI)+0x4000_0000), newChildSA(uint32(p.Out.SPI)+0x4000_0000)
+					from := time.Now()
+					if err := step.do(p, next); err != nil {
+						t.Fatalf("%s: %v", step.name, err)
+					}
+					if took := time.Since(from); run >= 2 { // the first ones warm up
+						now[k].add(took, time.Microsecond)
+					}
 				}
 			}
 		}
-		if was == "" {
-			before = now
-			was = fmt.Sprint(size, " installed")
+		installed := fmt.Sprint(size, " installed")
+		for k, step := range steps {
+			peer, name := before[k], was
+			if was == "" {
+				peer, name = now[k], installed
+			}
+			t.Logf("%d installed: %s %.0f pairs a second", size, step.name, 1e6/now[k].median())
+			figure(t, fmt.Sprintf("pair-%s-%d", step.name, size), "us", now[k], name, peer)
 		}
-		t.Logf("%d installed: %.0f pairs a second", size, 1e6/now.median())
-		figure(t, fmt.Sprintf("pair-install-%d", size), "us", now, was, before)
-		before, was = now, fmt.Sprint(size, " installed")
+		before, was = now, installed
 	}
 }
 

@@ -153,6 +153,9 @@ func (l *lookup) ask(ctx context.Context, name string, rrtype uint16) (dnssec.An
 	for _, rr := range a.RRs[:min(len(a.RRs), maxShown)] {
 		q.Data = append(q.Data, strings.TrimPrefix(rr.String(), rr.Header().String()))
 	}
+	for _, l := range a.Links[:min(len(a.Links), maxShown)] {
+		q.Links = append(q.Links, newLookupLink(l))
+	}
 	return a, q, nil
 }
 

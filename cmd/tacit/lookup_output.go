@@ -6,6 +6,8 @@ import (
 	"net/netip"
 	"strings"
 
+	"github.com/miekg/dns"
+
 	"tacit/dnssec"
 	"tacit/policy"
 )
@@ -29,8 +31,45 @@ type lookupQuery struct {
 	Denied bool          `json:"denied"`
 	Chain  []string      `json:"chain,omitempty"`
 	Data   []string      `json:"data"` // RDATA in presentation form
+	Links  []lookupLink  `json:"links,omitempty"`
 	Why    string        `json:"why"`
 	Micros int64         `json:"microseconds"`
+}
+
+// lookupLink is a link of the chain that an answer hangs on: whose signature or which proof.
+type lookupLink struct {
+	Of        string        `json:"of"` // an RRset, or "no" and the one that is denied
+	Status    dnssec.Status `json:"status"`
+	Zone      string        `json:"zone,omitempty"`
+	KeyTag    uint16        `json:"key_tag,omitempty"`
+	Algorithm string        `json:"algorithm,omitempty"` // its mnemonic (RFC 8624, 3.1)
+	Proof     string        `json:"proof,omitempty"`
+	Why       string        `json:"why,omitempty"`
+}
+
+func newLookupLink(l dnssec.Link) lookupLink {
+	out := lookupLink{Of: l.Of, Status: l.Status, Zone: l.Zone, KeyTag: l.KeyTag, Proof: l.Proof, Why: l.Why}
+	if l.Algorithm != 0 {
+		if out.Algorithm = dns.AlgorithmToString[l.Algorithm]; out.Algorithm == "" {
+			out.Algorithm = fmt.Sprintf("algorithm %d", l.Algorithm)
+		}
+	}
+	return out
+}
+
+// String says what stands behind the link.
+func (l lookupLink) String() string {
+	said := l.Proof
+	if l.Zone != "" {
+		said = strings.TrimSpace(said + " of " + l.Zone)
+	}
+	if l.Algorithm != "" {
+		said += fmt.Sprintf(", key %d %s", l.KeyTag, l.Algorithm)
+	}
+	if l.Status != dnssec.Secure && l.Why != "" {
+		said = strings.TrimPrefix(said+": "+l.Why, ": ")
+	}
+	return said
 }
 
 // lookupKey is a published key.
@@ -70,6 +109,12 @@ func (r *lookupResult) write(w io.Writer) error {
 	if err := table(w, rows); err != nil {
 		return err
 	}
+	if links := r.links(); len(links) > 0 {
+		fmt.Fprintln(w)
+		if err := table(w, links); err != nil {
+			return err
+		}
+	}
 	for _, k := range r.Keys {
 		if k.Unusable != "" {
 			fmt.Fprintf(w, "\n  a key of %s cannot be used: %s\n", clean(k.Owner), clean(k.Unusable))
@@ -85,6 +130,20 @@ func (r *lookupResult) write(w io.Writer) error {
 		rows = append(rows, []string{a.Address.String(), a.Decision.String(), a.ReportedAs, fmt.Sprintf("%s (%v, %s)", clean(a.Why), a.Class, a.Rule)})
 	}
 	return table(w, rows)
+}
+
+// links is a line for each link of all answers.
+func (r *lookupResult) links() (rows [][]string) {
+	seen := map[lookupLink]bool{}
+	for _, q := range r.Queries {
+		for _, l := range q.Links {
+			if !seen[l] && len(rows) < maxShown {
+				seen[l] = true
+				rows = append(rows, []string{clean(l.Of), l.Status.String(), clean(l.String())})
+			}
+		}
+	}
+	return rows
 }
 
 // rows is a line for each record, or one that says why there is none.

@@ -133,8 +133,11 @@ func TestLookupAlias(t *testing.T) {
 
 func TestLookupOutput(t *testing.T) {
 	z := zone{
-		"bob.test. A":        {Status: dnssec.Secure, RRs: rrs(t, "bob.test. 300 IN A 192.0.2.1", "bob.test. 300 IN A 10.0.0.1")},
-		"bob.test. AAAA":     {Status: dnssec.Secure, Denied: true, Why: "NSEC at bob.test. has no AAAA"},
+		"bob.test. A": {Status: dnssec.Secure, RRs: rrs(t, "bob.test. 300 IN A 192.0.2.1", "bob.test. 300 IN A 10.0.0.1"),
+			Links: []dnssec.Link{{Of: "bob.test. A", Status: dnssec.Secure, Zone: "test.", KeyTag: 12345, Algorithm: dns.ED25519, Proof: "signature"}}},
+		"bob.test. AAAA": {Status: dnssec.Secure, Denied: true, Why: "NSEC at bob.test. has no AAAA", Links: []dnssec.Link{
+			{Of: "no bob.test. AAAA", Status: dnssec.Secure, Zone: "test.", KeyTag: 12345, Algorithm: dns.ED25519, Proof: "NSEC"},
+			{Of: "no x.test. AAAA", Status: dnssec.Insecure, Zone: "x.test.", Proof: "no DS", Why: "the delegation of x.test. is unsigned"}}},
 		"bob.test. IPSECKEY": {Status: dnssec.Secure, RRs: rrs(t, keyRecord(t, "bob.test.", "10 0 4 ."))},
 	}
 	r, err := newTestLookup(z).run(t.Context(), "bob.test.")
@@ -153,6 +156,10 @@ func TestLookupOutput(t *testing.T) {
             secure          10.0.0.1
   AAAA      secure  1.2 ms  there is none: NSEC at bob.test. has no AAAA
   IPSECKEY  secure  1.2 ms  10 0 4 . O2onvM62pC1io6jQKm8Nc2UyFXcd4kOmOsBIoYtZ2ik=
+
+  bob.test. A        secure    signature of test., key 12345 ED25519
+  no bob.test. AAAA  secure    NSEC of test., key 12345 ED25519
+  no x.test. AAAA    insecure  no DS of x.test.: the delegation of x.test. is unsigned
 
   192.0.2.1  protect   authenticated as bob.test  a key is published and proven (private-or-clear, default)
   10.0.0.1   withhold  not protected              a key is proven, but the address cannot be protected: a private address, and bob.test. is in no internal zone (private-or-clear, default)
