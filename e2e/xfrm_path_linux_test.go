@@ -10,7 +10,8 @@ import (
 )
 
 // TestXFRMNeighboursForgotten empties the neighbour caches of both hosts again and again under traffic: they find each other again, since
-// neighbour discovery is exempt, and no packet is lost or leaves in clear.
+// neighbour discovery is exempt, and no packet leaves in clear. None is lost but those that the kernel throws away with a neighbour that it is
+// still asking for, when it is told to forget that one too.
 func TestXFRMNeighboursForgotten(t *testing.T) {
 	needESP(t, "ip")
 	w, _, _ := jobWorldWith(t, "bob.example", "", "xfrm", "xfrm", nil)
@@ -20,18 +21,18 @@ func TestXFRMNeighboursForgotten(t *testing.T) {
 	}
 	w.sync()
 	before := w.tap.BetweenHosts(w.alice, w.bob)[lab.ClassNeighbor].Packets
+	const times = 5
 	var wg sync.WaitGroup
 	for i := range both(w.bob) {
 		for _, way := range []struct{ from, to *lab.Host }{{w.alice, w.bob}, {w.bob, w.alice}} {
 			wg.Go(func() {
 				p, err := ping(way.from, both(way.from)[i], both(way.to)[i], 500, 10*time.Millisecond)
-				if err != nil || p.received != 500 {
+				if err != nil || p.received < 500-2*times {
 					t.Errorf("%s to %v: %v, %v", way.from.Name, both(way.to)[i], p, err)
 				}
 			})
 		}
 	}
-	const times = 5
 	for range times {
 		time.Sleep(700 * time.Millisecond)
 		for _, h := range []*lab.Host{w.alice, w.bob} {
