@@ -6,7 +6,7 @@
 //	two SAs for each Child SA, limited to the two addresses, with a reqid of our range;
 //	once it is armed, one policy out, whose template names the outbound SA by its SPI: a rekey replaces the template in one step,
 //	    and packets under way with the older SA find it until Retire;
-//	for tunnel mode, one policy in, which lets through what came out of our SAs (the kernel refuses it otherwise);
+//	for tunnel mode, policies in and fwd, which let through what came out of our SAs (the kernel refuses it otherwise);
 //	while something is held or protected, an element of guard's set divert: what is about to leave in clear waits in a queue
 //	    that we read (hold.go), what comes in clear is dropped and counted;
 //	while an inbound SA has not been heard, an element of guard's set latch: what comes out of an SA passes by us, so that

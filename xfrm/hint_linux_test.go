@@ -42,3 +42,21 @@ func TestHint(t *testing.T) {
 		t.Error("no error became one")
 	}
 }
+
+// A kernel under lockdown shows zeros in place of keys: an SA must not be made again with them.
+func TestRedacted(t *testing.T) {
+	zero, key := make([]byte, 36), append(make([]byte, 35), 1)
+	for _, tt := range []struct {
+		alg  Algorithm
+		want bool
+	}{
+		{Algorithm{AEAD: "rfc4106(gcm(aes))", Key: zero}, true},
+		{Algorithm{AEAD: "rfc4106(gcm(aes))", Key: key}, false},
+		{Algorithm{Cipher: "cbc(aes)", Key: zero, Auth: "hmac(sha256)", AuthKey: zero}, true},
+		{Algorithm{Cipher: "cbc(aes)", Key: zero, Auth: "hmac(sha256)", AuthKey: key}, false},
+	} {
+		if got := tt.alg.Redacted(); got != tt.want {
+			t.Errorf("%s%s: got %v, want %v", tt.alg.AEAD, tt.alg.Cipher, got, tt.want)
+		}
+	}
+}
