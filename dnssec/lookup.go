@@ -15,6 +15,8 @@ type lookup struct {
 	asked map[string]bool   // owners for which the upstream was asked, against loops
 	kept  []dns.RR          // the answer section: the RRsets of the chain only
 	taken map[question]bool // what is in kept
+
+	proven []*rrset // the authority section: of each link the proofs that verified, of the denial the SOA
 }
 
 // run asks, and asks again where the upstream left a chain of aliases unfinished.
@@ -46,12 +48,30 @@ func (l *lookup) keep(msg *dns.Msg) {
 	}
 	if l.ans.Status != Bogus { // what is bogus is shown whole, to those who ask with CD
 		msg.Answer = l.kept
+		msg.Ns = l.authority(msg.Ns)
 	}
 	if len(l.ans.RRs) > 0 {
 		msg.Rcode = dns.RcodeSuccess
 	}
 	l.ans.Msg = msg
 	l.ans.Rcode = msg.Rcode
+}
+
+// authority is the authority section: the proofs of all links, also of those that came in earlier messages. Of what is Secure it holds nothing else, as
+// whatever stands there goes out with AD (RFC 4035, 3.2.3).
+func (l *lookup) authority(said []dns.RR) []dns.RR {
+	var out []dns.RR
+	if l.ans.Status != Secure {
+		out = said
+	}
+	have := group(out)
+	for _, set := range l.proven {
+		if have.find(set.name, set.rrtype) == nil {
+			out = append(out, set.all()...)
+			have = append(have, set)
+		}
+	}
+	return out
 }
 
 // weaken joins a link's verdict to the whole: the weakest status, the earliest end, and the reason of the weakest.
@@ -283,6 +303,7 @@ func (l *lookup) positiveIn(set *rrset, authority rrsets, z *zone) verdict {
 		got.until = d.until
 	}
 	got.why += ", made from " + got.wildcard
+	l.proven = append(l.proven, d.sets...)
 	switch l.proveExpansion(set.name, got.wildcard, d) {
 	case noName:
 		l.v.proofs.putWild(z.name, got.wildcard, set, got.until, l.now)
@@ -347,6 +368,10 @@ func (l *lookup) deniedIn(name string, rrtype uint16, msg *dns.Msg, authority rr
 	if fault := l.checkSOA(d, z); fault.status == Bogus {
 		return fault
 	}
+	if d.apex != nil {
+		l.proven = append(l.proven, d.apex)
+	}
+	l.proven = append(l.proven, d.sets...)
 	// Nobody signs the rcode: it is what the proof says. Some servers say NXDOMAIN for an empty non-terminal, too.
 	switch l.proveFully(name, rrtype, msg.Rcode == dns.RcodeNameError, d) {
 	case noName:

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -26,20 +27,44 @@ var unused = map[string]map[string]string{
 	"harden-algo-downgrade":  {"yes": "RFC 6840, 5.11: one algorithm is enough; a validator must not insist on all"},
 }
 
-// differs are the steps, by scenario, where our answer is another than unbound's, and why. What is wrong there is logged.
-var differs = map[string]map[int]string{
-	"val_cnameqtype":      cnameAndNoName,
-	"val_cnameqtype_qmin": cnameAndNoName,
-	"val_dname_bogus":     {221202: contradicted, 221214: contradicted, 900302: contradicted},
-	"val_deleg_nons":      {12: "RFC 8198, 5.2: what the question for DS brought proves that there is no such name"},
+// differs are the elements of answers, by scenario and step, that are other than unbound's, and why. What is wrong there is logged.
+var differs = map[string]map[string]string{
+	"val_cnameqtype":      {"130 rcode": nameOfChain, "190 rcode": nameOfChain, "150 authority": moreProofs},
+	"val_cnameqtype_qmin": {"130 rcode": nameOfChain, "190 rcode": nameOfChain, "150 authority": moreProofs},
+	"val_dname_bogus":     {"221202 rcode": contradicted, "221214 rcode": contradicted, "900302 rcode": contradicted},
+	"val_deleg_nons":      {"12 rcode": "RFC 8198, 5.2: what the question for DS brought proves that there is no such name"},
+
+	"val_dnameqtype":            {"150 authority": moreProofs, "170 authority": moreProofs},
+	"val_dnameqtype_qmin":       {"150 authority": moreProofs, "170 authority": moreProofs},
+	"val_cnametocloser":         {"10 authority": noProofs},
+	"val_cnametooptout":         {"10 authority": noProofs},
+	"val_negcache_ds":           {"30 authority": "the referral that answers for DS here has no SOA, and none is added"},
+	"val_negcache_ttl":          {"12 authority": negativeProofs, "21 authority": negativeProofs, "80 authority": negativeProofs},
+	"val_negcache_ttl_prefetch": {"12 authority": negativeProofs, "21 authority": negativeProofs, "80 authority": negativeProofs},
+
+	"val_cnametoposnowc":                {"10 EDE": missing, "12 EDE": missing},
+	"val_ds_cname":                      {"10 EDE": missing, "12 EDE": missing},
+	"val_nsec3_b1_nameerror_nowc":       {"10 EDE": missing, "12 EDE": missing},
+	"val_nsec3_entnodata_optout_badopt": {"10 EDE": missing, "12 EDE": missing},
+	"val_nx_overreach":                  {"10 EDE": missing, "12 EDE": missing},
+	"val_faildnskey":                    {"10 EDE": unreached, "12 EDE": unreached},
+	"val_failure_dnskey":                {"10 EDE": unreached, "30 EDE": unreached, "50 EDE": unreached},
+	"autotrust_init_fail":               {"20 EDE": unreached, "22 EDE": unreached},
+	"autotrust_probefail":               {"30 EDE": unreached, "50 EDE": unreached},
+	"val_scrub_rr_length":               {"10 EDE": unreached},
+	"autotrust_probefailsig":            {"30 EDE": noKey, "50 EDE": noKey},
 }
 
-const contradicted = "a CNAME that contradicts its DNAME is Bogus, whatever was asked and is cached (RFC 6672, 5.3.1)"
-
-var cnameAndNoName = map[int]string{
-	130: "RFC 6604, 2: the rcode is that of the last name of the chain, and a question for the CNAME ends at the CNAME",
-	190: "the same",
-}
+const (
+	contradicted   = "a CNAME that contradicts its DNAME is Bogus, whatever was asked and is cached (RFC 6672, 5.3.1)"
+	nameOfChain    = "RFC 6604, 2: the rcode is that of the last name of the chain, and a question for the CNAME ends at the CNAME"
+	moreProofs     = "RFC 4035, 3.1.3: what the upstream sent and is proven is passed on, be it needed or not"
+	noProofs       = "proofs about zone cuts on the way to the answer are no part of it (RFC 4035, 3.1.3)"
+	negativeProofs = "RFC 9077, 3: the TTL of NSEC is at most the negative one of the SOA"
+	missing        = "12 instead of 6: RFC 8914, 4.13, the covering NSEC is missing, which says more than that the answer is bogus"
+	unreached      = "22 instead of 9, 23 and 0: RFC 8914, 4.23, no authority has answered; whether the key is there, nobody said"
+	noKey          = "9 instead of 6: RFC 8914, 4.10, no DNSKEY matches what is trusted"
+)
 
 // scenarioFiles are the scenarios to replay: all of $RPL_DIR, or those about validation of the folder beside the project.
 func scenarioFiles(t *testing.T) []string {
@@ -274,7 +299,7 @@ func (p *player) check(a *act) {
 	}
 	wrong := func(what string, got, want any) {
 		say := p.t.Errorf
-		if why := differs[strings.TrimPrefix(p.t.Name(), "TestScenarios/")][a.n]; why != "" {
+		if why := differs[strings.TrimPrefix(p.t.Name(), "TestScenarios/")][fmt.Sprint(a.n, " ", what)]; why != "" {
 			say = func(format string, args ...any) { p.t.Logf("as it should: "+why+": "+format, args...) }
 		}
 		say("step %d, %s %s: %s %v, want %v: %v (%s)", a.n, p.got.Name, typeName(p.got.Type), what, got, want, p.got.Status, p.got.Why)
@@ -283,6 +308,11 @@ func (p *player) check(a *act) {
 		wrong("rcode", dns.RcodeToString[rcode], dns.RcodeToString[want.Rcode])
 		return
 	}
+	if want := e.with["ede"]; want != "" && !cd {
+		if ede := p.ede(); !sameEDE(ede, want) {
+			wrong("EDE", ede, want)
+		}
+	}
 	// RFC 6840, 5.8: AD goes to those only who set DO or AD.
 	ad := got.Status == Secure && rcode != dns.RcodeServerFailure && (p.asked.reply["DO"] || p.asked.reply["AD"])
 	if (e.match["all"] || e.match["flags"]) && ad != e.reply["AD"] && !cd { // what CD makes of AD, RFC 4035, 3.2.2 leaves open
@@ -290,13 +320,45 @@ func (p *player) check(a *act) {
 	}
 	if (e.match["all"] || e.match["answer"]) && rcode != dns.RcodeServerFailure {
 		if g, w := p.data(got.Msg.Answer, e), p.data(want.Answer, e); !slices.Equal(g, w) {
-			only := func(a, b []string) []string {
-				return slices.DeleteFunc(slices.Clone(a), func(s string) bool { return slices.Contains(b, s) })
-			}
-			wrong("answer beside what is right", only(g, w), only(w, g))
+			wrong("answer", only(g, w), only(w, g))
+		}
+	}
+	if (e.match["all"] || e.match["authority"]) && rcode != dns.RcodeServerFailure {
+		if g, w := p.data(p.proofs(got.Msg.Ns), e), p.data(p.proofs(want.Ns), e); !slices.Equal(g, w) {
+			wrong("authority", only(g, w), only(w, g))
 		}
 	}
 }
+
+// only are the texts of a that are not in b.
+func only(a, b []string) []string {
+	return slices.DeleteFunc(slices.Clone(a), func(s string) bool { return slices.Contains(b, s) })
+}
+
+// proofs is what the client gets of an authority section: the SOA of a denial and, if it asked for them, the proofs.
+func (p *player) proofs(rrs []dns.RR) (out []dns.RR) {
+	for _, rr := range rrs {
+		t := rr.Header().Rrtype
+		if sig, ok := rr.(*dns.RRSIG); ok {
+			t = sig.TypeCovered
+		}
+		if p.asked.reply["DO"] && (t == dns.TypeNSEC || t == dns.TypeNSEC3) || t == dns.TypeSOA {
+			out = append(out, rr)
+		}
+	}
+	return out
+}
+
+// ede is the extended error of the answer, "none" where it has none.
+func (p *player) ede() string {
+	if p.got.EDE == NoEDE {
+		return "none"
+	}
+	return strconv.Itoa(int(p.got.EDE))
+}
+
+// sameEDE compares an extended error with the one of MATCH ede=: a number, "any" for whatever there is.
+func sameEDE(got, want string) bool { return got == want || want == "any" && got != "none" }
 
 // data are records as text in one order, without signatures where nobody asked for them. TTLs are compared where the scenario says so.
 func (p *player) data(rrs []dns.RR, e *entry) (out []string) {
