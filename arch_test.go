@@ -21,10 +21,10 @@ import (
 
 // imports is who may import whom, inside the project. Tests may import more.
 var imports = map[string][]string{
-	"cmd/tacit":       {"config", "control", "daemon", "dnssec", "guard", "ipsec", "ipseckey", "lab", "pad", "policy", "resolver", "tun", "xfrm"},
+	"cmd/tacit":       {"config", "control", "daemon", "dnssec", "guard", "ipsec", "ipseckey", "lab", "pad", "policy", "resolver", "tun", "upstream", "xfrm"},
 	"config":          {"policy"},
 	"control":         {},
-	"daemon":          {"config", "control", "dnssec", "ike", "ipsec", "ipseckey", "pad", "policy", "resolver"},
+	"daemon":          {"config", "control", "dnssec", "ike", "ipsec", "ipseckey", "pad", "policy", "resolver", "upstream"},
 	"dnssec":          {},
 	"e2e":             {},
 	"esp":             {"ipsec"},
@@ -39,6 +39,7 @@ var imports = map[string][]string{
 	"plane":           {"guard", "ipsec"},
 	"policy":          {"dnssec"},
 	"resolver":        {"dnssec", "ipseckey"},
+	"upstream":        {"dnssec"},
 	"tun":             {"esp", "guard", "ipsec", "plane"},
 	"xfrm":            {"guard", "ipsec", "plane"},
 }

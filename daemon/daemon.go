@@ -21,6 +21,7 @@ import (
 	"tacit/ipsec"
 	"tacit/policy"
 	"tacit/resolver"
+	"tacit/upstream"
 )
 
 // Config is what a Daemon is made of.
@@ -89,7 +90,7 @@ func (d *Daemon) openResolver() error {
 	if len(f.DNS.Upstream) == 0 {
 		return errors.New("dns.upstream: no upstream is configured, and the host has none")
 	}
-	up, err := resolver.NewUpstream(resolver.UpstreamConfig{Servers: f.DNS.Upstream, Control: d.dnsControl()})
+	up, err := upstream.New(upstream.Config{Servers: f.DNS.Upstream, Control: d.dnsControl()})
 	if err != nil {
 		return fmt.Errorf("dns.upstream: %w", err)
 	}

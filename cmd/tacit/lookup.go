@@ -20,6 +20,7 @@ import (
 	peerdb "tacit/pad"
 	"tacit/policy"
 	"tacit/resolver"
+	"tacit/upstream"
 )
 
 // lookupTime bounds all the questions of a lookup.
@@ -83,7 +84,7 @@ func newLookup(conf *config.Config) (*lookup, error) {
 	if err != nil {
 		return nil, err
 	}
-	up, err := resolver.NewUpstream(resolver.UpstreamConfig{Servers: conf.DNS.Upstream})
+	up, err := upstream.New(upstream.Config{Servers: conf.DNS.Upstream})
 	if err != nil {
 		return nil, err
 	}

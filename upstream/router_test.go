@@ -1,8 +1,7 @@
-package resolver
+package upstream
 
 import (
 	"context"
-	"encoding/binary"
 	"net"
 	"net/netip"
 	"runtime"
@@ -18,114 +17,9 @@ import (
 	"tacit/dnssec"
 )
 
-// forwarder is a name server on loopback that a test scripts: it returns the packets to send back.
-type forwarder struct {
-	addr     netip.AddrPort
-	udp, tcp atomic.Int32 // queries seen
-}
-
-func newForwarder(t *testing.T, reply func(q *dns.Msg, tcp bool) [][]byte) *forwarder {
-	t.Helper()
-	u, l, err := listen(netip.AddrPortFrom(loop, 0))
-	if err != nil {
-		t.Fatal(err)
-	}
-	f := &forwarder{addr: u.LocalAddr().(*net.UDPAddr).AddrPort()}
-	var wg sync.WaitGroup
-	t.Cleanup(func() { u.Close(); l.Close(); wg.Wait() })
-	wg.Go(func() {
-		b := make([]byte, 65535)
-		for {
-			n, from, err := u.ReadFromUDPAddrPort(b)
-			if err != nil {
-				return
-			}
-			f.udp.Add(1)
-			q := new(dns.Msg)
-			if q.Unpack(b[:n]) != nil {
-				continue
-			}
-			wg.Go(func() {
-				for _, p := range reply(q, false) {
-					_, _ = u.WriteToUDPAddrPort(p, from)
-				}
-			})
-		}
-	})
-	wg.Go(func() {
-		for {
-			c, err := l.Accept()
-			if err != nil {
-				return
-			}
-			wg.Go(func() {
-				defer c.Close()
-				_ = c.SetDeadline(time.Now().Add(3 * time.Second))
-				for {
-					b, err := readMessage(c)
-					if err != nil {
-						return
-					}
-					f.tcp.Add(1)
-					q := new(dns.Msg)
-					if q.Unpack(b) != nil {
-						return
-					}
-					for _, p := range reply(q, true) {
-						_, _ = c.Write(append(binary.BigEndian.AppendUint16(nil, uint16(len(p))), p...))
-					}
-				}
-			})
-		}
-	})
-	return f
-}
-
-// reply makes an answer to q; change may be nil.
-func reply(q *dns.Msg, rr string, change func(m *dns.Msg)) []byte {
-	m := new(dns.Msg)
-	m.SetReply(q)
-	m.Compress = true
-	if rr != "" {
-		m.Answer = records(rr)
-		m.Answer[0].Header().Name = q.Question[0].Name
-	}
-	m.SetEdns0(1232, true)
-	if change != nil {
-		change(m)
-	}
-	b, err := m.Pack()
-	if err != nil {
-		panic(err)
-	}
-	return b
-}
-
-func testUpstream(t *testing.T, fs ...*forwarder) *Upstream {
-	t.Helper()
-	var c UpstreamConfig
-	for _, f := range fs {
-		c.Servers = append(c.Servers, f.addr)
-	}
-	u, err := NewUpstream(c)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return u
-}
-
-func validatorQuery(name string) *dns.Msg {
-	q := new(dns.Msg)
-	q.SetQuestion(name, dns.TypeA)
-	q.Id = 4711
-	q.SetEdns0(4096, true)
-	q.CheckingDisabled = true
-	return q
-}
-
 const good = "x. 60 IN A 192.0.2.1"
 
-func TestUpstreamAnswers(t *testing.T) {
+func TestAnswers(t *testing.T) {
 	// Each row's server is scripted; an answer of 192.0.2.66 is a forgery.
 	const bad = "x. 60 IN A 192.0.2.66"
 	for _, c := range []struct {
@@ -180,7 +74,7 @@ func TestUpstreamAnswers(t *testing.T) {
 	} {
 		t.Run(c.what, func(t *testing.T) {
 			f := newForwarder(t, c.reply)
-			u := testUpstream(t, f)
+			u := testRouter(t, f)
 			ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
 			defer cancel()
 			for range 3 {
@@ -220,7 +114,7 @@ func cookie(m *dns.Msg, c string) {
 
 // What goes out: random ids and ports, mixed case, DO and CD as given, 1232 octets; a server that gives names back in lower case
 // is asked over TCP once and plainly ever after.
-func TestUpstreamQueries(t *testing.T) {
+func TestQueries(t *testing.T) {
 	var mu sync.Mutex
 	ids, names := map[uint16]bool{}, map[string]bool{}
 	lower := atomic.Bool{}
@@ -237,7 +131,7 @@ func TestUpstreamQueries(t *testing.T) {
 			}
 		})}
 	})
-	u := testUpstream(t, f)
+	u := testRouter(t, f)
 	for range 20 {
 		if _, err := u.Exchange(t.Context(), validatorQuery("a-long-name-with-letters.example.")); err != nil {
 			t.Fatal(err)
@@ -259,7 +153,7 @@ func TestUpstreamQueries(t *testing.T) {
 	}
 }
 
-func TestUpstreamFailover(t *testing.T) {
+func TestFailover(t *testing.T) {
 	rcode := func(c int) func(q *dns.Msg, _ bool) [][]byte {
 		return func(q *dns.Msg, _ bool) [][]byte { return [][]byte{reply(q, "", func(m *dns.Msg) { m.Rcode = c })} }
 	}
@@ -280,7 +174,7 @@ func TestUpstreamFailover(t *testing.T) {
 	} {
 		t.Run(c.what, func(t *testing.T) {
 			one, two := newForwarder(t, c.first), newForwarder(t, c.second)
-			u := testUpstream(t, one, two)
+			u := testRouter(t, one, two)
 			start := time.Now()
 			m, err := u.Exchange(t.Context(), validatorQuery("bob.example."))
 			if err != nil {
@@ -304,7 +198,7 @@ func TestUpstreamFailover(t *testing.T) {
 }
 
 // A port that nobody listens on, and one that never answers: an error by the end of ctx, and no goroutine or socket left.
-func TestUpstreamEndsWithItsContext(t *testing.T) {
+func TestEndsWithItsContext(t *testing.T) {
 	f := newForwarder(t, func(*dns.Msg, bool) [][]byte { return nil })
 	closed, l, err := listen(netip.AddrPortFrom(loop, 0))
 	if err != nil {
@@ -313,7 +207,7 @@ func TestUpstreamEndsWithItsContext(t *testing.T) {
 	gone := closed.LocalAddr().(*net.UDPAddr).AddrPort()
 	closed.Close()
 	l.Close()
-	u, err := NewUpstream(UpstreamConfig{Servers: []netip.AddrPort{gone, f.addr}})
+	u, err := New(Config{Servers: []netip.AddrPort{gone, f.addr}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -344,12 +238,12 @@ func TestUpstreamEndsWithItsContext(t *testing.T) {
 	}
 }
 
-func TestUpstreamControl(t *testing.T) {
+func TestControl(t *testing.T) {
 	var n atomic.Int32
 	f := newForwarder(t, func(q *dns.Msg, tcp bool) [][]byte {
 		return [][]byte{reply(q, good, func(m *dns.Msg) { m.Truncated = !tcp })}
 	})
-	u, err := NewUpstream(UpstreamConfig{Servers: []netip.AddrPort{f.addr}, Control: func(network, _ string, c syscall.RawConn) error {
+	u, err := New(Config{Servers: []netip.AddrPort{f.addr}, Control: func(network, _ string, c syscall.RawConn) error {
 		n.Add(1)
 		return c.Control(func(fd uintptr) {
 			if fd == 0 {
@@ -368,9 +262,9 @@ func TestUpstreamControl(t *testing.T) {
 	}
 }
 
-func TestNewUpstreamRefuses(t *testing.T) {
+func TestNewRefuses(t *testing.T) {
 	for _, servers := range [][]netip.AddrPort{nil, {{}}, {netip.AddrPortFrom(loop, 0)}} {
-		if _, err := NewUpstream(UpstreamConfig{Servers: servers}); err == nil {
+		if _, err := New(Config{Servers: servers}); err == nil {
 			t.Errorf("%v: no error", servers)
 		}
 	}
@@ -412,10 +306,10 @@ func TestRestore(t *testing.T) {
 }
 
 // What the preferred server said and nobody could prove is asked of the next one; the preference stays.
-func TestUpstreamElsewhere(t *testing.T) {
+func TestElsewhere(t *testing.T) {
 	fine := func(q *dns.Msg, _ bool) [][]byte { return [][]byte{reply(q, good, nil)} }
 	one, two := newForwarder(t, fine), newForwarder(t, fine)
-	u := testUpstream(t, one, two)
+	u := testRouter(t, one, two)
 	if u.Ways() != 2 {
 		t.Errorf("%d ways, want 2", u.Ways())
 	}

@@ -1,4 +1,6 @@
-package resolver
+// Package upstream has the ways to the DNS that a validator asks by (RFC 1035, 5452, 6891, 7766, 7873): it gets answers whole, from whom it asked, and
+// believes none.
+package upstream
 
 import (
 	"context"
@@ -18,8 +20,10 @@ import (
 	"tacit/dnssec"
 )
 
-// The upstream's measures.
+// The measures of exchanges.
 const (
+	udpSize       = 1232                   // octets, EDNS: the DNS flag day's; answers above it come by TCP
+	maxUDPReply   = 4096                   // octets read, whatever we said that we take
 	firstTimeout  = 400 * time.Millisecond // until the next try begins; doubled after every round over the servers
 	maxTimeout    = 2 * time.Second
 	maxTries      = 8
@@ -27,17 +31,17 @@ const (
 	exchangeBound = 10 * time.Second // for a caller without a deadline
 )
 
-// UpstreamConfig is what an Upstream needs.
-type UpstreamConfig struct {
+// Config is what a Router needs.
+type Config struct {
 	Servers []netip.AddrPort // forwarders, in order of preference
 	// Control is called on each socket before it is bound or connected, as in net.Dialer: to set a mark. May be nil.
 	Control func(network, address string, c syscall.RawConn) error
 	Log     *slog.Logger
 }
 
-// Upstream asks the host's forwarders: a dnssec.Exchanger. Each try has a socket, port and id of its own, the name in mixed
+// Router asks the host's forwarders: a dnssec.Exchanger. Each try has a socket, port and id of its own, the name in mixed
 // case (0x20) and a DNS cookie, which an answer has to show again. Safe for concurrent use.
-type Upstream struct {
+type Router struct {
 	servers   []*server
 	control   func(network, address string, c syscall.RawConn) error
 	log       *slog.Logger
@@ -52,26 +56,26 @@ type server struct {
 	cookies   cookieJar
 }
 
-// NewUpstream is an Upstream that asks the given servers.
-func NewUpstream(c UpstreamConfig) (*Upstream, error) {
+// New is a Router that asks the given servers.
+func New(c Config) (*Router, error) {
 	if len(c.Servers) == 0 {
-		return nil, errors.New("resolver: no upstream")
+		return nil, errors.New("upstream: no server")
 	}
-	u := &Upstream{control: c.Control, log: c.Log, slots: make(chan struct{}, maxExchanges)}
-	if u.log == nil {
-		u.log = slog.New(slog.DiscardHandler)
+	r := &Router{control: c.Control, log: c.Log, slots: make(chan struct{}, maxExchanges)}
+	if r.log == nil {
+		r.log = slog.New(slog.DiscardHandler)
 	}
 	for _, a := range c.Servers {
 		if !a.IsValid() || a.Port() == 0 {
-			return nil, fmt.Errorf("resolver: upstream %s is no address with a port", a)
+			return nil, fmt.Errorf("upstream: %s is no address with a port", a)
 		}
-		u.servers = append(u.servers, &server{addr: a.String(), cookies: newCookieJar()})
+		r.servers = append(r.servers, &server{addr: a.String(), cookies: newCookieJar()})
 	}
-	return u, nil
+	return r, nil
 }
 
-// Ways is how many servers there are: the Upstream is a dnssec.Rerouter.
-func (u *Upstream) Ways() int { return len(u.servers) }
+// Ways is how many servers there are: the Router is a dnssec.Rerouter.
+func (r *Router) Ways() int { return len(r.servers) }
 
 // outcome is how one try ended.
 type outcome struct {
@@ -83,7 +87,7 @@ type outcome struct {
 // Exchange asks the preferred server, and the next one when it fails or is slow, until an answer came or ctx ended. Tries that
 // are slow are not given up: the first good answer of any counts. If all servers say SERVFAIL or the like, that is the answer.
 // The answer has q's id and question; TC is never set.
-func (u *Upstream) Exchange(ctx context.Context, q *dns.Msg) (*dns.Msg, error) {
+func (r *Router) Exchange(ctx context.Context, q *dns.Msg) (*dns.Msg, error) {
 	if len(q.Question) != 1 {
 		return nil, errors.New("upstream: not one question")
 	}
@@ -93,8 +97,8 @@ func (u *Upstream) Exchange(ctx context.Context, q *dns.Msg) (*dns.Msg, error) {
 		defer stop()
 	}
 	select {
-	case u.slots <- struct{}{}:
-		defer func() { <-u.slots }()
+	case r.slots <- struct{}{}:
+		defer func() { <-r.slots }()
 	case <-ctx.Done():
 		return nil, fmt.Errorf("upstream: %d queries under way: %w", maxExchanges, ctx.Err())
 	}
@@ -106,7 +110,7 @@ func (u *Upstream) Exchange(ctx context.Context, q *dns.Msg) (*dns.Msg, error) {
 	// Tries begin one after the other: at once, when all before it failed, or when the timer says that they are slow. A recursor
 	// with a cold cache is slow without being dead, so an older try still counts when a newer one is under way.
 	results := make(chan outcome, maxTries)
-	first, elsewhere := int(u.preferred.Load()), dnssec.Elsewhere(ctx)
+	first, elsewhere := int(r.preferred.Load()), dnssec.Elsewhere(ctx)
 	if elsewhere {
 		first++ // what the preferred server said could not be proven
 	}
@@ -116,20 +120,20 @@ func (u *Upstream) Exchange(ctx context.Context, q *dns.Msg) (*dns.Msg, error) {
 	for {
 		select {
 		case <-wait.C:
-			i := (first + sent) % len(u.servers)
+			i := (first + sent) % len(r.servers)
 			wg.Go(func() {
-				m, err := u.try(ctx, u.servers[i], q)
+				m, err := r.try(ctx, r.servers[i], q)
 				results <- outcome{m, err, i}
 			})
 			running++
 			if sent++; sent < maxTries {
-				wait.Reset(min(maxTimeout, firstTimeout<<((sent-1)/len(u.servers))))
+				wait.Reset(min(maxTimeout, firstTimeout<<((sent-1)/len(r.servers))))
 			}
 		case o := <-results:
 			running--
 			if o.err == nil && usable(o.msg.Rcode) {
-				if i := int32(o.server); !elsewhere && i != u.preferred.Swap(i) {
-					u.log.Info("upstream changed", "peer", u.servers[i].addr, "why", best.reason())
+				if i := int32(o.server); !elsewhere && i != r.preferred.Swap(i) {
+					r.log.Info("upstream changed", "peer", r.servers[i].addr, "why", best.reason())
 				}
 				return o.msg, nil
 			}
@@ -139,10 +143,10 @@ func (u *Upstream) Exchange(ctx context.Context, q *dns.Msg) (*dns.Msg, error) {
 			if running > 0 {
 				continue
 			}
-			if ctx.Err() != nil || sent >= maxTries || sent >= len(u.servers) && best.msg != nil {
+			if ctx.Err() != nil || sent >= maxTries || sent >= len(r.servers) && best.msg != nil {
 				return best.give(ctx)
 			}
-			if sent < len(u.servers) {
+			if sent < len(r.servers) {
 				wait.Reset(0) // the next one is not asked in vain
 			}
 		case <-ctx.Done():
@@ -177,19 +181,19 @@ func (o outcome) give(ctx context.Context) (*dns.Msg, error) {
 }
 
 // try asks one server once: over UDP, and over TCP where the answer is truncated or is not surely the server's.
-func (u *Upstream) try(ctx context.Context, s *server, q *dns.Msg) (*dns.Msg, error) {
+func (r *Router) try(ctx context.Context, s *server, q *dns.Msg) (*dns.Msg, error) {
 	out := s.prepare(q)
 	wire, err := out.Pack()
 	if err != nil {
 		return nil, fmt.Errorf("query: %w", err)
 	}
-	m, sure, err := u.overUDP(ctx, s, out, wire)
+	m, sure, err := r.overUDP(ctx, s, out, wire)
 	if err != nil {
 		return nil, err
 	}
 	// A forger off path can make us use TCP by a guess, and no more: the answer over UDP is forgotten.
 	if m.Truncated || !sure {
-		if m, err = u.overTCP(ctx, s, out, wire); err != nil {
+		if m, err = r.overTCP(ctx, s, out, wire); err != nil {
 			return nil, err
 		}
 		// Nobody off path speaks TCP for the server: other letters here are its own.
@@ -221,8 +225,8 @@ func (s *server) prepare(q *dns.Msg) *dns.Msg {
 }
 
 // dial opens a connected socket: the kernel draws its port, and only datagrams from the server's address and port come in.
-func (u *Upstream) dial(ctx context.Context, network string, s *server) (net.Conn, func(), error) {
-	d := net.Dialer{Control: u.control}
+func (r *Router) dial(ctx context.Context, network string, s *server) (net.Conn, func(), error) {
+	d := net.Dialer{Control: r.control}
 	c, err := d.DialContext(ctx, network, s.addr)
 	if err != nil {
 		return nil, nil, err
@@ -233,8 +237,8 @@ func (u *Upstream) dial(ctx context.Context, network string, s *server) (net.Con
 
 // overUDP sends wire and reads until an answer to it came. Others' are passed over. sure is false for an answer with our id and
 // question, but without what a spoofer does not know.
-func (u *Upstream) overUDP(ctx context.Context, s *server, out *dns.Msg, wire []byte) (m *dns.Msg, sure bool, err error) {
-	c, done, err := u.dial(ctx, "udp", s)
+func (r *Router) overUDP(ctx context.Context, s *server, out *dns.Msg, wire []byte) (m *dns.Msg, sure bool, err error) {
+	c, done, err := r.dial(ctx, "udp", s)
 	if err != nil {
 		return nil, false, err
 	}
@@ -264,22 +268,18 @@ func truncatedHead(b []byte, m *dns.Msg) bool {
 }
 
 // overTCP asks over a connection of its own (RFC 7766).
-func (u *Upstream) overTCP(ctx context.Context, s *server, out *dns.Msg, wire []byte) (*dns.Msg, error) {
-	c, done, err := u.dial(ctx, "tcp", s)
+func (r *Router) overTCP(ctx context.Context, s *server, out *dns.Msg, wire []byte) (*dns.Msg, error) {
+	c, done, err := r.dial(ctx, "tcp", s)
 	if err != nil {
 		return nil, err
 	}
 	defer done()
-	framed := append([]byte{byte(len(wire) >> 8), byte(len(wire))}, wire...)
-	if _, err := c.Write(framed); err != nil {
+	stream := &dns.Conn{Conn: c} // frames messages (RFC 1035, 4.2.2)
+	if _, err := stream.Write(wire); err != nil {
 		return nil, fmt.Errorf("%s: %w", s.addr, err)
 	}
-	b, err := readMessage(c)
+	m, err := stream.ReadMsg()
 	if err != nil {
-		return nil, fmt.Errorf("%s: tcp: %w", s.addr, err)
-	}
-	m := new(dns.Msg)
-	if err := m.Unpack(b); err != nil {
 		return nil, fmt.Errorf("%s: tcp: %w", s.addr, err)
 	}
 	if !answers(m, out) {
