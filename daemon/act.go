@@ -10,8 +10,6 @@ import (
 	"tacit/ike"
 	"tacit/ipsec"
 	"tacit/ipseckey"
-	"tacit/pad"
-	"tacit/policy"
 )
 
 const (
@@ -37,6 +35,8 @@ func (l *loop) do(now time.Time, p *peer, a action) {
 	case doUnhold:
 		s := ipsec.Host(p.local, p.remote)
 		l.job("releasing", func() error { delete(l.unheld, s); return l.dp.ClearPolicy(s) }, l.failed("releasing the address", p.remote))
+	case doAsk:
+		l.askAgain(p, a.name)
 	case doRemove:
 		delete(l.pairs, a.pair)
 		l.remove(ipsec.Host(p.local, p.remote), a.pair)
@@ -114,7 +114,7 @@ func (l *loop) tellsName(p *peer, name string) bool {
 func (l *loop) engineEvent(now time.Time, e ike.Event) {
 	switch e := e.(type) {
 	case ike.AuthorizationWanted:
-		l.output(now, l.engine.Authorize(now, e.SA, l.authorize(now, e)))
+		l.admit(now, e)
 	case ike.SignatureWanted:
 		l.sign(e)
 	case ike.SharedSecretWanted:
@@ -123,6 +123,15 @@ func (l *loop) engineEvent(now time.Time, e ike.Event) {
 		l.install(now, e)
 	case ike.Established:
 		if p := l.adopt(now, e); p != nil {
+			l.step(now, p, e)
+			if e.Key != nil {
+				l.named(now, p, e.SA, e.Key)
+			}
+		}
+	case ike.Promoted:
+		if p := l.bySA[e.SA]; p != nil {
+			l.log.Info("initiator promoted", "peer", p.remote, "id", e.RemoteID.Value, "key", ipseckey.Fingerprint(e.Key))
+			l.named(now, p, e.SA, e.Key)
 			l.step(now, p, e)
 		}
 	case ike.ChildUp:
@@ -148,6 +157,7 @@ func (l *loop) engineEvent(now time.Time, e ike.Event) {
 			l.step(now, p, e)
 		}
 	case ike.Closed:
+		delete(l.callers.claims, e.SA)
 		if p := l.bySA[e.SA]; p != nil {
 			delete(l.bySA, e.SA)
 			l.step(now, p, e)
@@ -187,37 +197,6 @@ func (l *loop) adopt(now time.Time, e ike.Established) *peer {
 	}
 	l.log.Info("ike-established", "peer", e.Remote, "initiator", e.Initiator, "id", e.RemoteID.Value, "key", key, "suite", e.Summary)
 	return p
-}
-
-// authorize says who a client may be (TRUST.md R2, R6, R7, A-19). Where the address proved a key no longer ago than linger, only that
-// key may come in: nobody displaces somebody, nor takes his place. Else it comes in anonymous, whatever name it tells: names of clients are not looked up yet.
-func (l *loop) authorize(now time.Time, e ike.AuthorizationWanted) ike.Authorization {
-	remote, port := e.Remote.Addr().Unmap(), e.Remote.Port()
-	anonymous, class := l.accepts(remote)
-	ok, why := pad.Claimable(remote, l.d.host.forResponder(), e.ID.Value)
-	a := ike.Authorization{Mode: ipsec.Transport, Anonymous: anonymous}
-	switch p := l.peers[key{e.Local.Addr().Unmap(), remote}]; {
-	case !ok:
-		a = ike.Authorization{Refuse: true}
-	case port != ikePort && port != nattPort: // R7: others are behind the same address
-		a, why = ike.Authorization{Refuse: true}, "it is behind a NAT: not in this version"
-	case class == policy.Clear || class == policy.Block:
-		a, why = ike.Authorization{Refuse: true}, "its class is "+class.String()
-	case p != nil && (p.pad.Live() || p.pad.Held(now)):
-		k, _, _ := p.pad.Key()
-		a.Keys, a.Anonymous = append(a.Keys, k.Public), false
-		if e.Null && !e.More { // it will be refused: either somebody else, or the incumbent has forgotten us
-			l.step(now, p, evContest{})
-		}
-	case !anonymous:
-		a, why = ike.Authorization{Refuse: true}, "no anonymous clients are accepted"
-	case e.ID.Kind == ike.IDFQDN:
-		l.log.Info("a client's name is not looked up in this version: it counts as anonymous", "peer", remote, "name", e.ID.Value)
-	}
-	if a.Refuse {
-		l.log.Info("client refused", "peer", remote, "why", why)
-	}
-	return a
 }
 
 // sign has our key sign, beside the loop.

@@ -11,6 +11,7 @@ import (
 	"tacit/ike"
 	"tacit/ipsec"
 	"tacit/ipsec/ipsectest"
+	"tacit/pad"
 )
 
 // A Pair whose hold could not be set stays until it can: without both, packets would leave in clear.
@@ -56,12 +57,14 @@ func TestNobodyComesInWhileTheAddressIsHeld(t *testing.T) {
 	p.wantState(withheld)
 
 	l := idleLoop(t, p)
-	a := l.authorize(p.now, ike.AuthorizationWanted{Null: true, ID: ike.ID{Kind: ike.IDNull},
-		Local: netip.AddrPortFrom(p.p.local, 500), Remote: netip.AddrPortFrom(p.p.remote, 500)})
-	if a.Anonymous && !a.Refuse {
+	e := ike.AuthorizationWanted{Null: true, ID: ike.ID{Kind: ike.IDNull},
+		Local: netip.AddrPortFrom(p.p.local, 500), Remote: netip.AddrPortFrom(p.p.remote, 500)}
+	a, _ := l.verdict(p.now, e, pad.Claim{})
+	if a.Anonymous {
 		t.Errorf("nobody may have the address of somebody within linger: %+v", a)
 	}
-	if !a.Refuse && len(a.Keys) != 1 {
+	l.judge(p.now, e, pad.Claim{}, "")
+	if len(a.Keys) != 1 {
 		t.Errorf("%d keys, want the one that the address proved", len(a.Keys))
 	}
 	if p.p.attempt == nil {
@@ -74,10 +77,10 @@ func TestNobodyHasANATsAddress(t *testing.T) {
 	p := newPlay(t)
 	for port, want := range map[uint16]bool{500: true, 4500: true, 61234: false} {
 		l := idleLoop(t, p)
-		a := l.authorize(p.now, ike.AuthorizationWanted{Null: true, ID: ike.ID{Kind: ike.IDNull},
+		why := l.barred(ike.AuthorizationWanted{Null: true, ID: ike.ID{Kind: ike.IDNull},
 			Local: netip.AddrPortFrom(p.p.local, 4500), Remote: netip.AddrPortFrom(netip.MustParseAddr("198.51.100.7"), port)})
-		if a.Refuse == want {
-			t.Errorf("port %d: refused %v", port, a.Refuse)
+		if (why == "") != want {
+			t.Errorf("port %d: refused: %q", port, why)
 		}
 	}
 }

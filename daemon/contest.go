@@ -58,7 +58,7 @@ func (p *peer) alive(now time.Time, id ike.SAID) []action {
 		return nil
 	}
 	a.probed, a.heard = time.Time{}, now
-	if a.key == nil || !a.up {
+	if !a.up || !p.isLive(a) {
 		return nil
 	}
 	p.pad.Alive(now)

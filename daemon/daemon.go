@@ -19,6 +19,7 @@ import (
 	"tacit/control"
 	"tacit/dnssec"
 	"tacit/ipsec"
+	"tacit/pad"
 	"tacit/policy"
 	"tacit/resolver"
 	"tacit/upstream"
@@ -54,6 +55,8 @@ type Daemon struct {
 	host     *host
 	shards   *shards // nil when observing
 	resolver *resolver.Server
+	// find is what DNS says of the name that an initiator at an address tells: findClaim.
+	find     func(name string, remote netip.Addr) (c pad.Claim, why string)
 	rollover *dnssec.Rollover // nil without a TrustPoint
 	started  time.Time
 }
@@ -103,6 +106,7 @@ func (d *Daemon) openResolver() error {
 		Listen: f.DNS.Listen, Lookup: v, Upstream: up, Watcher: (*watcher)(d),
 		Hold: f.DNS.Hold, Log: d.log, Now: d.now, Observe: d.cfg.Observe,
 	})
+	d.find = d.findClaim
 	return err
 }
 

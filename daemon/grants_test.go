@@ -111,7 +111,7 @@ func TestGrantEndsBeforeTheSA(t *testing.T) {
 		{"the SA goes down", func(g *grantPlay) { g.ended(1, nil) }},
 		{"the SA is being deleted", func(g *grantPlay) { g.p.end(g.p.sas[1]) }},
 		{"an incumbent loses", func(g *grantPlay) { g.p.lose(g.now, g.p.sas[1]) }},
-		{"the address proves another key", func(g *grantPlay) { g.established(2, false, 2) }},
+		{"the address proves another key", func(g *grantPlay) { g.established(2, true, 2) }},
 		{"the loop stops", func(g *grantPlay) { g.l.withdraw() }},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

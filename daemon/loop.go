@@ -10,17 +10,17 @@ import (
 
 	"tacit/ike"
 	"tacit/ipsec"
-	"tacit/policy"
 )
 
 // loop owns the peers of a shard and their IKE SAs (shards.go). Everything that happens to them happens in run, one input after the other, with the time
 // taken once a turn. It never blocks: what does is a job of the data plane's goroutine or of a signer's, and comes back as a done.
 type loop struct {
 	*shared
-	engine *ike.Endpoint
-	peers  map[key]*peer
-	bySA   map[ike.SAID]*peer
-	pairs  map[uint32]*peer
+	engine  *ike.Endpoint
+	peers   map[key]*peer
+	bySA    map[ike.SAID]*peer
+	pairs   map[uint32]*peer
+	callers callers
 
 	datagrams chan ike.Datagram
 	events    chan ipsec.Event
@@ -43,7 +43,7 @@ const (
 
 func newLoop(s *shared, engine *ike.Endpoint) *loop {
 	return &loop{
-		shared: s, engine: engine, peers: map[key]*peer{}, bySA: map[ike.SAID]*peer{}, pairs: map[uint32]*peer{},
+		shared: s, engine: engine, peers: map[key]*peer{}, bySA: map[ike.SAID]*peer{}, pairs: map[uint32]*peer{}, callers: newCallers(),
 		datagrams: make(chan ike.Datagram, 1024), events: make(chan ipsec.Event, 1024), calls: make(chan func(time.Time), 64), jobs: make(chan func()),
 		done: make(chan func(time.Time), 64), ended: make(chan struct{}), unheld: map[ipsec.Selector]time.Time{},
 	}
@@ -286,12 +286,6 @@ func (l *loop) event(now time.Time, e ipsec.Event) {
 	case ipsec.Moved:
 		l.log.Warn("a peer's packets come from another address; it is not followed in this version", "peer", e.Remote)
 	}
-}
-
-// accepts reports whether a client at the address may come in without a name.
-func (l *loop) accepts(remote netip.Addr) (anonymous bool, class policy.Class) {
-	r := l.d.rules.ForAddr(remote)
-	return r.AcceptAnonymous, r.Class
 }
 
 // stop ends the SAs by DELETE, and waits a moment for the answers.

@@ -5,12 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"strings"
 	"time"
 
 	"tacit/ike"
 	"tacit/ipsec"
-	"tacit/ipseckey"
 	"tacit/pad"
 )
 
@@ -68,6 +66,8 @@ type association struct {
 	initiator bool
 	key       crypto.PublicKey // proven by the peer; nil: anonymous
 	remoteID  ike.ID
+	claim     pad.Claim // a responder's: the initiator's name, proven by DNS and by its key; asked is when it was looked up last
+	asked     time.Time
 	suite     string
 	pair      ipsec.Pair   // without keys; ID 0: no child yet
 	more      []ipsec.Pair // that the peer has asked for beside it
@@ -137,6 +137,7 @@ type (
 	doHold   struct{ until time.Time }
 	doUnhold struct{}
 	doRemove struct{ pair uint32 }
+	doAsk    struct{ name string } // whether DNS still says what it said of an initiator
 )
 
 // The events of a peer. Those of ike come as they are.
@@ -152,7 +153,12 @@ type (
 		pair uint32
 		u    ipsec.Usage
 	}
-	evTick struct{}
+	evTick  struct{}
+	evNamed struct { // DNS has proven the name that the SA's initiator told; it comes behind Established
+		sa    ike.SAID
+		claim pad.Claim
+	}
+	evClaim struct{ claim pad.Claim } // DNS says it again
 )
 
 func newPeer(k key, linger, lifetime time.Duration, now time.Time) *peer {
@@ -178,6 +184,10 @@ func (p *peer) step(now time.Time, e any) (do []action, wake time.Time) {
 		p.attempt.id = e.id
 	case ike.Established:
 		do = p.established(now, e)
+	case evNamed:
+		p.named(now, e)
+	case ike.Promoted:
+		do = p.promoted(now, e)
 	case ike.ChildUp:
 		do = p.childUp(now, e)
 	case ike.ChildDown:
@@ -202,6 +212,8 @@ func (p *peer) step(now time.Time, e any) (do []action, wake time.Time) {
 		do = p.used(now, e)
 	case evElsewhere:
 		do = p.elsewhere(e)
+	case evClaim:
+		p.pad.Ask(now, e.claim)
 	case evTick:
 		do = p.tick(now)
 	}
@@ -279,77 +291,6 @@ func (p *peer) established(now time.Time, e ike.Established) (do []action) {
 	return p.dismiss(oldest)
 }
 
-// childUp is the data plane's acknowledgement: what waits for this key may leave.
-func (p *peer) childUp(now time.Time, e ike.ChildUp) (do []action) {
-	a := p.sas[e.SA]
-	if a == nil {
-		return nil
-	}
-	stands := a.carry(e.Pair)
-	a.armed = a.armed || a.initiator
-	if e.Rekey || !stands {
-		return nil
-	}
-	a.since = now
-	if p.attempt != nil && p.attempt.id == e.SA {
-		if a.key != nil {
-			p.last = p.attempt.claim
-		}
-		a.called, p.attempt = p.attempt.called, nil
-	}
-	p.setState(now, protected, p.describe(a))
-	if a.key == nil {
-		return nil
-	}
-	p.prove(now, a)
-	for _, other := range p.sas {
-		if other != a && other.key == nil {
-			do = append(do, p.dismiss(other)...)
-		}
-	}
-	return append(do, p.answer(now, a)...)
-}
-
-// dismiss ends an SA that nobody's key is behind, and its Pair at once: whoever holds it may take his time over our DELETE.
-func (p *peer) dismiss(a *association) []action {
-	return append(p.end(a), a.removal()...)
-}
-
-// prove records that the address showed the association's key just now.
-func (p *peer) prove(now time.Time, a *association) {
-	p.pad.Prove(now, pad.KeyOf(a.key))
-}
-
-// answer releases the lookups that the live key satisfies. The others' names have a key that the host at this address has just
-// shown not to be the live one: they are withheld (R3).
-func (p *peer) answer(now time.Time, a *association) (do []action) {
-	waiting := p.waiting
-	p.waiting = nil
-	for _, w := range waiting {
-		if p.pad.Satisfied(now, w.claim) {
-			p.last = w.claim
-			do = append(do, doReply{w, outcome{ok: true, ttl: p.pad.TTL(now, w.claim)}})
-			continue
-		}
-		why := fmt.Sprintf("the host at %v proved the key %s, which %s does not publish", p.remote, ipseckey.Fingerprint(a.key), w.claim.Name)
-		p.pad.Fail(now, w.claim, why)
-		do = append(do, doReply{w, outcome{why: why}})
-	}
-	return do
-}
-
-func (p *peer) describe(a *association) string {
-	switch {
-	case a.key != nil && a.initiator: // what the peer calls itself is not proven; the key of the name that we asked for is (I8)
-		return "proved the key of " + strings.TrimSuffix(p.last.Name, ".")
-	case a.key != nil:
-		return "proved its key"
-	case a.remoteID.Kind == ike.IDFQDN:
-		return fmt.Sprintf("says that it is %s, which was not looked up: anonymous", a.remoteID.Value)
-	}
-	return "anonymous"
-}
-
 // childDown ends a Child SA. The Hold policy, if the address proved its key, stands before the Pair goes.
 func (p *peer) childDown(now time.Time, e ike.ChildDown) (do []action) {
 	for _, a := range p.sas {
@@ -417,22 +358,6 @@ func (p *peer) closed(now time.Time, e ike.Closed) (do []action) {
 	return append(do, p.retry(now)...)
 }
 
-// first is the first valid packet of an inbound SA: the data plane has armed it (R10).
-func (p *peer) first(now time.Time, pair uint32) []action {
-	for _, a := range p.sas {
-		if a.pair.ID == pair {
-			a.armed = true
-			if a.key != nil {
-				p.pad.Alive(now)
-			}
-			if p.state == withheld {
-				p.setState(now, protected, p.describe(a))
-			}
-		}
-	}
-	return nil
-}
-
 // acquire is a packet that waits for an address without an SA, or with one that the peer has not used yet: it may not have it.
 func (p *peer) acquire(now time.Time) []action {
 	for _, a := range p.live() {
@@ -441,24 +366,6 @@ func (p *peer) acquire(now time.Time) []action {
 		}
 	}
 	return p.revive(now)
-}
-
-// used takes a Pair's counters. Valid ESP is a proof (TRUST.md 2).
-func (p *peer) used(now time.Time, e evUsage) (do []action) {
-	for _, a := range p.sas {
-		if a.pair.ID != e.pair {
-			continue
-		}
-		if a.key != nil && e.u.LastIn.After(a.usage.LastIn) {
-			p.pad.Alive(e.u.LastIn)
-			if e.u.LastIn.After(p.contested) {
-				do = append(do, p.remains(now, a)...)
-			}
-		}
-		a.usage = e.u
-		a.armed = a.armed || e.u.Armed
-	}
-	return do
 }
 
 // tick is the housekeeping of a second: unarmed SAs, silent peers, incumbents that lost, claims and linger that ended.
@@ -481,6 +388,7 @@ func (p *peer) tick(now time.Time) (do []action) {
 	}
 	do = append(do, p.renewal(now)...)
 	if p.authenticated() != nil && p.attempt == nil {
+		do = append(do, p.askAgain(now)...)
 		if p.pad.Lame(now) {
 			p.setState(now, lame, "no name vouches for it any more; the SA is kept for its flows")
 		} else if p.state == lame {

@@ -65,28 +65,7 @@ func withholdAll(as []netip.Addr, ede uint16, why string) (v Verdict) {
 
 // watchGroup is the decision over the addresses of one owner.
 func (s *Server) watchGroup(ctx context.Context, q *query, e *entry, g group, key pending, addrAt time.Time) Verdict {
-	f := Found{
-		Asked: q.name, Owner: g.owner, Addrs: g.addrs, AddrStatus: e.ans.Status, Until: e.ans.Until,
-		AskedAt: q.in, AddrAt: addrAt, CD: q.cd, Hint: g.hint,
-	}
-	if k := s.keyOf(ctx, q, e, g, key); k != nil {
-		f.Keys, f.KeyStatus, f.Denied, f.KeyAt = k.keys, k.ans.Status, k.ans.Denied, s.now()
-		f.KeyWhy = k.ans.Why
-		if k.keyWhy != "" && f.KeyWhy == "" {
-			f.KeyWhy = k.keyWhy
-		}
-		if !k.ans.Until.IsZero() && (f.Until.IsZero() || k.ans.Until.Before(f.Until)) {
-			f.Until = k.ans.Until
-		}
-		// The weakest link of the chain: hints of a target in an unsigned zone are no more than its own addresses would be.
-		if g.hint && g.owner != e.ans.Owner && k.ans.Status == dnssec.Insecure && f.AddrStatus == dnssec.Secure {
-			f.AddrStatus = dnssec.Insecure
-		}
-		// What a Watcher may take for a denial has to be one.
-		if f.KeyStatus == dnssec.Secure && len(f.Keys) == 0 && !f.Denied {
-			f.KeyStatus, f.KeyWhy = dnssec.Indeterminate, "neither keys nor a denial"
-		}
-	}
+	f := s.found(ctx, q, e, g, key, addrAt)
 	// CD lets bogus data out, but not in place of an address whose name has a proven key.
 	if f.AddrStatus < dnssec.Insecure && f.KeyStatus == dnssec.Secure && !f.Denied {
 		return withholdAll(g.addrs, edeOf(&e.ans), "not the proven address of a name with a key: "+e.ans.Why)
@@ -97,6 +76,50 @@ func (s *Server) watchGroup(ctx context.Context, q *query, e *entry, g group, ke
 	}
 	s.stats.watched.Add(1)
 	return s.cfg.Watcher.Watch(ctx, f)
+}
+
+// found joins the addresses of one owner with the key beside them.
+func (s *Server) found(ctx context.Context, q *query, e *entry, g group, key pending, addrAt time.Time) Found {
+	f := Found{
+		Asked: q.name, Owner: g.owner, Addrs: g.addrs, AddrStatus: e.ans.Status, Until: e.ans.Until,
+		AskedAt: q.in, AddrAt: addrAt, CD: q.cd, Hint: g.hint,
+	}
+	k := s.keyOf(ctx, q, e, g, key)
+	if k == nil {
+		return f
+	}
+	f.Keys, f.KeyStatus, f.Denied, f.KeyAt = k.keys, k.ans.Status, k.ans.Denied, s.now()
+	f.KeyWhy = k.ans.Why
+	if k.keyWhy != "" && f.KeyWhy == "" {
+		f.KeyWhy = k.keyWhy
+	}
+	if !k.ans.Until.IsZero() && (f.Until.IsZero() || k.ans.Until.Before(f.Until)) {
+		f.Until = k.ans.Until
+	}
+	// The weakest link of the chain: hints of a target in an unsigned zone are no more than its own addresses would be.
+	if g.hint && g.owner != e.ans.Owner && k.ans.Status == dnssec.Insecure && f.AddrStatus == dnssec.Secure {
+		f.AddrStatus = dnssec.Insecure
+	}
+	// What a Watcher may take for a denial has to be one.
+	if f.KeyStatus == dnssec.Secure && len(f.Keys) == 0 && !f.Denied {
+		f.KeyStatus, f.KeyWhy = dnssec.Indeterminate, "neither keys nor a denial"
+	}
+	return f
+}
+
+// Find is what DNS says of the addresses of a name, A or AAAA, and of the key beside them, for the host itself: no Watcher is asked, or two
+// hosts that look each other up would wait for each other. Without addresses Addrs is empty, and AddrStatus and KeyWhy say what came instead. It
+// takes no longer than the hold.
+func (s *Server) Find(ctx context.Context, name string, typ uint16) Found {
+	ctx, cancel := context.WithTimeout(ctx, s.cfg.Hold)
+	defer cancel()
+	q := &query{name: dns.CanonicalName(name), typ: typ, in: s.now()}
+	key := s.start(q.name, dns.TypeIPSECKEY)
+	e := s.lookup(ctx, q.name, typ)
+	if len(e.groups) == 0 {
+		return Found{Asked: q.name, Owner: e.ans.Owner, AddrStatus: e.ans.Status, KeyWhy: e.ans.Why, AskedAt: q.in}
+	}
+	return s.found(ctx, q, e, e.groups[0], key, s.now())
 }
 
 // keyOf is the key answer at the owner of the addresses; nil where nobody has to wait for one: the key of an insecure address

@@ -1,0 +1,309 @@
+package daemon
+
+import (
+	"context"
+	"crypto"
+	"net/netip"
+	"strings"
+	"time"
+
+	"github.com/miekg/dns"
+
+	"tacit/dnssec"
+	"tacit/ike"
+	"tacit/ipsec"
+	"tacit/ipseckey"
+	"tacit/pad"
+	"tacit/policy"
+	"tacit/resolver"
+)
+
+// Initiators that tell a name (TRUST.md R7). It counts if DNSSEC proves that the address they stand at is the name's, and their key too. The loop
+// does not wait for DNS: who may be nobody comes in as nobody after a moment, and is promoted when the proof arrives; anybody else waits for it.
+
+const (
+	patience         = 50 * time.Millisecond // how long an initiator that may come in as nobody waits for its name
+	maxInquiries     = 256                   // names of initiators that a loop has looked up at once
+	maxNetInquiries  = 8                     // of one network's (IPv4 /24, IPv6 /56)
+	maxInquiryCalled = 16                    // IKE SAs that wait for the same name
+)
+
+// callers is what a loop knows of the names of initiators.
+type callers struct {
+	inquiries map[calling]*inquiry
+	networks  map[netip.Prefix]int
+	claims    map[ike.SAID]pad.Claim // what DNS has proven, of SAs that live
+}
+
+// calling is a name that somebody at an address says is his.
+type calling struct {
+	name   string // canonical
+	remote netip.Addr
+}
+
+// inquiry is a lookup under way, and who waits for it.
+type inquiry struct {
+	sas   []*caller
+	again []*peer // who have proven the name before
+}
+
+// caller is an IKE SA whose initiator told a name.
+type caller struct {
+	ike.AuthorizationWanted
+	answered bool // as nobody
+}
+
+func newCallers() callers {
+	return callers{map[calling]*inquiry{}, map[netip.Prefix]int{}, map[ike.SAID]pad.Claim{}}
+}
+
+// admit answers AuthorizationWanted, at once or when DNS has.
+func (l *loop) admit(now time.Time, e ike.AuthorizationWanted) {
+	if why := l.barred(e); why != "" {
+		l.refuse(now, e, why)
+		return
+	}
+	if e.Null || e.ID.Kind != ike.IDFQDN {
+		l.judge(now, e, pad.Claim{}, "")
+		return
+	}
+	c := calling{dns.CanonicalName(e.ID.Value), e.Remote.Addr().Unmap()}
+	p := l.peers[key{e.Local.Addr().Unmap(), c.remote}]
+	if p != nil {
+		if known, ok := p.pad.Claimed(now, c.name); ok {
+			l.judge(now, e, known, "")
+			return
+		}
+	}
+	q, why := l.inquire(c)
+	if q == nil {
+		l.judge(now, e, pad.Claim{}, why)
+		return
+	}
+	w := &caller{AuthorizationWanted: e}
+	q.sas = append(q.sas, w)
+	if a, _ := l.verdict(now, e, pad.Claim{}); a.Anonymous {
+		time.AfterFunc(patience, func() { l.report(func(now time.Time) { l.admitAsNobody(now, w) }) })
+	}
+}
+
+// admitAsNobody lets an initiator in whose name has not been found yet, if it still may.
+func (l *loop) admitAsNobody(now time.Time, w *caller) {
+	if w.answered {
+		return
+	}
+	if a, _ := l.verdict(now, w.AuthorizationWanted, pad.Claim{}); a.Anonymous {
+		w.answered, a.Pending = true, true
+		l.output(now, l.engine.Authorize(now, w.SA, a))
+	}
+}
+
+// inquire looks a name up beside the loop, once for all who tell it. Without an inquiry why says what stands against it.
+func (l *loop) inquire(c calling) (q *inquiry, why string) {
+	if q = l.callers.inquiries[c]; q != nil {
+		if len(q.sas) >= maxInquiryCalled {
+			return nil, "too many tell the same name"
+		}
+		return q, ""
+	}
+	net := network(c.remote)
+	switch {
+	case l.d.find == nil:
+		return nil, "names are not looked up"
+	case len(l.callers.inquiries) >= maxInquiries, l.callers.networks[net] >= maxNetInquiries:
+		return nil, "too many names of initiators are being looked up"
+	}
+	q = &inquiry{}
+	l.callers.inquiries[c] = q
+	l.callers.networks[net]++
+	go func() {
+		claim, why := l.d.find(c.name, c.remote)
+		l.report(func(now time.Time) { l.inquired(now, c, claim, why) })
+	}()
+	return q, ""
+}
+
+// askAgain finds out whether a name is still the peer's. Where it cannot be asked now it is later.
+func (l *loop) askAgain(p *peer, name string) {
+	if q, _ := l.inquire(calling{name, p.remote}); q != nil {
+		q.again = append(q.again, p)
+	}
+}
+
+// network is what the caps for strangers are by.
+func network(a netip.Addr) netip.Prefix {
+	bits := 56
+	if a.Is4() {
+		bits = 24
+	}
+	p, _ := a.WithZone("").Prefix(bits)
+	return p
+}
+
+// inquired is what DNS said.
+func (l *loop) inquired(now time.Time, c calling, claim pad.Claim, why string) {
+	q := l.callers.inquiries[c]
+	delete(l.callers.inquiries, c)
+	if net := network(c.remote); l.callers.networks[net] > 1 {
+		l.callers.networks[net]--
+	} else {
+		delete(l.callers.networks, net)
+	}
+	for _, p := range q.again {
+		if len(claim.Keys) > 0 && l.peers[p.key] == p {
+			l.step(now, p, evClaim{claim})
+		}
+	}
+	for _, w := range q.sas {
+		if !w.answered {
+			w.answered = true
+			l.judge(now, w.AuthorizationWanted, claim, why)
+			continue
+		}
+		l.promote(now, w.AuthorizationWanted, claim, why)
+	}
+}
+
+// promote makes somebody of a peer that came in as nobody.
+func (l *loop) promote(now time.Time, e ike.AuthorizationWanted, claim pad.Claim, why string) {
+	p := l.bySA[e.SA]
+	if p == nil {
+		return // it ended meanwhile
+	}
+	if len(claim.Keys) == 0 {
+		l.log.Info("initiator not promoted", "peer", p.remote, "name", e.ID.Value, "why", why)
+		return
+	}
+	keys, contest := p.pad.Initiator(now, claim)
+	if contest {
+		l.step(now, p, evContest{})
+	}
+	l.callers.claims[e.SA] = claim
+	l.output(now, l.engine.Promote(now, e.SA, keys))
+}
+
+// barred says why an initiator does not come in, whoever it is; "": nothing speaks against it.
+func (l *loop) barred(e ike.AuthorizationWanted) string {
+	remote, port := e.Remote.Addr().Unmap(), e.Remote.Port()
+	if ok, why := pad.Claimable(remote, l.d.host.forResponder(), e.ID.Value); !ok {
+		return why
+	}
+	if port != ikePort && port != nattPort { // R7: others are behind the same address
+		return "it is behind a NAT: not in this version"
+	}
+	class := l.d.rules.ForAddr(remote).Class
+	if !e.Null && e.ID.Kind == ike.IDFQDN && l.d.rules.Named(e.ID.Value) {
+		class = l.d.rules.For(e.ID.Value, remote).Class
+	}
+	if closed(class) && !e.More { // the name of one that comes a second time is still to come
+		return "its class is " + class.String()
+	}
+	return ""
+}
+
+// closed reports whether nobody comes in.
+func closed(c policy.Class) bool { return c == policy.Clear || c == policy.Block }
+
+// verdict is what an initiator may be of whom DNS says the claim (TRUST.md R2, R3, A-19). Where the address proved a key no longer ago than linger,
+// only that key may come in: nobody displaces somebody, nor takes his place. contest: the incumbent is to be asked whether it still stands.
+func (l *loop) verdict(now time.Time, e ike.AuthorizationWanted, claim pad.Claim) (a ike.Authorization, contest bool) {
+	remote := e.Remote.Addr().Unmap()
+	r := l.d.rules.ForAddr(remote)
+	a = ike.Authorization{Mode: ipsec.Transport, Anonymous: r.AcceptAnonymous && !closed(r.Class), Keys: claim.PublicKeys()}
+	p := l.peers[key{e.Local.Addr().Unmap(), remote}]
+	if p == nil {
+		return a, false
+	}
+	a.Keys, contest = p.pad.Initiator(now, claim)
+	if p.pad.Live() || p.pad.Held(now) {
+		a.Anonymous = false
+		contest = contest || e.Null && !e.More // it will be refused: either somebody else, or the incumbent has forgotten us
+	}
+	return a, contest
+}
+
+// judge answers AuthorizationWanted.
+func (l *loop) judge(now time.Time, e ike.AuthorizationWanted, claim pad.Claim, why string) {
+	if len(claim.Keys) > 0 {
+		remote := e.Remote.Addr().Unmap()
+		if class := l.d.rules.ForChain(e.ID.Value, claim.Name, remote).Class; closed(class) {
+			l.refuse(now, e, "its class is "+class.String())
+			return
+		}
+		l.callers.claims[e.SA] = claim
+	}
+	a, contest := l.verdict(now, e, claim)
+	if contest {
+		l.step(now, l.peers[key{e.Local.Addr().Unmap(), e.Remote.Addr().Unmap()}], evContest{})
+	}
+	if len(a.Keys) == 0 && !a.Anonymous && !e.More {
+		if why == "" {
+			why = "no anonymous clients are accepted"
+		}
+		l.refuse(now, e, why)
+		return
+	}
+	if why != "" {
+		l.log.Info("the initiator's name is not proven", "peer", e.Remote, "name", e.ID.Value, "why", why)
+	}
+	l.output(now, l.engine.Authorize(now, e.SA, a))
+}
+
+// refuse answers AUTHENTICATION_FAILED.
+func (l *loop) refuse(now time.Time, e ike.AuthorizationWanted, why string) {
+	l.log.Info("client refused", "peer", e.Remote, "name", e.ID.Value, "why", why)
+	l.output(now, l.engine.Authorize(now, e.SA, ike.Authorization{Refuse: true}))
+}
+
+// named gives the peer the claim that its SA's key proved, if it is one of the claim's.
+func (l *loop) named(now time.Time, p *peer, sa ike.SAID, key crypto.PublicKey) {
+	c, ok := l.callers.claims[sa]
+	if !ok {
+		return
+	}
+	delete(l.callers.claims, sa)
+	if key != nil && c.Has(ipseckey.Fingerprint(key)) {
+		l.step(now, p, evNamed{sa, c})
+	}
+}
+
+// findClaim is what DNS says of a name that an initiator at an address tells: it must be the address's, and hold a key. It may take the whole hold.
+func (d *Daemon) findClaim(name string, remote netip.Addr) (c pad.Claim, why string) {
+	typ := uint16(dns.TypeAAAA)
+	if remote.Is4() {
+		typ = dns.TypeA
+	}
+	f := d.resolver.Find(context.Background(), name, typ)
+	return claimOf(f, *d.host.environment(), remote)
+}
+
+// claimOf is the claim of a name on an address of its own. It must be proven from the root to both: the weakest link counts.
+func claimOf(f resolver.Found, env pad.Environment, remote netip.Addr) (c pad.Claim, why string) {
+	owner := strings.TrimSuffix(f.Owner, ".")
+	mine := false
+	for _, a := range f.Addrs {
+		mine = mine || a.Unmap() == remote
+	}
+	keys, unusable := pad.UsableKeys(f.Keys, remote)
+	switch {
+	case f.AddrStatus != dnssec.Secure:
+		return c, join("the addresses of "+owner+" are "+f.AddrStatus.String(), f.KeyWhy)
+	case !mine:
+		return c, remote.String() + " is no address of " + owner
+	case f.KeyStatus != dnssec.Secure:
+		return c, join("the key of "+owner+" is "+f.KeyStatus.String(), f.KeyWhy)
+	case len(keys) == 0:
+		return c, join(owner+" publishes no key for its address", unusable)
+	}
+	if ok, why := pad.Claimable(remote, env, f.Owner); !ok {
+		return c, why
+	}
+	return pad.Claim{Name: f.Owner, Addr: remote, Keys: keys, Until: latest(f.Until, f.AskedAt.Add(transaction))}, ""
+}
+
+func join(what, why string) string {
+	if why == "" {
+		return what
+	}
+	return what + ": " + why
+}
