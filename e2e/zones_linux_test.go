@@ -21,6 +21,8 @@ const (
 	bindNSEC          // dnssec-signzone, ECDSA P-256
 	bindNSEC3         // dnssec-signzone, Ed25519, NSEC3 without salt
 	ldnsSigned        // ldns-signzone, Ed25519
+	bindRSA           // dnssec-signzone, RSA-2048 with SHA-256, NSEC3 with opt-out
+	elsewhere         // a server that signs for itself: records are the delegation
 )
 
 // zoneFile is a zone to be: records without SOA and NS, which are added.
@@ -30,6 +32,13 @@ type zoneFile struct {
 	records []string
 }
 
+// text is the zone in zone-file form, with a server at the address.
+func (z zoneFile) text(server string) string {
+	ns := "ns." + strings.TrimPrefix(z.apex, ".")
+	return fmt.Sprintf("%s 3600 IN SOA %s host.%s 1 3600 600 86400 60\n%s 3600 IN NS %s\n%s 3600 IN A %s\n",
+		z.apex, ns, strings.TrimPrefix(z.apex, "."), z.apex, ns, ns, server) + strings.Join(z.records, "\n") + "\n"
+}
+
 // signZones writes and signs the zones under a root that is signed by BIND's tools. It returns the directory with one
 // file "NAME.zone" for each ("root.zone") and the root's DNSKEY.
 func signZones(t *testing.T, zones ...zoneFile) (dir, anchor string) {
@@ -37,6 +46,10 @@ func signZones(t *testing.T, zones ...zoneFile) (dir, anchor string) {
 	dir = t.TempDir()
 	root := zoneFile{apex: ".", signer: bindNSEC}
 	for _, z := range zones {
+		if z.signer == elsewhere {
+			root.records = append(root.records, z.records...)
+			continue
+		}
 		ds := signZone(t, dir, z)
 		root.records = append(root.records, z.apex+" 3600 IN NS ns."+z.apex, "ns."+z.apex+" 3600 IN A 192.0.2.53")
 		if ds != "" {
@@ -60,15 +73,11 @@ func zoneName(apex string) string {
 func signZone(t *testing.T, dir string, z zoneFile) (ds string) {
 	t.Helper()
 	name := zoneName(z.apex)
-	server := "ns." + strings.TrimPrefix(z.apex, ".")
-	text := fmt.Sprintf("%s 3600 IN SOA %s host.%s 1 3600 600 86400 60\n%s 3600 IN NS %s\n%s 3600 IN A 192.0.2.53\n",
-		z.apex, server, strings.TrimPrefix(z.apex, "."), z.apex, server, server)
-	text += strings.Join(z.records, "\n") + "\n"
 	in, out := filepath.Join(dir, name+".in"), filepath.Join(dir, name+".zone")
 	if z.signer == unsigned {
 		in = out
 	}
-	if err := os.WriteFile(in, []byte(text), 0o644); err != nil {
+	if err := os.WriteFile(in, []byte(z.text("192.0.2.53")), 0o644); err != nil {
 		t.Fatal(err)
 	}
 	switch z.signer {
@@ -80,6 +89,9 @@ func signZone(t *testing.T, dir string, z zoneFile) (ds string) {
 	case bindNSEC3:
 		tool(t, dir, "dnssec-keygen", "-q", "-K", dir, "-a", "ED25519", "-f", "KSK", z.apex)
 		tool(t, dir, "dnssec-signzone", "-q", "-S", "-z", "-3", "-", "-H", "0", "-K", dir, "-d", dir, "-o", z.apex, "-f", out, in)
+	case bindRSA:
+		tool(t, dir, "dnssec-keygen", "-q", "-K", dir, "-a", "RSASHA256", "-b", "2048", "-f", "KSK", z.apex)
+		tool(t, dir, "dnssec-signzone", "-q", "-S", "-z", "-3", "-", "-H", "0", "-A", "-K", dir, "-d", dir, "-o", z.apex, "-f", out, in)
 	case ldnsSigned:
 		base := strings.TrimSpace(tool(t, dir, "ldns-keygen", "-a", "ED25519", "-k", z.apex))
 		tool(t, dir, "ldns-signzone", "-o", z.apex, "-f", out, in, base)
