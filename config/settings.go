@@ -217,8 +217,8 @@ func (p *parser) setName(v value) {
 // rule is the [[policy]] that we are in.
 func (p *parser) rule() *policy.Rule { return &p.config.Policy[len(p.config.Policy)-1] }
 
-// setClass accepts the two classes that this version carries out. A stricter one must not be taken for a weaker one, so that the
-// others are errors.
+// setClass reads a class. What an address without a name gets is for packets to obey, and private-or-clear and clear are all that they do so far:
+// finish refuses the others for addresses.
 func (p *parser) setClass(v value) {
 	s, ok := p.text(v)
 	if !ok {
@@ -227,11 +227,10 @@ func (p *parser) setClass(v value) {
 	c, known := policy.ClassOf(s)
 	switch {
 	case !known:
-		p.errorf(v.place, v.key, "want private-or-clear or clear, not %q", s)
-	case c != policy.PrivateOrClear && c != policy.Clear:
-		p.errorf(v.place, v.key, "%s: not in this version", s)
+		p.errorf(v.place, v.key, "want private, private-or-clear, clear-or-private, clear or block, not %q", s)
 	default:
 		p.rule().Class = c
+		p.classes[len(p.config.Policy)-1] = v
 	}
 }
 

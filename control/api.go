@@ -79,4 +79,6 @@ type Peer struct {
 // Handler is the daemon's side.
 type Handler interface {
 	Status(ctx context.Context) (Status, error)
+	// Reload reads the configuration again. An error says what is wrong with it; then nothing has changed.
+	Reload(ctx context.Context) error
 }

@@ -40,16 +40,21 @@ func Dial(path string) *Client {
 // Status asks what the daemon does.
 func (c *Client) Status(ctx context.Context) (Status, error) {
 	var s Status
-	err := c.get(ctx, "/v1/status", &s)
+	err := c.do(ctx, http.MethodGet, "/v1/status", &s)
 	if err == nil && s.SchemaVersion != SchemaVersion {
 		err = fmt.Errorf("the daemon speaks version %d of the interface, we speak %d", s.SchemaVersion, SchemaVersion)
 	}
 	return s, err
 }
 
-// get sends a request and reads the answer into v. Errors name the socket.
-func (c *Client) get(ctx context.Context, path string, v any) error {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://tacit"+path, nil)
+// Reload has the daemon read its configuration again. Who may write to the socket may.
+func (c *Client) Reload(ctx context.Context) error {
+	return c.do(ctx, http.MethodPost, "/v1/reload", &struct{}{})
+}
+
+// do sends a request and reads the answer into v. Errors name the socket.
+func (c *Client) do(ctx context.Context, method, path string, v any) error {
+	req, err := http.NewRequestWithContext(ctx, method, "http://tacit"+path, nil)
 	if err != nil {
 		return err
 	}

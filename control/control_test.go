@@ -24,6 +24,7 @@ type daemon struct {
 }
 
 func (d daemon) Status(context.Context) (Status, error) { return d.status, d.err }
+func (d daemon) Reload(context.Context) error           { return d.err }
 
 // serve runs a server on a socket of its own until the test ends.
 func serve(t *testing.T, h Handler) (path string) {
@@ -96,7 +97,7 @@ func TestErrorsComeThrough(t *testing.T) {
 func TestOtherSchema(t *testing.T) {
 	var s Status
 	c := Dial(serve(t, daemon{}))
-	if err := c.get(t.Context(), "/v2/status", &s); err == nil || !strings.Contains(err.Error(), "no such request") {
+	if err := c.do(t.Context(), "GET", "/v2/status", &s); err == nil || !strings.Contains(err.Error(), "no such request") {
 		t.Errorf("got %v", err)
 	}
 }

@@ -68,6 +68,7 @@ func Listen(path string, h Handler) (*Server, error) {
 func (s *Server) Serve(ctx context.Context) error {
 	stop := context.AfterFunc(ctx, func() { s.http.Close() })
 	defer stop()
+	s.http.ConnContext = withUser
 	s.http.BaseContext = func(net.Listener) context.Context { return ctx }
 	if err := s.http.Serve(s.listener); !errors.Is(err, http.ErrServerClosed) {
 		return fmt.Errorf("control socket: %w", err)
@@ -151,6 +152,13 @@ func routes(h Handler) http.Handler {
 		s, err := h.Status(r.Context())
 		s.SchemaVersion = SchemaVersion
 		answer(w, s, err)
+	})
+	mux.HandleFunc("POST /v1/reload", func(w http.ResponseWriter, r *http.Request) {
+		if !mayChange(r.Context()) {
+			refuse(w, http.StatusForbidden, "only root may change anything")
+			return
+		}
+		answer(w, struct{}{}, h.Reload(r.Context()))
 	})
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		refuse(w, http.StatusNotFound, "no such request in this version")

@@ -101,13 +101,13 @@ func (l *loop) tellsName(p *peer, name string) bool {
 	if f.Name == "" || l.d.cfg.Signer == nil {
 		return false
 	}
-	switch f.Identify {
+	switch *l.d.identify.Load() {
 	case "all":
 		return true
 	case "never":
 		return false
 	}
-	return p.called || l.d.rules.Named(name)
+	return p.called || l.d.rules.Load().Named(name)
 }
 
 // engineEvent takes one event of the IKE engine.

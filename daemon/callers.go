@@ -191,9 +191,9 @@ func (l *loop) barred(e ike.AuthorizationWanted) string {
 	if port != ikePort && port != nattPort { // R7: others are behind the same address
 		return "it is behind a NAT: not in this version"
 	}
-	class := l.d.rules.ForAddr(remote).Class
-	if !e.Null && e.ID.Kind == ike.IDFQDN && l.d.rules.Named(e.ID.Value) {
-		class = l.d.rules.For(e.ID.Value, remote).Class
+	class := l.d.rules.Load().ForAddr(remote).Class
+	if !e.Null && e.ID.Kind == ike.IDFQDN && l.d.rules.Load().Named(e.ID.Value) {
+		class = l.d.rules.Load().For(e.ID.Value, remote).Class
 	}
 	if closed(class) && !e.More { // the name of one that comes a second time is still to come
 		return "its class is " + class.String()
@@ -208,7 +208,7 @@ func closed(c policy.Class) bool { return c == policy.Clear || c == policy.Block
 // only that key may come in: nobody displaces somebody, nor takes his place. contest: the incumbent is to be asked whether it still stands.
 func (l *loop) verdict(now time.Time, e ike.AuthorizationWanted, claim pad.Claim) (a ike.Authorization, contest bool) {
 	remote := e.Remote.Addr().Unmap()
-	r := l.d.rules.ForAddr(remote)
+	r := l.d.rules.Load().ForAddr(remote)
 	a = ike.Authorization{Mode: ipsec.Transport, Anonymous: r.AcceptAnonymous && !closed(r.Class), Keys: claim.PublicKeys()}
 	p := l.peers[key{e.Local.Addr().Unmap(), remote}]
 	if p == nil {
@@ -226,7 +226,7 @@ func (l *loop) verdict(now time.Time, e ike.AuthorizationWanted, claim pad.Claim
 func (l *loop) judge(now time.Time, e ike.AuthorizationWanted, claim pad.Claim, why string) {
 	if len(claim.Keys) > 0 {
 		remote := e.Remote.Addr().Unmap()
-		if class := l.d.rules.ForChain(e.ID.Value, claim.Name, remote).Class; closed(class) {
+		if class := l.d.rules.Load().ForChain(e.ID.Value, claim.Name, remote).Class; closed(class) {
 			l.refuse(now, e, "its class is "+class.String())
 			return
 		}

@@ -131,7 +131,7 @@ func TestStolenNameIsNobody(t *testing.T) {
 			if !anonymous {
 				f := m.bob.l.d.cfg.File
 				f.Policy[0].AcceptAnonymous = false
-				m.bob.l.d.rules = f.Table()
+				m.bob.l.d.obey(f)
 			}
 			o := outcomeOf(t, m.alice.lookup(m.bob))
 			m.arrives()
@@ -149,7 +149,7 @@ func TestNamedOnlyWaitsForItsName(t *testing.T) {
 	m := newMeeting(t, 300*time.Millisecond, theClaim)
 	f := m.bob.l.d.cfg.File
 	f.Policy[0].AcceptAnonymous = false
-	m.bob.l.d.rules = f.Table()
+	m.bob.l.d.obey(f)
 	if o := outcomeOf(t, m.alice.lookup(m.bob)); !o.ok {
 		t.Fatalf("withheld: %s", o.why)
 	}

@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -28,6 +29,7 @@ import (
 // Config is what a Daemon is made of.
 type Config struct {
 	File    *config.Config
+	Load    func() (*config.Config, error) // reads the file again, for ReloadFile
 	Anchors *dnssec.Anchors
 	// TrustPoint is to be followed through its roll-overs, its state kept by SaveTrust; nil: the anchors stay as they are.
 	TrustPoint *dnssec.TrustPoint
@@ -51,7 +53,8 @@ type Daemon struct {
 	cfg      Config
 	now      func() time.Time
 	log      *slog.Logger
-	rules    *policy.Table
+	rules    atomic.Pointer[policy.Table] // another after a reload
+	identify atomic.Pointer[string]
 	host     *host
 	shards   *shards // nil when observing
 	resolver *resolver.Server
@@ -67,7 +70,7 @@ func New(cfg Config) (*Daemon, error) {
 		cfg.Now = time.Now
 	}
 	d := &Daemon{cfg: cfg, now: cfg.Now, log: cfg.Log, started: cfg.Now()}
-	d.rules = cfg.File.Table()
+	d.obey(cfg.File)
 	h, err := newHost(cfg.File)
 	if err != nil {
 		return nil, err

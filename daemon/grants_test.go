@@ -141,7 +141,8 @@ func TestGrantLivesOnProofs(t *testing.T) {
 func TestWatchAsksTheLoopOnlyWithoutAGrant(t *testing.T) {
 	g := newGrantPlay(t)
 	g.l.calls = make(chan func(time.Time), 8)
-	d := &Daemon{shards: &shards{shared: g.l.shared, loops: []*loop{g.l}, seed: maphash.MakeSeed()}, now: func() time.Time { return g.now }, log: slog.New(slog.DiscardHandler), rules: policy.NewTable(nil), host: &host{}}
+	d := &Daemon{shards: &shards{shared: g.l.shared, loops: []*loop{g.l}, seed: maphash.MakeSeed()}, now: func() time.Time { return g.now }, log: slog.New(slog.DiscardHandler), host: &host{}}
+	d.rules.Store(policy.NewTable(nil))
 	d.host.env.Store(g.env)
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()

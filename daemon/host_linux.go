@@ -59,6 +59,12 @@ func (h *host) read() error {
 	return err
 }
 
+// renew makes another snapshot of the same, for what was concluded otherwise than by it.
+func (h *host) renew() {
+	e := *h.environment()
+	h.env.Store(&e)
+}
+
 // Environment is what this host must never take for a peer (TRUST.md R6), as the kernel and the configuration say now.
 func Environment(f *config.Config) (pad.Environment, error) {
 	e := pad.Environment{InternalZones: f.DNS.InternalZones}

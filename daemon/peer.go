@@ -214,6 +214,8 @@ func (p *peer) step(now time.Time, e any) (do []action, wake time.Time) {
 		do = p.elsewhere(e)
 	case evClaim:
 		p.pad.Ask(now, e.claim)
+	case evRules:
+		do = p.reconsider(now, e)
 	case evTick:
 		do = p.tick(now)
 	}

@@ -44,6 +44,9 @@ func (h handler) Status(ctx context.Context) (control.Status, error) {
 	return s, nil
 }
 
+// Reload is what `tacit reload` does.
+func (h handler) Reload(ctx context.Context) error { return h.d.ReloadFile(ctx) }
+
 // rows adds the peers of a loop, and its counters. pairs are those of the rows.
 func (l *loop) rows(now time.Time, s *control.Status, pairs map[int]uint32) {
 	for _, p := range l.peers {

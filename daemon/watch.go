@@ -18,10 +18,10 @@ type watcher Daemon
 
 // Interest says whether a key is asked for.
 func (w *watcher) Interest(name string) resolver.Interest {
-	switch w.rules.ForName(name).Class {
+	switch w.rules.Load().ForName(name).Class {
 	case policy.Block:
 		return resolver.Refuse
-	case policy.Clear:
+	case policy.Clear, policy.ClearOrPrivate:
 		return resolver.SkipKey
 	}
 	return resolver.AskKey
@@ -50,7 +50,7 @@ func (w *watcher) Watch(ctx context.Context, f resolver.Found) resolver.Verdict 
 
 // decide judges one address and says so in the log; protect says that the outcome is up to the address.
 func (d *Daemon) decide(f resolver.Found, env *pad.Environment, addr netip.Addr) (c pad.Claim, o outcome, protect bool) {
-	dec := Decide(d.rules, *env, f, addr)
+	dec := Decide(d.rules.Load(), *env, f, addr)
 	log := d.log.With("name", f.Asked, "owner", f.Owner, "peer", addr)
 	switch dec.Outcome {
 	case policy.Answer:

@@ -93,6 +93,45 @@ func (t *Table) strictestPrefix() int {
 	return best
 }
 
+// Match is why a rule is a name's or an address's.
+type Match struct {
+	Rule    Rule
+	Pattern string // of the rule's names, or its prefix
+}
+
+// MatchName returns the rule that names the name.
+func (t *Table) MatchName(name string) (m Match, ok bool) {
+	name = canonical(name)
+	i, ok := t.named(name)
+	if !ok {
+		return m, false
+	}
+	m.Rule = t.rules[i]
+	for _, p := range m.Rule.Names { // the most specific of them, as named
+		if covers(p, name) && len(p) > len(m.Pattern) {
+			m.Pattern = p
+		}
+	}
+	return m, true
+}
+
+// MatchAddr returns the rule of an address.
+func (t *Table) MatchAddr(addr netip.Addr) (m Match) {
+	m.Rule = t.ForAddr(addr)
+	best := -1
+	for _, p := range m.Rule.Prefixes {
+		if p.Contains(addr.Unmap().WithZone("")) && p.Bits() > best {
+			m.Pattern, best = p.String(), p.Bits()
+		}
+	}
+	return m
+}
+
+// covers reports whether a pattern names a name: as NewTable reads it.
+func covers(pattern, name string) bool {
+	return NewTable([]Rule{{Names: []string{pattern}, Line: -1}}).ForName(name).Line == -1
+}
+
 // named returns the rule that names the name.
 func (t *Table) named(name string) (int, bool) {
 	if i, ok := t.exact[name]; ok {

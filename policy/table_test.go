@@ -174,3 +174,23 @@ func BenchmarkForName(b *testing.B) {
 		})
 	}
 }
+
+func TestMatch(t *testing.T) {
+	table := NewTable(rules)
+	for name, want := range map[string]string{
+		"example": "example.", "www.example.": "*.example.", "tree.example.": ".tree.example.", "a.tree.example.": ".tree.example.",
+		"a.deep.tree.example.": "*.deep.tree.example.", "x.tree.example.": "x.tree.example.",
+	} {
+		if m, ok := table.MatchName(name); !ok || m.Pattern != want || m.Rule.Line != table.ForName(name).Line {
+			t.Errorf("%s: %+v, want %s", name, m, want)
+		}
+	}
+	if m, ok := table.MatchName("other."); ok {
+		t.Errorf("other: %+v, want nothing", m)
+	}
+	for addr, want := range map[string]string{"192.0.2.1": "192.0.2.0/24", "192.0.2.129": "192.0.2.128/25", "2001:db8::1": "2001:db8::1/128", "198.51.100.1": "0.0.0.0/0"} {
+		if m := table.MatchAddr(netip.MustParseAddr(addr)); m.Pattern != want {
+			t.Errorf("%s: %+v, want %s", addr, m, want)
+		}
+	}
+}

@@ -108,6 +108,8 @@ Records and JSON go to standard output, messages to standard error. Exit status:
 		keyCommand(f),
 		statusCommand(f),
 		lookupCommand(f),
+		policyCommand(f),
+		reloadCommand(f),
 		checkConfigCommand(f),
 		cleanupCommand(),
 		demoCommand(),

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"log/slog"
 	"os"
@@ -34,12 +35,17 @@ It ends on SIGINT and SIGTERM, tells its peers, and gives everything back.`,
 				level = slog.LevelDebug
 			}
 			log := slog.New(slog.NewTextHandler(c.ErrOrStderr(), &slog.HandlerOptions{Level: level}))
-			d, err := open(file, observe, log)
+			d, err := open(file, f.load, observe, log)
 			if err != nil {
 				return err
 			}
 			ctx, stop := signal.NotifyContext(c.Context(), os.Interrupt, syscall.SIGTERM)
 			defer stop()
+			go onHangup(ctx, func() {
+				if err := d.ReloadFile(ctx); err != nil {
+					log.Error("not reloaded", "err", err)
+				}
+			})
 			err = d.Run(ctx)
 			return errors.Join(err, d.Close())
 		},
@@ -49,9 +55,24 @@ It ends on SIGINT and SIGTERM, tells its peers, and gives everything back.`,
 	return c
 }
 
-// open wires the daemon.
-func open(file *config.Config, observe bool, log *slog.Logger) (*daemon.Daemon, error) {
-	cfg := daemon.Config{File: file, Observe: observe, Version: version(), Log: log, DataplaneName: "none", DataplaneWhy: "observing: nothing is touched"}
+// onHangup calls f for each SIGHUP until ctx ends.
+func onHangup(ctx context.Context, f func()) {
+	c := make(chan os.Signal, 1)
+	signal.Notify(c, syscall.SIGHUP)
+	defer signal.Stop(c)
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-c:
+			f()
+		}
+	}
+}
+
+// open wires the daemon. load reads the file again.
+func open(file *config.Config, load func() (*config.Config, error), observe bool, log *slog.Logger) (*daemon.Daemon, error) {
+	cfg := daemon.Config{File: file, Load: load, Observe: observe, Version: version(), Log: log, DataplaneName: "none", DataplaneWhy: "observing: nothing is touched"}
 	var err error
 	if cfg.Anchors, err = trustAnchors(file); err != nil {
 		return nil, err

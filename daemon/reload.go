@@ -1,0 +1,100 @@
+package daemon
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"time"
+
+	"tacit/config"
+	"tacit/pad"
+	"tacit/policy"
+)
+
+// obey puts in force what a file says that may change while we run.
+func (d *Daemon) obey(f *config.Config) {
+	d.rules.Store(f.Table())
+	d.identify.Store(&f.Identify)
+}
+
+// ReloadFile is Reload with what the file says now.
+func (d *Daemon) ReloadFile(ctx context.Context) error {
+	f, err := d.cfg.Load()
+	if err != nil {
+		return err
+	}
+	return d.Reload(ctx, f)
+}
+
+// Reload puts the rules of another configuration in force, all at once. SAs whose rule says the same as before are not touched. What only
+// a restart can change must not differ: then nothing changes, and the error names the keys.
+func (d *Daemon) Reload(ctx context.Context, f *config.Config) error {
+	if keys := d.cfg.File.NeedRestart(f); len(keys) > 0 {
+		return fmt.Errorf("only a restart changes %s; nothing was changed", strings.Join(keys, ", "))
+	}
+	old := d.rules.Load()
+	d.obey(f)
+	d.host.renew() // no grant outlives the rules that it was given under
+	d.log.Info("reloaded", "rules", len(f.Policy))
+	if d.shards == nil {
+		return nil
+	}
+	for _, l := range d.shards.loops {
+		if err := l.ask(ctx, func(now time.Time) { l.reconsider(now, old, d.rules.Load()) }); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// reconsider ends what the new rules do not allow.
+func (l *loop) reconsider(now time.Time, old, rules *policy.Table) {
+	for _, p := range l.peers {
+		allowed := func(a *association) bool {
+			was, is := a.rule(p, old), a.rule(p, rules)
+			if was.Class == is.Class && was.AcceptAnonymous == is.AcceptAnonymous {
+				return true
+			}
+			return !closed(is.Class) && (a.key != nil || a.initiator || is.AcceptAnonymous)
+		}
+		clear := closed(rules.ForAddr(p.remote).Class)
+		if p.last.Name != "" {
+			clear = closed(rules.For(p.last.Name, p.remote).Class)
+		}
+		l.step(now, p, evRules{allowed, clear})
+	}
+}
+
+// rule is the rule that an association stands under: of the name that it proved, or else of the address.
+func (a *association) rule(p *peer, rules *policy.Table) policy.Rule {
+	switch {
+	case a.claim.Name != "":
+		return rules.For(a.claim.Name, p.remote)
+	case a.key != nil && p.last.Name != "":
+		return rules.For(p.last.Name, p.remote)
+	}
+	return rules.ForAddr(p.remote)
+}
+
+// evRules: the rules are others. clear says that the address need not be protected any more, whatever it proved.
+type evRules struct {
+	allowed func(*association) bool
+	clear   bool
+}
+
+// reconsider ends the associations that are not allowed, and the hold on an address that may be spoken to in clear.
+func (p *peer) reconsider(now time.Time, e evRules) (do []action) {
+	left := 0
+	for _, a := range p.sas {
+		if e.allowed(a) {
+			left++
+			continue
+		}
+		do = append(do, p.dismiss(a)...)
+	}
+	if !e.clear || left > 0 || p.attempt != nil {
+		return do
+	}
+	p.pad, p.last = pad.NewAddress(p.remote, p.linger), pad.Claim{}
+	return append(do, p.rest(now, "clear by policy")...)
+}

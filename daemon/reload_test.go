@@ -1,0 +1,88 @@
+package daemon
+
+import (
+	"strings"
+	"testing"
+
+	"tacit/config"
+	"tacit/ike"
+	"tacit/policy"
+)
+
+// reloadPlay is a loop with a peer whose SA was begun by us for bob.example., and one with nobody.
+func reloadPlay(t *testing.T) (*play, *loop) {
+	p := newProven(t)
+	return p, idleLoop(t, p)
+}
+
+// try puts rules in force and reports which SAs are left, and whether the address may be spoken to in clear.
+func try(p *play, l *loop, rules ...policy.Rule) (left []ike.SAID, clear bool) {
+	old := l.d.rules.Load()
+	f := *l.d.cfg.File
+	f.Policy = append(rules, policy.Default())
+	l.d.obey(&f)
+	l.reconsider(p.now, old, l.d.rules.Load())
+	for id, a := range p.p.sas {
+		if a.up && !a.deleting {
+			left = append(left, id)
+		}
+	}
+	return left, !p.p.pad.Held(p.now)
+}
+
+func TestReloadTouchesOnlyWhatChanged(t *testing.T) {
+	named := func(class policy.Class, names ...string) policy.Rule {
+		return policy.Rule{Names: names, Class: class, AcceptAnonymous: true}
+	}
+	for _, tt := range []struct {
+		what  string
+		rule  policy.Rule
+		stays bool
+	}{
+		{"another name's", named(policy.Clear, "other.example."), true},
+		{"stricter", named(policy.Private, "bob.example."), true},
+		{"clear", named(policy.Clear, "*.example."), false},
+		{"block", named(policy.Block, "bob.example."), false},
+		{"the address is clear, and no rule names the name", policy.Rule{Prefixes: policy.Default().Prefixes, Class: policy.Clear}, false},
+	} {
+		p, l := reloadPlay(t)
+		left, clear := try(p, l, tt.rule)
+		if (len(left) == 1) != tt.stays || clear == tt.stays {
+			t.Errorf("%s: left %v, clear %v", tt.what, left, clear)
+		}
+	}
+}
+
+func TestReloadEndsNobody(t *testing.T) {
+	p := newPlay(t)
+	p.established(5, false, 0)
+	l := idleLoop(t, p)
+	if left, _ := try(p, l, policy.Rule{Names: []string{"x."}, Class: policy.Clear}); len(left) != 1 {
+		t.Error("an SA went whose rule did not change")
+	}
+	if left, _ := try(p, l, policy.Rule{Prefixes: policy.Default().Prefixes, Class: policy.PrivateOrClear}); len(left) != 0 {
+		t.Error("nobody stays where nobody comes in")
+	}
+}
+
+// What only a restart changes is refused, and nothing happens.
+func TestReloadIsAtomic(t *testing.T) {
+	p, l := reloadPlay(t)
+	f := config.Default()
+	f.Policy = append([]policy.Rule{{Names: []string{"bob.example."}, Class: policy.Clear}}, f.Policy...)
+	f.Name, f.Identify = "carol.example", "all"
+	rules := l.d.rules.Load()
+	if err := l.d.Reload(t.Context(), f); err == nil || !strings.Contains(err.Error(), "restart changes name;") {
+		t.Errorf("got %v", err)
+	}
+	if l.d.rules.Load() != rules || *l.d.identify.Load() != "matched" || !p.p.pad.Live() {
+		t.Error("something has changed")
+	}
+	f.Name = ""
+	if err := l.d.Reload(t.Context(), f); err != nil {
+		t.Error(err)
+	}
+	if l.d.rules.Load() == rules || *l.d.identify.Load() != "all" {
+		t.Error("nothing has changed")
+	}
+}
