@@ -21,6 +21,13 @@ func after(t testing.TB) (*host, *host, *world) {
 	return a, b, w
 }
 
+// mixed has established hosts use the hybrid from now on.
+func mixed(t testing.TB, hosts ...*host) {
+	for _, h := range hosts {
+		h.e.cfg.PostQuantum, only(t, h).hybrid = After, true
+	}
+}
+
 // Two round trips as ever; then the IKE SA and its child have keys of the hybrid, without a packet lost, by the initiator alone.
 func TestHybridAfter(t *testing.T) {
 	a, b, w := after(t)
@@ -67,12 +74,31 @@ func TestHybridAfterUndisturbed(t *testing.T) {
 	}
 }
 
+// A peer that never said that it knows IKE_INTERMEDIATE may ask for the hybrid at a rekey all the same, and has it from then on.
+func TestHybridUnannounced(t *testing.T) {
+	a, b, w := classic(t)
+	establish(t, w, a, b, peerOf(a, b))
+	b.e.cfg.PostQuantum = After
+	mixed(t, a)
+	for _, h := range []*host{a, b} {
+		w.take(h, h.e.Do(w.now, only(t, h).id, RekeyIKE))
+		w.run(30 * time.Second)
+		for _, h := range []*host{a, b} {
+			if r, _ := find[Rekeyed](h); !strings.HasSuffix(r.Summary, "x25519+mlkem768") {
+				t.Errorf("%s", h.dump())
+			}
+		}
+	}
+	checkPaired(t, a, b)
+	checkSound(t, a, b)
+}
+
 // A peer that knows IKE_INTERMEDIATE and not this method chooses another proposal, and is not asked again.
 func TestHybridAfterRefused(t *testing.T) {
 	a, b, w := after(t)
 	w.initiate(a, peerOf(a, b))
 	w.until(time.Second, bothUp(a, b))
-	only(t, b).hybrid = false
+	b.e.cfg.PostQuantum = Off
 	w.run(time.Minute)
 	if r, _ := find[Rekeyed](a); count[Rekeyed](a) != 1 || r.Summary != "aes-gcm-16-128 prf-sha256 x25519" || count[ChildUp](a) != 1 {
 		t.Errorf("%s", a.dump())
@@ -114,10 +140,10 @@ func TestBadFollowUp(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			a, b, w := pairOf(t)
 			establish(t, w, a, b, peerOf(a, b))
-			only(t, a).hybrid, only(t, b).hybrid = true, true
+			mixed(t, a, b)
 			// The first half by hand.
 			sh, _ := newShare(newSeeded(2), groupX25519)
-			sap := defaultOffer.hybridProposal(groupX25519)
+			sap := defaultOffer.hybridProposal(groupX25519, true)
 			for i := range sap.Proposals {
 				sap.Proposals[i].SPI = spiBytes(777)
 			}
@@ -139,12 +165,12 @@ func TestBadFollowUp(t *testing.T) {
 func TestFollowUpTooLate(t *testing.T) {
 	a, b, w := pairOf(t)
 	establish(t, w, a, b, peerOf(a, b))
-	only(t, b).hybrid = true
+	mixed(t, b)
 	if got, _ := talk(t, w, a, b, wire.FollowupKE, 2, &wire.KE{Group: kemMLKEM768, Data: []byte{1}}); notify(got, wire.StateNotFound) == nil {
 		t.Errorf("never asked for: %v", got)
 	}
 	sh, _ := newShare(newSeeded(2), groupX25519)
-	sap := defaultOffer.hybridProposal(groupX25519)
+	sap := defaultOffer.hybridProposal(groupX25519, true)
 	for i := range sap.Proposals {
 		sap.Proposals[i].SPI = spiBytes(777)
 	}
@@ -204,7 +230,7 @@ func hybridRekey(spi ipsec.SPI, sh share) []wire.Payload {
 func TestHybridChild(t *testing.T) {
 	a, b, w := pairOf(t)
 	establish(t, w, a, b, peerOf(a, b))
-	only(t, b).hybrid = true
+	mixed(t, b)
 	up, _ := find[ChildUp](a)
 	sh, _ := newShare(newSeeded(2), groupX25519)
 	request := hybridRekey(up.Pair.In.SPI, sh)
@@ -243,7 +269,7 @@ func TestHybridChildForsaken(t *testing.T) {
 	for _, waits := range []bool{true, false} {
 		a, b, w := pairOf(t)
 		establish(t, w, a, b, peerOf(a, b))
-		only(t, b).hybrid = true
+		mixed(t, b)
 		up, _ := find[ChildUp](a)
 		sh, _ := newShare(newSeeded(2), groupX25519)
 		before := shape(b.e)
@@ -276,7 +302,9 @@ func TestHybridChildRefused(t *testing.T) {
 	} {
 		a, b, w := pairOf(t)
 		establish(t, w, a, b, peerOf(a, b))
-		only(t, b).hybrid = c.hybrid
+		if c.hybrid {
+			mixed(t, b)
+		}
 		up, _ := find[ChildUp](a)
 		sh, _ := newShare(newSeeded(2), groupX25519)
 		ps := hybridRekey(up.Pair.In.SPI, sh)

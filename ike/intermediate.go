@@ -20,9 +20,13 @@ const (
 	Off
 )
 
+// mixes reports whether we use ML-KEM. In a rekey that the peer begins its proposal is word enough (RFC 9370, 2.2.4): strongSwan 6 says that it
+// knows IKE_INTERMEDIATE where it has proposed or chosen the hybrid, and not otherwise.
+func (e *Endpoint) mixes() bool { return e.cfg.PostQuantum != Off }
+
 // hybrid reports whether ML-KEM may be used in an initial exchange: both ends must have said that they know IKE_INTERMEDIATE.
 func (e *Endpoint) hybrid(ps []wire.Payload) bool {
-	return e.cfg.PostQuantum != Off && notify(ps, wire.IntermediateExchange) != nil
+	return e.mixes() && notify(ps, wire.IntermediateExchange) != nil
 }
 
 // hybridAfter has the IKE SA and its children rekeyed to the hybrid at once: its initiator does it, for as soon as they have a use.

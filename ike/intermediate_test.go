@@ -23,7 +23,7 @@ func TestHybridBefore(t *testing.T) {
 		a, b   PostQuantum
 		hybrid bool
 	}{
-		{Before, Before, true}, {Before, After, true}, {Before, Off, false}, {After, Before, false}, {Off, Before, false}, {Off, Off, false},
+		{Before, Before, true}, {Before, After, true}, {Before, Off, false}, {After, Before, true}, {After, After, false}, {Off, Before, false}, {Off, Off, false},
 	} {
 		a, b, w := pairOf(t)
 		a.e.cfg.PostQuantum, b.e.cfg.PostQuantum = c.a, c.b
@@ -201,7 +201,7 @@ func TestIntermediateIsNotSkipped(t *testing.T) {
 	for _, hybrid := range []bool{true, false} {
 		a, b, w := before(t)
 		if !hybrid {
-			a.e.cfg.PostQuantum = After
+			a.e.cfg.PostQuantum, b.e.cfg.PostQuantum = After, After
 		}
 		w.tap = func(from *host, d *Datagram) bool {
 			h, _ := wire.ParseHeader(d.Data)

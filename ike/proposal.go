@@ -72,25 +72,50 @@ func (o offer) appendGroups(ts []wire.Transform, first uint16) []wire.Transform 
 	return ts
 }
 
-// hybridProposal is ikeProposal with one before all others that has ML-KEM beside the group (RFC 9370, 2.2.1), with the better
+// hybridProposal is ikeProposal with one more, first or last, that has ML-KEM beside the group (RFC 9370, 2.2.1), with the better
 // ciphers alone. Who does not know it passes it over.
-func (o offer) hybridProposal(group uint16) *wire.SA {
+func (o offer) hybridProposal(group uint16, first bool) *wire.SA {
 	sa := o.ikeProposal(group)
-	first := sa.Proposals[0]
-	first.Transforms = append(slices.Clone(first.Transforms), wire.Transform{Type: wire.TransformAddKE, ID: kemMLKEM768})
-	for i := range sa.Proposals {
-		sa.Proposals[i].Number++
+	hybrid, at := sa.Proposals[0], len(sa.Proposals)
+	hybrid.Transforms = append(slices.Clone(hybrid.Transforms), wire.Transform{Type: wire.TransformAddKE, ID: kemMLKEM768})
+	if first {
+		at = 0
 	}
-	sa.Proposals = slices.Insert(sa.Proposals, 0, first)
+	sa.Proposals = slices.Insert(sa.Proposals, at, hybrid)
+	for i := range sa.Proposals {
+		sa.Proposals[i].Number = uint8(i + 1)
+	}
 	return sa
 }
 
-// initProposal is what we ask for in IKE_SA_INIT.
+// initProposal is what we ask for in IKE_SA_INIT. With After the hybrid comes last: a peer that wants it at once takes it all the same.
 func (e *Endpoint) initProposal(group uint16) *wire.SA {
-	if e.cfg.PostQuantum == Before {
-		return e.offer.hybridProposal(group)
+	if !e.mixes() {
+		return e.offer.ikeProposal(group)
 	}
-	return e.offer.ikeProposal(group)
+	return e.offer.hybridProposal(group, e.cfg.PostQuantum == Before)
+}
+
+// additional is what we think of an additional key exchange in a proposal.
+type additional uint8
+
+const (
+	declined  additional = iota
+	ifNeedBe             // chosen where no proposal without it will do
+	preferred            // chosen where it can be
+)
+
+// wantsHybrid is what a responder thinks of it in IKE_SA_INIT. An initiator that has it after others wants to be up before, and sees
+// to it then.
+func (e *Endpoint) wantsHybrid(ps []wire.Payload) additional {
+	isAdditional := func(t wire.Transform) bool { return t.Type == wire.TransformAddKE }
+	switch {
+	case !e.hybrid(ps):
+		return declined
+	case e.cfg.PostQuantum == Before, slices.ContainsFunc(get[*wire.SA](ps).Proposals[0].Transforms, isAdditional):
+		return preferred
+	}
+	return ifNeedBe
 }
 
 // espProposal is what we ask for as a Child SA: ESN preferred. group is that of the KE payload, groupNone without one.
@@ -243,9 +268,9 @@ func (c chosen) complete(need ...wire.TransformType) bool {
 }
 
 // cost is by how much a proposal is worse than what we would like; of equals the peer's first is taken.
-func (c chosen) cost() int {
+func (c chosen) cost(a additional) int {
 	cost := 0
-	if c.add == groupNone {
+	if (c.add == groupNone) == (a == preferred) {
 		cost += 4
 	}
 	if c.cipher.integ != ipsec.NoIntegrity {
@@ -261,18 +286,18 @@ func (c chosen) cost() int {
 }
 
 // chooseIKE picks the best proposal that we can take and answers it. ke is the group of the KE payload. ok is false for
-// NO_PROPOSAL_CHOSEN. hybrid: with an additional key exchange if a proposal has one.
-func (o offer) chooseIKE(sa *wire.SA, ke uint16, hybrid bool) (s ikeSuite, answer *wire.SA, ok bool) {
+// NO_PROPOSAL_CHOSEN.
+func (o offer) chooseIKE(sa *wire.SA, ke uint16, hybrid additional) (s ikeSuite, answer *wire.SA, ok bool) {
 	best := -1
 	for i, p := range sa.Proposals {
 		if p.Protocol != wire.ProtocolIKE || len(p.SPI) != 0 {
 			continue
 		}
-		c := o.choose(p, ke, hybrid)
+		c := o.choose(p, ke, hybrid != declined)
 		if !c.complete(wire.TransformEncr, wire.TransformPRF, wire.TransformKE) || c.seen&bit(wire.TransformESN) != 0 {
 			continue
 		}
-		if cost := c.cost(); !ok || cost < best {
+		if cost := c.cost(hybrid); !ok || cost < best {
 			s, best, ok = ikeSuite{c.cipher, c.prf, c.hash, c.group, c.add}, cost, true
 			ts := append(s.cipher.transforms(), wire.Transform{Type: wire.TransformPRF, ID: s.prfID}, wire.Transform{Type: wire.TransformKE, ID: s.group})
 			if s.add != groupNone {
@@ -306,7 +331,7 @@ func (o offer) chooseESP(sa *wire.SA, withKE, hybrid bool, ke uint16, in ipsec.S
 		if alone || !c.complete(wire.TransformEncr, wire.TransformESN) || c.seen&bit(wire.TransformPRF) != 0 {
 			continue
 		}
-		if cost := c.cost(); !ok || cost < best {
+		if cost := c.cost(preferred); !ok || cost < best {
 			s, out, best, ok = espSuite{c.cipher, c.esn == wire.ESNYes, c.group, c.add}, spi, cost, true
 			answer = s.proposal(p.Number, in)
 		}
@@ -336,7 +361,7 @@ func (o offer) acceptIKE(sa, sent *wire.SA) (ikeSuite, bool) {
 	if !answers(sa, sent) {
 		return ikeSuite{}, false
 	}
-	s, _, ok := o.chooseIKE(sa, 0, true)
+	s, _, ok := o.chooseIKE(sa, 0, preferred)
 	return s, ok
 }
 

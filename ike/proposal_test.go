@@ -69,7 +69,7 @@ func TestChooseIKE(t *testing.T) {
 		"the SPI of a rekey":                      {&wire.SA{Proposals: []wire.Proposal{{Number: 1, Protocol: wire.ProtocolIKE, SPI: make([]byte, 8), Transforms: ts{gcm, prf, x}}}}, groupX25519, "", 0},
 		"strongSwan's default":                    {strongswanDefault(), groupP256, "aes-gcm-16-128 prf-sha256 p256", 2},
 	} {
-		s, answer, ok := defaultOffer.chooseIKE(c.sa, c.ke, false)
+		s, answer, ok := defaultOffer.chooseIKE(c.sa, c.ke, declined)
 		switch {
 		case !ok && c.want != "", ok && s.String() != c.want:
 			t.Errorf("%s: chose %v %v, want %q", name, s, ok, c.want)

@@ -89,7 +89,7 @@ type sa struct {
 	origin        netip.AddrPort // remote, when the SA began
 	nat           nat
 	frag          fragments
-	hybrid        bool       // the peer knows additional key exchanges, and we may use them
+	hybrid        bool       // the peer has shown that it knows additional key exchanges, and we ask for them
 	keys          *saCrypto  // nil in initSent
 	hs            *handshake // nil once it is over
 	out           request

@@ -224,7 +224,7 @@ func (s *sa) chooseChild(ps []wire.Payload, rekeyed *child, ke *wire.KE) (*negot
 		group = ke.Group
 	}
 	in := s.e.newSPI()
-	suite, out, sap, ok := s.e.offer.chooseESP(get[*wire.SA](ps), s.state == established, s.hybrid, group, in)
+	suite, out, sap, ok := s.e.offer.chooseESP(get[*wire.SA](ps), s.state == established, s.e.mixes(), group, in)
 	sel, within := narrow(want, tsi.Selectors, tsr.Selectors)
 	switch {
 	case !ok:

@@ -92,7 +92,7 @@ func (s *sa) sendAttempt(a *attempt) {
 	ps = append(ps, s.e.initProposal(group), &wire.KE{Group: group, Data: a.share.public()}, &wire.Nonce{Data: hs.ni})
 	ps = append(ps, s.e.natPayloads(s.spiI, 0, s.local, s.remote)...)
 	ps = append(ps, status(wire.SignatureHashAlgorithms, ourHashes()), status(wire.IKEv2FragmentationSupport, nil))
-	if s.e.cfg.PostQuantum != Off {
+	if s.e.mixes() {
 		ps = append(ps, status(wire.IntermediateExchange, nil))
 	}
 	if s.asksSecond() {
@@ -363,7 +363,7 @@ func addsCookie(a, b []byte) bool {
 // gets no arithmetic that takes long (TRUST.md A-22).
 func (e *Endpoint) respondInit(d Datagram, h wire.Header, ps []wire.Payload, shown bool) {
 	ke, ni := get[*wire.KE](ps), get[*wire.Nonce](ps).Data
-	suite, sap, ok := e.offer.chooseIKE(get[*wire.SA](ps), ke.Group, e.hybrid(ps))
+	suite, sap, ok := e.offer.chooseIKE(get[*wire.SA](ps), ke.Group, e.wantsHybrid(ps))
 	switch {
 	case !ok:
 		e.drop("no-proposal")

@@ -114,7 +114,7 @@ func (s *sa) askHeir(group uint16) {
 // heirProposal is what we ask for.
 func (s *sa) heirProposal(group uint16) *wire.SA {
 	if s.hybrid {
-		return s.e.offer.hybridProposal(group)
+		return s.e.offer.hybridProposal(group, true)
 	}
 	return s.e.offer.ikeProposal(group)
 }
@@ -306,7 +306,11 @@ func (s *sa) answerIKERekey(ps []wire.Payload) error {
 	}
 	ke, ni := get[*wire.KE](ps), get[*wire.Nonce](ps).Data
 	bare, spis := withoutSPIs(get[*wire.SA](ps))
-	suite, sap, ok := s.e.offer.chooseIKE(bare, ke.Group, s.hybrid)
+	hybrid := declined
+	if s.e.mixes() {
+		hybrid = preferred
+	}
+	suite, sap, ok := s.e.offer.chooseIKE(bare, ke.Group, hybrid)
 	switch {
 	case !ok:
 		return refuse(wire.NoProposalChosen, "no IKE proposal of ours")
@@ -336,6 +340,7 @@ func (s *sa) answerIKERekey(ps []wire.Payload) error {
 				return
 			}
 			t := s.beget(false, spi, theirs, c)
+			t.hybrid = t.hybrid || suite.add != groupNone
 			t.keepToken(ps)
 			if last != nil {
 				first = []wire.Payload{last}
