@@ -22,6 +22,7 @@ type swan struct {
 	t    *testing.T
 	host *lab.Host
 	cmd  *lab.Cmd
+	root string // where it is unpacked, if it is not the machine's
 }
 
 // swanConf is what tests say about a strongSwan.
@@ -35,6 +36,7 @@ type swanConf struct {
 	kernel     bool   // the kernel's ESP, in transport mode
 	encap      bool   // with it: ESP in UDP though there is no NAT
 	port       int    // of IKE at both ends, with the next one for port 4500; 0: the usual ones
+	root       string // another strongSwan than the machine's
 }
 
 // The daemon's own packets carry a mark and are routed past its TUN device: the protected address is the IKE peer's
@@ -80,6 +82,11 @@ func startSwan(t *testing.T, h *lab.Host, c swanConf) *swan {
 			encap = "no"
 		}
 	}
+	if c.root != "" {
+		_, rest, _ := strings.Cut(daemon, "	load =")
+		_, rest, _ = strings.Cut(rest, "\n")
+		daemon = "\ncharon-systemd {\n	load = " + swan6Load + "\n" + rest
+	}
 	if c.port != 0 {
 		daemon = strings.Replace(daemon, "	load =", fmt.Sprintf("	port = %d\n	port_nat_t = %d\n	load =", c.port, c.port+1), 1)
 		ports = fmt.Sprintf("local_port = %d\n		remote_port = %d", c.port, c.port)
@@ -117,7 +124,7 @@ func startSwan(t *testing.T, h *lab.Host, c swanConf) *swan {
 			family, mode, cmp.Or(c.esp, "aes128gcm16,aes128gcm16-x25519"), c.child)
 	}
 	conf.WriteString("}\n")
-	return runSwan(t, h, daemon, map[string]string{
+	return runSwanIn(t, h, c.root, daemon, map[string]string{
 		"private/own.pem": c.key.pem, "pubkey/own.pem": publicPEM(t, c.key), "pubkey/peer.pem": publicPEM(t, c.peerKey),
 		"swanctl.conf": conf.String(),
 	})
@@ -125,6 +132,11 @@ func startSwan(t *testing.T, h *lab.Host, c swanConf) *swan {
 
 // runSwan runs charon-systemd with its own configuration, and loads the files of /etc/swanctl.
 func runSwan(t *testing.T, h *lab.Host, daemon string, files map[string]string) *swan {
+	t.Helper()
+	return runSwanIn(t, h, "", daemon, files)
+}
+
+func runSwanIn(t *testing.T, h *lab.Host, root, daemon string, files map[string]string) *swan {
 	t.Helper()
 	dir, err := h.PrivateDir("/etc/swanctl")
 	if err != nil {
@@ -140,8 +152,9 @@ func runSwan(t *testing.T, h *lab.Host, daemon string, files map[string]string) 
 		}
 	}
 	put(t, h, "/run/strongswan.conf", daemon)
-	s := &swan{t: t, host: h}
-	s.cmd = start(t, h, "env", "STRONGSWAN_CONF=/run/strongswan.conf", "charon-systemd")
+	s := &swan{t: t, host: h, root: root}
+	charon := s.program("charon-systemd")
+	s.cmd = start(t, h, charon[0], charon[1:]...)
 	eventually(t, 30*time.Second, "charon's control socket", func() bool {
 		_, err := os.Stat(h.File("/run/charon.vici"))
 		return err == nil
@@ -177,10 +190,20 @@ func publicPEM(t *testing.T, id identity) string {
 	return string(pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: der}))
 }
 
+// program is the command line of one of strongSwan's programs. In a root of its own it has the host's files.
+func (s *swan) program(args ...string) []string {
+	if s.root != "" {
+		const enter = `for d in dev proc sys run etc/swanctl; do mount --rbind "/$d" "$0/$d"; done; exec chroot "$0" "$@"`
+		args = append([]string{"sh", "-ec", enter, s.root}, args...)
+	}
+	return append([]string{"env", "STRONGSWAN_CONF=/run/strongswan.conf"}, args...)
+}
+
 // ctl runs swanctl.
 func (s *swan) ctl(args ...string) string {
 	s.t.Helper()
-	return output(s.t, s.host, "env", append([]string{"STRONGSWAN_CONF=/run/strongswan.conf", "swanctl"}, args...)...)
+	args = s.program(append([]string{"swanctl"}, args...)...)
+	return output(s.t, s.host, args[0], args[1:]...)
 }
 
 // listens reports whether charon answers. On a slow machine it sometimes misses its first client, who then waits for ever.
@@ -188,7 +211,8 @@ func (s *swan) listens() bool {
 	s.t.Helper()
 	ctx, cancel := context.WithTimeout(s.t.Context(), 10*time.Second)
 	defer cancel()
-	_, err := s.host.Command(ctx, "env", "STRONGSWAN_CONF=/run/strongswan.conf", "swanctl", "--stats").Output()
+	args := s.program("swanctl", "--stats")
+	_, err := s.host.Command(ctx, args[0], args[1:]...).Output()
 	return err == nil
 }
 
