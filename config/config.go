@@ -32,6 +32,16 @@ type Config struct {
 	ChildLifetime time.Duration
 	DNS           DNS
 	Policy        []policy.Rule // in the file's order, the built-in default last
+	Peer          []Peer
+}
+
+// Peer is one [[peer]]: an endpoint known by name.
+type Peer struct {
+	Name    string     // canonical, with the final dot
+	Address netip.Addr // where it is; invalid: where DNS says
+	Start   string     // now: kept up; on-demand
+	Pin     []string   // fingerprints of the keys that it may prove; empty: what DNS proves
+	Line    int        // in the file
 }
 
 // DNS is [dns].
@@ -67,7 +77,13 @@ func Default() *Config {
 }
 
 // Table returns the rules in a form that is asked.
-func (c *Config) Table() *policy.Table { return policy.NewTable(c.Policy) }
+func (c *Config) Table() *policy.Table {
+	pins := make(map[string][]string)
+	for _, p := range c.Peer {
+		pins[p.Name] = p.Pin
+	}
+	return policy.NewTable(c.Policy).WithEndpoints(pins)
+}
 
 // Load reads the file. The one at DefaultPath may be missing. An error in the content is an Errors. Where it names no upstream the
 // caller says what the host's own servers are: UseNameservers.

@@ -112,7 +112,7 @@ func TestErrors(t *testing.T) {
 // What this version does not do is refused, never ignored.
 func TestLater(t *testing.T) {
 	for _, text := range []string{
-		"[[peer]]", "[publish]", "publish.x = 1",
+		"[publish]", "publish.x = 1",
 		"[dns]\ntrust-ad = false", `dns.on-failure = "open"`,
 		"[[policy]]\nanonymous = false", "[[policy]]\npackets = false", "[[policy]]\nclear-ports = []", "[[policy]]\nprotect-dns = false",
 		"[dns]\nmanage = \"auto\"", "[dns]\nupstream = [\"tls://192.0.2.1\"]",

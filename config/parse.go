@@ -57,6 +57,7 @@ type parser struct {
 	matches  map[string]int // each match of a policy rule, and its line
 	classes  map[int]value  // where the rules say their class
 	upstream unstable.Range // where dns.upstream is
+	peers    []unstable.Range
 }
 
 // value is a value with the key that it belongs to.
@@ -125,18 +126,21 @@ func (p *parser) openTable(path []string, array bool, at unstable.Range) bool {
 	switch {
 	case key == "dns" && !array:
 		return true
-	case key == "policy" && array:
-		p.openRule(at)
+	case arrays[key] != nil && array:
+		arrays[key](p, at)
 		return true
 	case key == "dns":
 		p.errorf(at, key, "want [dns]")
-	case key == "policy":
-		p.errorf(at, key, "want [[policy]]")
+	case arrays[key] != nil:
+		p.errorf(at, key, "want [[%s]]", key)
 	default:
 		p.unknown(path, at)
 	}
 	return false
 }
+
+// arrays are the tables that may come more than once, and what begins one.
+var arrays = map[string]func(p *parser, at unstable.Range){"policy": (*parser).openRule, "peer": (*parser).openPeer}
 
 // openRule begins a rule with the defaults. What it matches is filled in at the end, if it does not say.
 func (p *parser) openRule(at unstable.Range) {
@@ -155,26 +159,26 @@ func (p *parser) keyValue(path []string, n *unstable.Node) {
 	if v.node.Raw.Length > 0 {
 		v.place = v.node.Raw
 	}
-	if set, ok := settings[v.key]; ok && !(len(path) == 0 && full[0] == "policy") {
+	if set, ok := settings[v.key]; ok && !(len(path) == 0 && arrays[full[0]] != nil) {
 		set(p, v)
 		return
 	}
 	switch {
 	case v.key == "dns" && v.node.Kind == unstable.InlineTable:
 		p.inline(full, v.node)
-	case v.key == "policy" && v.node.Kind == unstable.Array:
+	case arrays[v.key] != nil && v.node.Kind == unstable.Array:
 		for it := v.node.Children(); it.Next(); {
 			if it.Node().Kind != unstable.InlineTable {
-				p.errorf(at, v.key, "want [[policy]]")
+				p.errorf(at, v.key, "want [[%s]]", v.key)
 				return
 			}
-			p.openRule(at)
+			arrays[v.key](p, at)
 			p.inline(full, it.Node())
 		}
 	case v.key == "dns":
 		p.errorf(at, v.key, "want [dns]")
-	case v.key == "policy", full[0] == "policy" && len(path) == 0:
-		p.errorf(at, v.key, "want [[policy]]")
+	case arrays[v.key] != nil, arrays[full[0]] != nil && len(path) == 0:
+		p.errorf(at, v.key, "want [[%s]]", full[0])
 	default:
 		p.unknown(full, at)
 	}
@@ -224,4 +228,5 @@ func (p *parser) finish() {
 		}
 	}
 	c.Policy = append(c.Policy, policy.Default())
+	p.finishPeers()
 }

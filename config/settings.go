@@ -43,11 +43,16 @@ var settings = map[string]func(p *parser, v value){
 	"policy.match":            (*parser).setMatch,
 	"policy.class":            (*parser).setClass,
 	"policy.accept-anonymous": (*parser).setAcceptAnonymous,
+	// Endpoints known by name.
+	"peer.name":    (*parser).setPeerName,
+	"peer.address": (*parser).setPeerAddress,
+	"peer.start":   func(p *parser, v value) { p.word(v, &p.peer().Start, []string{"now", "on-demand"}, nil) },
+	"peer.pin":     (*parser).setPeerPin,
 }
 
 // later are the keys and tables of the design that this version refuses.
 var later = []string{
-	"peer", "publish",
+	"publish",
 	"dns.trust-ad", "dns.on-failure",
 	"policy.anonymous", "policy.packets", "policy.clear-ports", "policy.protect-dns",
 }

@@ -79,7 +79,7 @@ func (l *loop) initiate(now time.Time, p *peer, a doInitiate) {
 		Local:   netip.AddrPortFrom(p.local, ikePort),
 		Remote:  netip.AddrPortFrom(p.remote, ikePort),
 		LocalID: ike.ID{Kind: ike.IDNull},
-		Auth:    ike.Authorization{Keys: c.PublicKeys(), Mode: ipsec.Transport},
+		Auth:    ike.Authorization{Keys: c.PublicKeys(), Known: c.Known(), Mode: ipsec.Transport},
 	}
 	if !a.unnamed {
 		peer.RemoteID = ike.ID{Kind: ike.IDFQDN, Value: strings.TrimSuffix(c.Name, ".")}
@@ -107,7 +107,8 @@ func (l *loop) tellsName(p *peer, name string) bool {
 	case "never":
 		return false
 	}
-	return p.called || l.d.rules.Load().Named(name)
+	rules := l.d.rules.Load()
+	return p.called || rules.Named(name) || rules.Endpoint(name)
 }
 
 // engineEvent takes one event of the IKE engine.

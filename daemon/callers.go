@@ -209,12 +209,15 @@ func closed(c policy.Class) bool { return c == policy.Clear || c == policy.Block
 func (l *loop) verdict(now time.Time, e ike.AuthorizationWanted, claim pad.Claim) (a ike.Authorization, contest bool) {
 	remote := e.Remote.Addr().Unmap()
 	r := l.d.rules.Load().ForAddr(remote)
-	a = ike.Authorization{Mode: ipsec.Transport, Anonymous: r.AcceptAnonymous && !closed(r.Class), Keys: claim.PublicKeys()}
+	a = ike.Authorization{Mode: ipsec.Transport, Anonymous: r.AcceptAnonymous && !closed(r.Class), Keys: claim.PublicKeys(), Known: claim.Known()}
 	p := l.peers[key{e.Local.Addr().Unmap(), remote}]
 	if p == nil {
 		return a, false
 	}
 	a.Keys, contest = p.pad.Initiator(now, claim)
+	if p.pad.Live() {
+		a.Known = nil
+	}
 	if p.pad.Live() || p.pad.Held(now) {
 		a.Anonymous = false
 		contest = contest || e.Null && !e.More // it will be refused: either somebody else, or the incumbent has forgotten us
@@ -236,7 +239,7 @@ func (l *loop) judge(now time.Time, e ike.AuthorizationWanted, claim pad.Claim, 
 	if contest {
 		l.step(now, l.peers[key{e.Local.Addr().Unmap(), e.Remote.Addr().Unmap()}], evContest{})
 	}
-	if len(a.Keys) == 0 && !a.Anonymous && !e.More {
+	if len(a.Keys) == 0 && a.Known == nil && !a.Anonymous && !e.More {
 		if why == "" {
 			why = "no anonymous clients are accepted"
 		}
@@ -267,24 +270,36 @@ func (l *loop) named(now time.Time, p *peer, sa ike.SAID, key crypto.PublicKey) 
 	}
 }
 
-// findClaim is what DNS says of a name that an initiator at an address tells: it must be the address's, and hold a key. It may take the whole hold.
+// findClaim is what the administrator, or DNS, says of a name that an initiator at an address tells: it must be the address's, and hold a key. It may take the whole hold.
 func (d *Daemon) findClaim(name string, remote netip.Addr) (c pad.Claim, why string) {
+	for _, p := range d.cfg.File.Peer {
+		if p.Name == name && p.Address == remote {
+			return pad.Claim{Name: name, Addr: remote, Keys: pad.Pinned(p.Pin, nil), Until: d.now().Add(2 * lookAnyway)}, ""
+		}
+	}
 	typ := uint16(dns.TypeAAAA)
 	if remote.Is4() {
 		typ = dns.TypeA
 	}
 	f := d.resolver.Find(context.Background(), name, typ)
-	return claimOf(f, *d.host.environment(), remote)
+	return claimOf(d.rules.Load().Pins(f.Asked, f.Owner), f, *d.host.environment(), remote)
 }
 
-// claimOf is the claim of a name on an address of its own. It must be proven from the root to both: the weakest link counts.
-func claimOf(f resolver.Found, env pad.Environment, remote netip.Addr) (c pad.Claim, why string) {
+// claimOf is the claim of a name on an address of its own. It must be proven from the root to both, the weakest link counts; but keys that the
+// administrator has pinned need no proof.
+func claimOf(pins []string, f resolver.Found, env pad.Environment, remote netip.Addr) (c pad.Claim, why string) {
 	owner := strings.TrimSuffix(f.Owner, ".")
 	mine := false
 	for _, a := range f.Addrs {
 		mine = mine || a.Unmap() == remote
 	}
 	keys, unusable := pad.UsableKeys(f.Keys, remote)
+	if len(pins) > 0 && f.AddrStatus == dnssec.Insecure {
+		f.AddrStatus = dnssec.Secure
+	}
+	if len(pins) > 0 {
+		f.KeyStatus, keys = dnssec.Secure, pad.Pinned(pins, f.Keys)
+	}
 	switch {
 	case f.AddrStatus != dnssec.Secure:
 		return c, join("the addresses of "+owner+" are "+f.AddrStatus.String(), f.KeyWhy)

@@ -204,7 +204,7 @@ func TestClaimOf(t *testing.T) {
 		return resolver.Found{Asked: "alice.example.", Owner: "alice.example.", Addrs: []netip.Addr{netip.MustParseAddr("192.0.2.9"), remote},
 			AddrStatus: dnssec.Secure, KeyStatus: dnssec.Secure, Keys: []ipseckey.Record{{Key: testKey(1)}}, Until: time.Now().Add(time.Hour)}
 	}
-	if c, why := claimOf(good(), pad.Environment{}, remote); len(c.Keys) != 1 || c.Name != "alice.example." || c.Addr != remote || why != "" {
+	if c, why := claimOf(nil, good(), pad.Environment{}, remote); len(c.Keys) != 1 || c.Name != "alice.example." || c.Addr != remote || why != "" {
 		t.Errorf("got %+v, %q", c, why)
 	}
 	for what, spoil := range map[string]func(f *resolver.Found){
@@ -221,7 +221,7 @@ func TestClaimOf(t *testing.T) {
 	} {
 		f := good()
 		spoil(&f)
-		if c, why := claimOf(f, pad.Environment{}, remote); len(c.Keys) != 0 || !strings.Contains(why, what) {
+		if c, why := claimOf(nil, f, pad.Environment{}, remote); len(c.Keys) != 0 || !strings.Contains(why, what) {
 			t.Errorf("want %q: got %+v, %q", what, c, why)
 		}
 		remote = netip.MustParseAddr("192.0.2.1")

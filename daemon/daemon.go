@@ -130,6 +130,13 @@ func (d *Daemon) Run(ctx context.Context) error {
 	if d.shards != nil {
 		g.Go(func() error { return d.shards.run(gctx) })
 	}
+	if d.shards != nil {
+		for _, p := range d.cfg.File.Peer {
+			if p.Start == "now" {
+				g.Go(func() error { d.keep(gctx, p); return nil })
+			}
+		}
+	}
 	if d.rollover != nil {
 		g.Go(func() error { d.rollover.Run(gctx, d.probed); return nil })
 	}

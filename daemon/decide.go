@@ -5,6 +5,7 @@ import (
 	"slices"
 	"time"
 
+	"tacit/dnssec"
 	"tacit/pad"
 	"tacit/policy"
 	"tacit/resolver"
@@ -26,6 +27,9 @@ type Decision struct {
 func Decide(rules *policy.Table, env pad.Environment, f resolver.Found, addr netip.Addr) Decision {
 	d := Decision{Rule: rules.ForChain(f.Asked, f.Owner, addr)}
 	keys, unusable := pad.UsableKeys(f.Keys, addr)
+	if pins := rules.Pins(f.Asked, f.Owner); len(pins) > 0 && f.AddrStatus >= dnssec.Insecure {
+		return d.pinned(env, f, addr, pad.Pinned(pins, f.Keys))
+	}
 	d.Decision = policy.Decide(d.Rule.Class, policy.Facts{Addr: f.AddrStatus, Key: f.KeyStatus, Usable: len(keys) > 0, Denied: f.Denied})
 	switch {
 	case d.Outcome == policy.Protect:
@@ -34,6 +38,17 @@ func Decide(rules *policy.Table, env pad.Environment, f resolver.Found, addr net
 		d.Why += ": " + f.KeyWhy
 	case len(f.Keys) > 0 && len(keys) == 0 && d.Rule.Class < policy.ClearOrPrivate:
 		d.Why += ": " + unusable
+	}
+	return d
+}
+
+// pinned decides about an address of a name whose keys the administrator has named: it proves one of them, wherever the address came from.
+func (d Decision) pinned(env pad.Environment, f resolver.Found, addr netip.Addr, keys []pad.Key) Decision {
+	f.AddrStatus, f.KeyStatus, f.Denied = dnssec.Secure, dnssec.Secure, false
+	d.Decision = policy.Decide(d.Rule.Class, policy.Facts{Addr: f.AddrStatus, Key: f.KeyStatus, Usable: true})
+	if d.Outcome == policy.Protect {
+		d.Why = "its key is pinned"
+		d.claim(env, f, addr, keys)
 	}
 	return d
 }

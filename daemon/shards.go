@@ -66,6 +66,9 @@ func newShards(d *Daemon, n int) (*shards, error) {
 		FirstPair:  uint32(d.started.Unix()) &^ 0xfff, // differs from the ids of a process before us
 		Shards:     n, CrashSecret: d.cfg.CrashSecret,
 	}
+	for _, p := range f.Peer {
+		c.AskKeys = c.AskKeys || len(p.Pin) > 0
+	}
 	c.PostQuantum = map[string]ike.PostQuantum{"after": ike.After, "before": ike.Before, "off": ike.Off}[f.PostQuantum]
 	if d.cfg.Signer != nil {
 		c.Name, c.Public = f.Name, d.cfg.Signer.Public()

@@ -64,9 +64,17 @@ func (d *Daemon) decide(f resolver.Found, env *pad.Environment, addr netip.Addr)
 	return c, outcome{ede: dec.EDE, why: dec.Why}, false
 }
 
-// protect has the loop key an address for a claim, and waits for it. A claim that is satisfied already gets a grant: lookups of
-// the same answer come here no more.
+// protect is key for a lookup. A claim that is satisfied already gets a grant: lookups of the same answer come here no more.
 func (d *Daemon) protect(ctx context.Context, f resolver.Found, env *pad.Environment, c pad.Claim) outcome {
+	return d.key(ctx, c, func(now time.Time, l *loop, p *peer) {
+		if p.standing != nil && p.pad.Satisfied(now, c) {
+			l.grants.put(f, c.Addr, env, p.standing)
+		}
+	})
+}
+
+// key has the loop key an address for a claim, and waits for it; then is called in the loop behind the first step.
+func (d *Daemon) key(ctx context.Context, c pad.Claim, then func(now time.Time, l *loop, p *peer)) outcome {
 	local, err := source(c.Addr)
 	if err != nil {
 		return outcome{why: "no route: " + err.Error()}
@@ -80,9 +88,7 @@ func (d *Daemon) protect(ctx context.Context, f resolver.Found, env *pad.Environ
 			return
 		}
 		l.step(now, p, evLookup{w})
-		if p.standing != nil && p.pad.Satisfied(now, c) {
-			l.grants.put(f, c.Addr, env, p.standing)
-		}
+		then(now, l, p)
 	}); err != nil {
 		return outcome{why: "the daemon is busy"}
 	}

@@ -19,7 +19,8 @@ func mutualWorld(t *testing.T) (w *attackWorld, aliceKey identity) {
 	w = newAttackWorld(t, func(w *attackWorld) []zoneFile {
 		records := append(hostRecords("bob.example.", w.bob, &w.bobKey), hostRecords("alice.example.", w.alice, &aliceKey)...)
 		records = append(records, hostRecords("roams.example.", w.plain, &aliceKey)...) // Alice's key, and not her address
-		return []zoneFile{{"example.", bindNSEC, records}, {"plain.", unsigned, hostRecords("alice.plain.", w.alice, &aliceKey)}}
+		plain := append(hostRecords("alice.plain.", w.alice, &aliceKey), hostRecords("bob.plain.", w.bob, nil)...)
+		return []zoneFile{{"example.", bindNSEC, records}, {"plain.", unsigned, append(plain, hostRecords("other.plain.", w.bob, nil)...)}}
 	})
 	return w, aliceKey
 }

@@ -54,6 +54,7 @@ type Config struct {
 	Name   string           // our FQDN, sent as IDr (and as IDi when a Peer asks for it); empty: anonymous
 	Public crypto.PublicKey // our key's public half: ed25519.PublicKey, *ecdsa.PublicKey, *rsa.PublicKey; nil: none
 
+	AskKeys       bool            // ask initiators for their raw keys (RFC 7670): Authorization.Known will want them
 	Encapsulate   bool            // ask for ESP in UDP also where there is no NAT (by the NAT detection hash)
 	IKELifetime   time.Duration   // 0: 8 h
 	ChildLifetime time.Duration   // soft, for children that we initiated; a responder's is half as long again; 0: 1 h
@@ -98,7 +99,10 @@ type Authorization struct {
 	Anonymous bool               // NULL authentication, or a signature by an unknown key, is allowed as nobody
 	Pending   bool               // keys are still being looked up: with Anonymous the peer comes up as nobody, and Promote may follow
 	Refuse    bool               // AUTHENTICATION_FAILED
-	Mode      ipsec.Mode         // preferred; Tunnel is the fallback where the peer does not echo USE_TRANSPORT_MODE
+	// Known says whether a key that the peer sends in CERT is one of whom it may be, though only its fingerprint was known before (RFC 7670, 5: "the
+	// identity ... must be obtained by some out-of-band means"); nil: none is. It must be pure.
+	Known func(crypto.PublicKey) bool
+	Mode  ipsec.Mode // preferred; Tunnel is the fallback where the peer does not echo USE_TRANSPORT_MODE
 	// Selector is what the peer may ask for; zero: our address and its own, everything.
 	Selector ipsec.Selector
 }

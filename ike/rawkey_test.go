@@ -219,3 +219,28 @@ func TestPendingIsNoPermission(t *testing.T) {
 	b.authorize = func(AuthorizationWanted) Authorization { return Authorization{Pending: true} }
 	closedWith(t, w, a, b, p, ErrAuthentication)
 }
+
+// A key of which only the fingerprint was known comes in CERT, at either end; it counts when Authorization.Known says so.
+func TestKeyKnownByItsFingerprint(t *testing.T) {
+	for _, right := range []bool{true, false} {
+		a, b := newHost(t, "alice.example", addrA, testKeys()["p256"], Config{}), newHost(t, "bob.example", addrB, testKeys()["ed25519"], Config{AskKeys: true})
+		w := newWorld(t, a, b)
+		known := func(of *host) func(crypto.PublicKey) bool {
+			want := of.key.Public()
+			if !right {
+				want = testKeys()["other"].Public()
+			}
+			return func(k crypto.PublicKey) bool { return sameKey(k, want) }
+		}
+		p := named(a, b)
+		p.Auth = Authorization{Known: known(b)}
+		b.authorize = func(AuthorizationWanted) Authorization { return Authorization{Known: known(a)} }
+		w.initiate(a, p)
+		up := w.until(time.Second, bothUp(a, b))
+		atA, _ := find[Established](a)
+		atB, _ := find[Established](b)
+		if up != right || right && (!sameKey(atA.Key, b.key.Public()) || !sameKey(atB.Key, a.key.Public())) || !right && (atA.Key != nil || atB.Key != nil) {
+			t.Errorf("right %v: up %v, %+v, %+v", right, up, atA, atB)
+		}
+	}
+}

@@ -124,7 +124,7 @@ func (s *sa) onSignature(r Signature) {
 func (s *sa) sendAuth() {
 	hs := s.hs
 	ps := append([]wire.Payload{hs.auths.local}, s.ourCert()...)
-	if hs.auth.Anonymous { // the key of nobody we know is worth something too: we know it again
+	if hs.auth.Anonymous || hs.auth.Known != nil { // the key of nobody we know is worth something too: we know it again
 		ps = append(ps, &wire.CertReq{Encoding: wire.CertRawKey})
 	}
 	if id := hs.peer.RemoteID; id.Kind != 0 {
@@ -235,10 +235,13 @@ func (s *sa) verify(auth Authorization, ps []wire.Payload) (crypto.PublicKey, er
 	if key, ok := sch.prove(auth.Keys, signed, sig); ok {
 		return key, nil
 	}
-	if !auth.Anonymous {
+	raw, sent := sch.prove(rawKeys(ps), signed, sig)
+	switch {
+	case sent && auth.Known != nil && auth.Known(raw):
+		return raw, nil
+	case !auth.Anonymous:
 		return nil, fmt.Errorf("%w: the signature is by none of the %d keys", ErrAuthentication, len(auth.Keys))
-	}
-	if raw, ok := sch.prove(rawKeys(ps), signed, sig); ok {
+	case sent:
 		a.remoteRaw = raw
 	}
 	if auth.Pending {

@@ -436,6 +436,9 @@ func (s *sa) finishInit(d Datagram, ps []wire.Payload, suite ikeSuite, sap *wire
 	if takesSecond(ps) {
 		out = append(out, methodPayloads()...)
 	}
+	if e.cfg.AskKeys {
+		out = append(out, &wire.CertReq{Encoding: wire.CertRawKey})
+	}
 	out = s.sayChildless(out, len(d.Data), shown)
 	s.initDone(crypto, keys, d, ps)
 	s.hs.ni, s.hs.nr = ni, nr

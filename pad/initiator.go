@@ -14,10 +14,12 @@ func (a *Address) Initiator(now time.Time, c Claim) (keys []crypto.PublicKey, co
 	if !a.Held(now) && !a.live {
 		return c.PublicKeys(), false
 	}
-	if len(c.Keys) > 0 && !a.live {
-		return append(c.PublicKeys(), a.key.Public), false
+	if a.key.Public != nil {
+		keys = append(keys, a.key.Public)
 	}
-	keys = []crypto.PublicKey{a.key.Public}
+	if !a.live {
+		return append(keys, c.PublicKeys()...), false
+	}
 	if len(c.Keys) == 0 {
 		return keys, false
 	}
@@ -25,7 +27,7 @@ func (a *Address) Initiator(now time.Time, c Claim) (keys []crypto.PublicKey, co
 		return keys, true
 	}
 	for _, k := range c.Keys {
-		if k.ID != a.key.ID && a.agreed(now, c.Name, k) {
+		if k.ID != a.key.ID && k.Public != nil && a.agreed(now, c.Name, k) {
 			keys = append(keys, k.Public)
 		}
 	}

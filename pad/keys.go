@@ -12,12 +12,26 @@ import (
 
 // Key is a public key that a claim offers.
 type Key struct {
-	ID     string // ipseckey.Fingerprint
-	Public crypto.PublicKey
+	ID     string           // ipseckey.Fingerprint
+	Public crypto.PublicKey // nil: only the fingerprint is known, and the peer is to send the key
 }
 
 // KeyOf returns the Key of a public key.
 func KeyOf(pub crypto.PublicKey) Key { return Key{ipseckey.Fingerprint(pub), pub} }
+
+// Pinned returns the keys that the administrator has named by their fingerprints, with those of them that the records hold.
+func Pinned(fingerprints []string, records []ipseckey.Record) (keys []Key) {
+	for _, id := range fingerprints {
+		k := Key{ID: id}
+		for _, r := range records {
+			if r.Key != nil && r.Unusable == "" && ipseckey.Fingerprint(r.Key) == id {
+				k.Public = r.Key
+			}
+		}
+		keys = append(keys, k)
+	}
+	return keys
+}
 
 // UsableKeys returns the keys of an IPSECKEY RRset that may speak for the address, most preferred first, at most MaxKeys. A
 // record counts if its gateway is absent or is the address itself (TRUST.md R5, A-07): whom a name's owner would like packets

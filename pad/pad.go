@@ -39,9 +39,20 @@ func (c Claim) Has(id string) bool { return contains(c.Keys, id) }
 func (c Claim) PublicKeys() []crypto.PublicKey {
 	keys := make([]crypto.PublicKey, 0, len(c.Keys))
 	for _, k := range c.Keys {
-		keys = append(keys, k.Public)
+		if k.Public != nil {
+			keys = append(keys, k.Public)
+		}
 	}
 	return keys
+}
+
+// Known tells the keys of which the claim has only the fingerprints; nil if it has all keys.
+func (c Claim) Known() func(crypto.PublicKey) bool {
+	keys := c.Keys
+	if !slices.ContainsFunc(keys, func(k Key) bool { return k.Public == nil }) {
+		return nil
+	}
+	return func(pub crypto.PublicKey) bool { return contains(keys, KeyOf(pub).ID) }
 }
 
 // keySet names the claim's set of keys, in any order.
@@ -71,6 +82,7 @@ type Address struct {
 	key      Key       // the key that X last proved
 	proven   time.Time // when it did so last; zero: never
 	live     bool      // an SA that this key authenticated is up
+	required time.Time // until when the administrator wants X protected, whether it proved anything or not
 	claims   map[string]Claim
 	failures map[failureKey]failure
 }
@@ -181,11 +193,14 @@ func (a *Address) Live() bool { return a.live }
 // Key returns the key that X last proved, and when.
 func (a *Address) Key() (k Key, at time.Time, ok bool) { return a.key, a.proven, !a.proven.IsZero() }
 
-// HoldUntil is when the policy on X ends: linger after the last proof (R9); zero if X never proved a key, then there is none
-// (R1). Lookups do not move it (R2).
+// Require holds X until a time on the administrator's word: he, too, may put policy on an address.
+func (a *Address) Require(until time.Time) { a.required = until }
+
+// HoldUntil is when the policy on X ends: linger after the last proof (R9), or when the administrator's word does; zero if there is neither, then
+// there is none (R1). Lookups do not move it (R2).
 func (a *Address) HoldUntil() time.Time {
-	if a.proven.IsZero() {
-		return time.Time{}
+	if a.proven.IsZero() || a.required.After(a.proven.Add(a.linger)) {
+		return a.required
 	}
 	return a.proven.Add(a.linger)
 }
@@ -262,9 +277,9 @@ func (a *Address) Expire(now time.Time) (empty bool) {
 		}
 	}
 	if !a.live && !a.Held(now) {
-		a.key, a.proven = Key{}, time.Time{}
+		a.key, a.proven, a.required = Key{}, time.Time{}, time.Time{}
 	}
-	return !a.live && a.proven.IsZero() && len(a.claims) == 0 && len(a.failures) == 0
+	return !a.live && a.proven.IsZero() && a.required.IsZero() && len(a.claims) == 0 && len(a.failures) == 0
 }
 
 // remember keeps a claim for Names. When there are too many, ended ones make room first, then one that the live key does not

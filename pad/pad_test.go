@@ -249,3 +249,19 @@ func TestBounds(t *testing.T) {
 		t.Errorf("%d keys remembered", got)
 	}
 }
+
+// The administrator's word holds an address that proved nothing, and lets nobody in but by a claim's keys.
+func TestRequired(t *testing.T) {
+	now := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+	a := NewAddress(netip.MustParseAddr("192.0.2.1"), time.Minute)
+	a.Require(now.Add(time.Hour))
+	if !a.Held(now) || a.Held(now.Add(time.Hour)) || a.Expire(now) || !a.HoldUntil().Equal(now.Add(time.Hour)) {
+		t.Error("not held until then")
+	}
+	if keys, contest := a.Initiator(now, Claim{}); len(keys) != 0 || contest {
+		t.Errorf("got %v, %v", keys, contest)
+	}
+	if !a.Expire(now.Add(2 * time.Hour)) {
+		t.Error("it is not forgotten afterwards")
+	}
+}

@@ -1,0 +1,93 @@
+package config
+
+import (
+	"encoding/base64"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/pelletier/go-toml/v2/unstable"
+)
+
+// maxPins bounds the keys of a peer: more are not tried.
+const maxPins = 8
+
+// openPeer begins a [[peer]].
+func (p *parser) openPeer(at unstable.Range) {
+	p.config.Peer = append(p.config.Peer, Peer{Start: "on-demand", Line: p.doc.Shape(at).Start.Line})
+	p.peers = append(p.peers, at)
+}
+
+// peer is the [[peer]] that we are in.
+func (p *parser) peer() *Peer { return &p.config.Peer[len(p.config.Peer)-1] }
+
+func (p *parser) setPeerName(v value) {
+	s, ok := p.text(v)
+	if !ok {
+		return
+	}
+	n, err := canonicalName(s)
+	if err == nil {
+		err = hostName(n)
+	}
+	if err != nil {
+		p.errorf(v.place, v.key, "%v", err)
+		return
+	}
+	if slices.ContainsFunc(p.config.Peer, func(o Peer) bool { return o.Name == n }) {
+		p.errorf(v.place, v.key, "%q: another [[peer]] has this name", s)
+		return
+	}
+	p.peer().Name = n
+}
+
+func (p *parser) setPeerAddress(v value) {
+	s, ok := p.text(v)
+	if !ok {
+		return
+	}
+	a, err := netip.ParseAddr(s)
+	a = a.Unmap()
+	switch {
+	case err != nil:
+		p.errorf(v.place, v.key, "%q is no address", s)
+	case a.IsMulticast(), a.IsUnspecified(), a.IsLoopback(), a.Zone() != "":
+		p.errorf(v.place, v.key, "%q: want the address of one other host", s)
+	default:
+		p.peer().Address = a
+	}
+}
+
+// setPeerPin reads fingerprints as `tacit key show` and `tacit lookup` print them.
+func (p *parser) setPeerPin(v value) {
+	const kind, size = "SHA256:", 32
+	var pins []string
+	p.list(v, func(s string, at unstable.Range) {
+		digest, ok := strings.CutPrefix(s, kind)
+		raw, err := base64.RawStdEncoding.DecodeString(digest)
+		switch {
+		case !ok || err != nil || len(raw) != size:
+			p.errorf(at, v.key, "%q is no fingerprint: want %s and 43 characters of base64", s, kind)
+		case slices.Contains(pins, s):
+			p.errorf(at, v.key, "%q: given twice", s)
+		case len(pins) == maxPins:
+			p.errorf(at, v.key, "more than %d keys", maxPins)
+		default:
+			pins = append(pins, s)
+		}
+	})
+	p.peer().Pin = pins
+}
+
+// finishPeers checks what the keys of each [[peer]] say together.
+func (p *parser) finishPeers() {
+	for i, peer := range p.config.Peer {
+		switch {
+		case len(p.errs) > 0: // they may be why something is missing
+		case peer.Name == "":
+			p.errorf(p.peers[i], "peer.name", "missing")
+		case peer.Address.IsValid() && len(peer.Pin) == 0:
+			p.errorf(p.peers[i], "peer.address", "nobody's word says whose it is: give a pin, too, or leave the address to DNS")
+		}
+	}
+}
