@@ -21,6 +21,7 @@ type attackWorld struct {
 	bobKey, malKey    identity
 	aliceTac, bobTac  *tacit
 	upstreamOfTheHost string
+	zones             string // the directory of signZones
 }
 
 // newAttackWorld makes the hosts and the servers; daemons come with run.
@@ -36,9 +37,8 @@ func newAttackWorld(t *testing.T, zones func(w *attackWorld) []zoneFile) *attack
 	if err != nil {
 		t.Fatal(err)
 	}
-	var dir string
-	dir, w.anchor = signZones(t, zones(w)...)
-	startNSD(t, w.ns, dir)
+	w.zones, w.anchor = signZones(t, zones(w)...)
+	startNSD(t, w.ns, w.zones)
 	startUnbound(t, w.up, w.ns.Addr4().String())
 	w.liar = startLiar(t, l, w.up.Addr4().String()+":53")
 	w.upstreamOfTheHost = l.Addr4().String()
