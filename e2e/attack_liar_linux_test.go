@@ -23,6 +23,31 @@ type liar struct {
 
 	mu  sync.Mutex // queries are answered by goroutines of their own while the test changes the lie
 	lie func(q dns.Question, a *dns.Msg) *dns.Msg
+
+	cookies bool // gives DNS cookies back, with a half of its own
+}
+
+// speakCookies has the liar answer with DNS cookies (RFC 7873, 5.2.3) from now on.
+func (l *liar) speakCookies() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.cookies = true
+}
+
+// cookie puts both halves into an answer to q.
+func cookie(q, a *dns.Msg) {
+	asked := q.IsEdns0()
+	if asked == nil {
+		return
+	}
+	for _, o := range asked.Option {
+		if c, ok := o.(*dns.EDNS0_COOKIE); ok && len(c.Cookie) >= 16 {
+			if a.IsEdns0() == nil {
+				a.SetEdns0(1232, asked.Do())
+			}
+			a.IsEdns0().Option = append(a.IsEdns0().Option, &dns.EDNS0_COOKIE{Code: dns.EDNS0COOKIE, Cookie: c.Cookie[:16] + "0123456789abcdef"})
+		}
+	}
 }
 
 // startLiar serves at the host's IPv4 address, port 53.
@@ -73,12 +98,15 @@ func (l *liar) ServeDNS(w dns.ResponseWriter, q *dns.Msg) {
 		return
 	}
 	l.mu.Lock()
-	lie := l.lie
+	lie, cookies := l.lie, l.cookies
 	l.mu.Unlock()
 	if lie != nil {
 		if a = lie(q.Question[0], a); a == nil {
 			return
 		}
+	}
+	if cookies {
+		cookie(q, a)
 	}
 	if w.RemoteAddr().Network() == "udp" {
 		size := dns.MinMsgSize
