@@ -26,7 +26,7 @@ const (
 	idle      state = iota // nothing is known of the address, no policy stands on it
 	keying                 // an IKE SA is being set up
 	protected              // a Child SA is installed
-	withheld               // it proved a key and has no SA: nothing passes in clear until linger after the last proof
+	withheld               // it has no SA and proved a key, or its SA ended in use: nothing passes in clear until linger after that
 	lame                   // no name vouches for it any more; the SA is kept for live flows
 )
 
@@ -108,6 +108,7 @@ type peer struct {
 	sas     map[ike.SAID]*association
 	waiting []waiter
 	held    time.Time // until when a Hold policy of ours stands; zero: none
+	broken  time.Time // until when it is to stand because an SA ended in the middle of a conversation; zero: none did
 	// standing is what lookups see of the live key; nil: there is none. The loop's.
 	standing *standing
 	spreadAt time.Time        // the proof that the peers at our other addresses know of
@@ -303,6 +304,7 @@ func (p *peer) childDown(now time.Time, e ike.ChildDown) (do []action) {
 				p.pad.Lost()
 				p.contested = time.Time{}
 			}
+			p.broken = latest(p.broken, p.breaks(now, a, e.Err))
 			if len(p.live()) == 0 || p.pad.Held(now) && !p.covered() {
 				do = p.rest(now, "the SA ended: "+reason(e.Err))
 			}
@@ -311,9 +313,25 @@ func (p *peer) childDown(now time.Time, e ike.ChildDown) (do []action) {
 	return append(do, doRemove{e.Pair})
 }
 
+// breaks is until when the address is held because of the end of an SA that was in use (I1): our half of a conversation does not go on in
+// clear while the peer keys again. That takes no time where it asked for the end itself, and until it has something to say where
+// our lifetime ended or it did not answer. A peer that has not spoken lately is gone, or nobody talks.
+func (p *peer) breaks(now time.Time, a *association, err error) time.Time {
+	switch {
+	case a.deleting || !a.armed || now.Sub(a.usage.LastIn) >= silence || errors.Is(err, ike.ErrCrashed):
+		return time.Time{}
+	case err == nil:
+		return now.Add(armedWithin)
+	}
+	return now.Add(p.linger)
+}
+
+// holdUntil is when the hold of an address without an SA ends.
+func (p *peer) holdUntil() time.Time { return latest(p.broken, p.pad.HoldUntil()) }
+
 // rest is what an address without an SA comes to: held until linger after the last proof, or clear.
 func (p *peer) rest(now time.Time, why string) []action {
-	if until := p.pad.HoldUntil(); until.After(now) {
+	if until := p.holdUntil(); until.After(now) {
 		p.held = until
 		p.setState(now, withheld, why)
 		return []action{doHold{until}}
@@ -446,7 +464,7 @@ func (p *peer) settle(now time.Time) []action {
 	if p.covered() {
 		return nil
 	}
-	until := p.pad.HoldUntil()
+	until := p.holdUntil()
 	switch {
 	case until.After(now) && until.After(p.held):
 		p.held = until

@@ -270,6 +270,49 @@ func TestAnonymousLeavesNothing(t *testing.T) {
 	}
 }
 
+// I1: the SA of a client that proved no key ends while both talk: by our lifetime, since the client does not rekey, or by its own. What we
+// say next waits for its next SA, and is not said in clear.
+func TestConversationDoesNotGoOnInClear(t *testing.T) {
+	for name, c := range map[string]struct {
+		err  error
+		idle time.Duration // since its last packet
+		hold time.Duration
+	}{
+		"our lifetime":          {ike.ErrExpired, 0, testLinger},
+		"its lifetime":          {nil, 0, armedWithin},
+		"deaf, but it talks":    {ike.ErrTimeout, time.Second, testLinger},
+		"gone":                  {ike.ErrTimeout, 15 * time.Second, 0},
+		"nobody talks, deleted": {nil, 15 * time.Second, 0},
+		"started again":         {ike.ErrCrashed, 0, 0},
+	} {
+		p := newPlay(t)
+		p.established(7, false, 0)
+		p.event(evFirst{107})
+		p.now = p.now.Add(time.Minute)
+		p.event(evUsage{107, ipsec.Usage{LastIn: p.now, Armed: true}})
+		p.now = p.now.Add(c.idle)
+		p.ended(7, c.err)
+		if c.hold == 0 {
+			if p.wantState(idle); count[doHold](p) != 0 {
+				t.Errorf("%s: held", name)
+			}
+			continue
+		}
+		p.wantState(withheld)
+		p.wantHoldFirst()
+		if !p.p.held.Equal(p.now.Add(c.hold)) {
+			t.Errorf("%s: held for %v, want %v", name, p.p.held.Sub(p.now), c.hold)
+		}
+		p.established(8, false, 0)
+		p.wantState(protected)
+		p.pass(c.hold + tick)
+		p.ended(8, nil)
+		if p.wantState(idle); count[doUnhold](p) != 1 || !p.p.quiet(p.now) {
+			t.Errorf("%s: the hold does not end", name)
+		}
+	}
+}
+
 // R10: a responder's SA without ESP is probed after five seconds.
 func TestUnarmedIsProbed(t *testing.T) {
 	p := newPlay(t)

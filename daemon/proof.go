@@ -158,6 +158,7 @@ func (p *peer) describe(a *association) string {
 func (p *peer) first(now time.Time, pair uint32) (do []action) {
 	for _, a := range p.sas {
 		if a.pair.ID == pair && a.up {
+			a.usage.LastIn = latest(a.usage.LastIn, now)
 			do = append(do, p.arm(now, a)...)
 		}
 	}

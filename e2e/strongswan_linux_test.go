@@ -79,3 +79,43 @@ func TestStrongSwanResponder(t *testing.T) {
 		t.Errorf("bob's SAs:\n%s", sas)
 	}
 }
+
+// TestStrongSwanBreaksBeforeItMakes: Alice is a strongSwan that does not rekey: her IKE SA ends, and she begins another. To Bob she is nobody,
+// so that nothing is held for a name; but what they talk about does not go on in clear in between (I1).
+func TestStrongSwanBreaksBeforeItMakes(t *testing.T) {
+	needSwan(t)
+	w := newWorld(t)
+	aliceKey, bobKey := newIdentity(t), newIdentity(t)
+	dir, anchor := signZones(t, zoneFile{"example.", bindNSEC, hostRecords("bob.example.", w.bob, &bobKey)})
+	startNSD(t, w.ns, dir)
+	startUnbound(t, w.up, w.ns.Addr4().String())
+	bob := startTacit(t, w.bob, anchor, options{name: "bob.example", identity: bobKey.pem, upstream: w.up.Addr4().String()})
+	alice := startSwan(t, w.alice, swanConf{id: "alice.example", peerID: "bob.example", key: aliceKey, peerKey: bobKey, peer: w.bob})
+	alice.initiate()
+	const each, interval = 2000, 3 * time.Millisecond
+	var wg sync.WaitGroup
+	for i, addr := range both(w.alice) {
+		transfer(t, w.alice, w.bob, both(w.bob)[i], 100_000)
+		wg.Go(func() {
+			if p, err := ping(w.bob, both(w.bob)[i], addr, each, interval); err != nil || p.received < each/2 {
+				t.Errorf("ping %v: %v, %v", addr, p, err)
+			}
+		})
+	}
+	for range 4 {
+		for _, family := range []string{"v4", "v6"} {
+			time.Sleep(500 * time.Millisecond)
+			alice.ctl("--terminate", "--ike", family)
+			if out := alice.ctl("--initiate", "--child", family+"-host"); !strings.Contains(out, "initiate completed successfully") {
+				t.Errorf("%s: %s", family, out)
+			}
+			// Only the peer's first valid ESP has Bob use the SA (R10).
+			transfer(t, w.alice, w.bob, both(w.bob)[map[string]int{"v4": 0, "v6": 1}[family]], 10_000)
+		}
+	}
+	wg.Wait()
+	w.onlyProtected(w.alice, w.bob)
+	if log := bob.log(); strings.Count(log, "msg=ike-established") < 10 {
+		t.Errorf("bob's SAs:\n%s", log)
+	}
+}
