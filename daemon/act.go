@@ -115,6 +115,7 @@ func (l *loop) tellsName(p *peer, name string) bool {
 func (l *loop) engineEvent(now time.Time, e ike.Event) {
 	switch e := e.(type) {
 	case ike.AuthorizationWanted:
+		l.refusals.asked[e.SA] = e
 		l.admit(now, e)
 	case ike.SignatureWanted:
 		l.sign(e)
@@ -123,6 +124,7 @@ func (l *loop) engineEvent(now time.Time, e ike.Event) {
 	case ike.ChildWanted:
 		l.install(now, e)
 	case ike.Established:
+		l.over(now, e.SA, nil)
 		if p := l.adopt(now, e); p != nil {
 			l.step(now, p, e)
 			if e.Key != nil {
@@ -159,6 +161,7 @@ func (l *loop) engineEvent(now time.Time, e ike.Event) {
 		}
 	case ike.Closed:
 		delete(l.callers.claims, e.SA)
+		l.over(now, e.SA, e.Err)
 		if p := l.bySA[e.SA]; p != nil {
 			delete(l.bySA, e.SA)
 			l.step(now, p, e)

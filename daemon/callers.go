@@ -254,7 +254,8 @@ func (l *loop) judge(now time.Time, e ike.AuthorizationWanted, claim pad.Claim, 
 
 // refuse answers AUTHENTICATION_FAILED.
 func (l *loop) refuse(now time.Time, e ike.AuthorizationWanted, why string) {
-	l.log.Info("client refused", "peer", e.Remote, "name", e.ID.Value, "why", why)
+	delete(l.refusals.asked, e.SA)
+	l.sayRefused(now, "client refused", e.Remote, e.ID.Value, why)
 	l.output(now, l.engine.Authorize(now, e.SA, ike.Authorization{Refuse: true}))
 }
 

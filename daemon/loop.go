@@ -16,11 +16,12 @@ import (
 // taken once a turn. It never blocks: what does is a job of the data plane's goroutine or of a signer's, and comes back as a done.
 type loop struct {
 	*shared
-	engine  *ike.Endpoint
-	peers   map[key]*peer
-	bySA    map[ike.SAID]*peer
-	pairs   map[uint32]*peer
-	callers callers
+	engine   *ike.Endpoint
+	peers    map[key]*peer
+	bySA     map[ike.SAID]*peer
+	pairs    map[uint32]*peer
+	callers  callers
+	refusals refusals
 
 	datagrams chan ike.Datagram
 	events    chan ipsec.Event
@@ -43,7 +44,7 @@ const (
 
 func newLoop(s *shared, engine *ike.Endpoint) *loop {
 	return &loop{
-		shared: s, engine: engine, peers: map[key]*peer{}, bySA: map[ike.SAID]*peer{}, pairs: map[uint32]*peer{}, callers: newCallers(),
+		shared: s, engine: engine, peers: map[key]*peer{}, bySA: map[ike.SAID]*peer{}, pairs: map[uint32]*peer{}, callers: newCallers(), refusals: refusals{asked: map[ike.SAID]ike.AuthorizationWanted{}},
 		datagrams: make(chan ike.Datagram, 1024), events: make(chan ipsec.Event, 1024), calls: make(chan func(time.Time), 64), jobs: make(chan func()),
 		done: make(chan func(time.Time), 64), ended: make(chan struct{}), unheld: map[ipsec.Selector]time.Time{},
 	}
@@ -172,7 +173,9 @@ var errEnded = errors.New("the daemon has ended")
 
 func (l *loop) receive(now time.Time, d ike.Datagram) {
 	l.log.Debug("ike", "dir", "in", "peer", d.Remote, "bytes", len(d.Data))
-	l.output(now, l.engine.Receive(now, d))
+	out := l.engine.Receive(now, d)
+	l.unmet(now, d.Remote, out.Dropped)
+	l.output(now, out)
 }
 
 // output does what the engine asks: datagrams first, but for the answer that a successor must precede.

@@ -347,7 +347,10 @@ func (e *Endpoint) answer(d Datagram, m *wire.Message) []byte {
 	return data
 }
 
-func (e *Endpoint) drop(why string) { e.stats.Drops[why]++ }
+func (e *Endpoint) drop(why string) {
+	e.stats.Drops[why]++
+	e.out.Dropped = why
+}
 
 // random64 draws a number. Without random numbers there is no IKE: the reader's failure is the caller's mistake.
 func (e *Endpoint) random64() uint64 { return binary.BigEndian.Uint64(e.random(8)) }

@@ -27,6 +27,8 @@ type Output struct {
 	Events []Event
 	Send   []Datagram
 	Wake   time.Time
+
+	Dropped string // Receive: why the datagram was dropped, as in Stats.Drops; empty: it was not
 }
 
 // IDKind is an Identification type (RFC 7296, 3.5; RFC 7619, 2.2).
