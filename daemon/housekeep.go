@@ -39,9 +39,19 @@ func (l *loop) housekeep(now time.Time, usages []evUsage) {
 	for _, u := range usages {
 		if p := l.pairs[u.pair]; p != nil {
 			l.step(now, p, u)
+			l.spoke(p, u)
 		}
 	}
 	for _, p := range l.peers {
 		l.step(now, p, evTick{})
+	}
+}
+
+// spoke tells the engine of ESP that has left: a NAT that has seen it needs no keepalive.
+func (l *loop) spoke(p *peer, u evUsage) {
+	for id, a := range p.sas {
+		if a.up && a.pair.ID == u.pair {
+			l.engine.Spoke(id, u.u.LastOut)
+		}
 	}
 }

@@ -2,10 +2,12 @@ package daemon
 
 import (
 	"context"
+	"net/netip"
 	"sync"
 	"testing"
 	"time"
 
+	"tacit/ike"
 	"tacit/ipsec"
 	"tacit/ipsec/ipsectest"
 )
@@ -78,5 +80,75 @@ func (e *end) do(t *testing.T, f func(now time.Time)) {
 	defer cancel()
 	if err := e.l.ask(ctx, f); err != nil {
 		t.Fatalf("the loop takes nothing: %v", err)
+	}
+}
+
+// behindNAT establishes an SA of the loop's engine with a responder that sees it at another port, and returns its Pair's id.
+func behindNAT(t *testing.T, p *play, l *loop) (sa ike.SAID, pair uint32) {
+	t.Helper()
+	responder := ike.New(ike.Config{PostQuantum: ike.Off})
+	local, remote := netip.AddrPortFrom(p.p.local, 500), netip.AddrPortFrom(p.p.remote, 500)
+	sa, out := l.engine.Initiate(p.now, ike.Peer{Local: local, Remote: remote, LocalID: ike.ID{Kind: ike.IDNull}, Auth: ike.Authorization{Anonymous: true}})
+	answer := func(e *ike.Endpoint, events []ike.Event) (send []ike.Datagram) {
+		for _, ev := range events {
+			var more ike.Output
+			switch ev := ev.(type) {
+			case ike.AuthorizationWanted:
+				more = e.Authorize(p.now, ev.SA, ike.Authorization{Anonymous: true})
+			case ike.ChildWanted:
+				more, pair = e.Supply(p.now, ev.SA, ike.Installed{Token: ev.Token}), ev.Pair.ID
+			}
+			for _, ev := range more.Events { // a responder's Authorize wants the child
+				if c, ok := ev.(ike.ChildWanted); ok {
+					more.Send = append(more.Send, e.Supply(p.now, c.SA, ike.Installed{Token: c.Token}).Send...)
+				}
+			}
+			send = append(send, more.Send...)
+		}
+		return send
+	}
+	ours := append(out.Send, answer(l.engine, out.Events)...)
+	for range 4 {
+		var theirs []ike.Datagram
+		for _, d := range ours {
+			seen := netip.AddrPortFrom(d.Local.Addr(), d.Local.Port()+1000)
+			o := responder.Receive(p.now, ike.Datagram{Local: d.Remote, Remote: seen, Data: d.Data})
+			theirs = append(theirs, append(o.Send, answer(responder, o.Events)...)...)
+		}
+		ours = nil
+		for _, d := range theirs {
+			o := l.engine.Receive(p.now, ike.Datagram{Local: netip.AddrPortFrom(local.Addr(), d.Remote.Port()-1000), Remote: d.Local, Data: d.Data})
+			ours = append(ours, append(o.Send, answer(l.engine, o.Events)...)...)
+		}
+	}
+	return sa, pair
+}
+
+// A NAT that sees our ESP gets no keepalives beside it; one that sees nothing does (RFC 3948, 4).
+func TestESPKeepsTheNAT(t *testing.T) {
+	p := newPlay(t)
+	l := newTestLoop(t, ipsectest.NewFake(), p.p.local, "", nil, func() time.Time { return p.now })
+	sa, pair := behindNAT(t, p, l)
+	p.p.sas[sa] = &association{id: sa, initiator: true, up: true, armed: true, pair: ipsec.Pair{ID: pair}}
+	l.pairs[pair] = p.p
+	keepalives := func(seconds int, esp bool) (n int) {
+		for range seconds {
+			p.now = p.now.Add(time.Second)
+			if esp {
+				l.housekeep(p.now, []evUsage{{pair, ipsec.Usage{LastIn: p.now, LastOut: p.now}}})
+			}
+			for _, d := range l.engine.Advance(p.now).Send {
+				if len(d.Data) == 1 {
+					n++
+				}
+			}
+		}
+		return n
+	}
+	if n := keepalives(50, false); n != 2 {
+		t.Errorf("%d keepalives in 50 s of silence, want 2", n)
+	}
+	if n := keepalives(50, true); n != 0 {
+		t.Errorf("%d keepalives beside ESP", n)
 	}
 }

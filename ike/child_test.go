@@ -294,7 +294,14 @@ func TestKeepalive(t *testing.T) {
 	if len(alive) != 2 {
 		t.Errorf("%v", alive)
 	}
-	w.run(10 * time.Second)
+	for range 60 { // and so is ESP
+		a.e.Spoke(id, w.now)
+		w.run(time.Second)
+	}
+	if len(alive) != 2 {
+		t.Errorf("beside ESP: %v", alive)
+	}
+	w.run(25 * time.Second)
 	w.take(a, a.e.Do(w.now, id, Delete))
 	w.run(2 * time.Minute)
 	if len(alive) != 3 || len(a.e.sas) != 0 {
