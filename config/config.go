@@ -51,6 +51,7 @@ type DNS struct {
 	TrustAnchors     string   // path; empty: the built-in root anchors
 	TrustAnchorState string   // path of what RFC 5011 has learned; empty: the anchors do not roll over
 	NegativeAnchors  []string // canonical: zones that are unsigned whatever the zones above say
+	TimeServers      []string // canonical: names, and zones of names, that this host may set its clock by
 	InternalZones    []string // canonical, with the final dot
 	Hold             time.Duration
 	Manage           string // off
@@ -71,6 +72,8 @@ func Default() *Config {
 			Listen: []netip.AddrPort{netip.MustParseAddrPort("127.0.0.1:53")},
 			Hold:   2 * time.Second,
 			Manage: "off",
+			TimeServers: []string{"ntp.org.", "ntp.ubuntu.com.", "time.cloudflare.com.", "time.google.com.", "time1.google.com.", "time2.google.com.",
+				"time3.google.com.", "time4.google.com.", "time.nist.gov."},
 		},
 		Policy: []policy.Rule{policy.Default()},
 	}

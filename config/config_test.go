@@ -42,8 +42,8 @@ func TestParseFull(t *testing.T) {
 	first.Names = []string{"*.example.", ".tree.example.", "host.example.", "*."}
 	first.Prefixes = []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24"), netip.MustParsePrefix("198.51.100.1/32"),
 		netip.MustParsePrefix("2001:db8::/32")}
-	first.Class, first.AcceptAnonymous, first.Line = policy.Clear, false, 21
-	second.Line = 26
+	first.Class, first.AcceptAnonymous, first.Line = policy.Clear, false, 22
+	second.Line = 27
 	want := &Config{
 		Name: "alice.example", Identity: "/etc/tacit/key.pem", Identify: "all", Dataplane: "tun", Socket: "/run/t.sock", PostQuantum: "before",
 		Linger: 90 * time.Second, IKELifetime: 90 * time.Minute, ChildLifetime: 2 * time.Second,
@@ -54,6 +54,7 @@ func TestParseFull(t *testing.T) {
 			InternalZones:    []string{"corp.example.", "lan."},
 			TrustAnchorState: "/var/lib/tacit/root.state",
 			NegativeAnchors:  []string{"internal."},
+			TimeServers:      []string{"ntp.example.", "time.lan."},
 			Hold:             500 * time.Millisecond,
 			Manage:           "off",
 		},

@@ -32,6 +32,7 @@ var settings = map[string]func(p *parser, v value){
 	"dns.trust-anchors":      func(p *parser, v value) { p.path(v, &p.config.DNS.TrustAnchors) },
 	"dns.trust-anchor-state": func(p *parser, v value) { p.path(v, &p.config.DNS.TrustAnchorState) },
 	"dns.negative-anchors":   func(p *parser, v value) { p.zones(v, &p.config.DNS.NegativeAnchors) },
+	"dns.time-servers":       func(p *parser, v value) { p.zones(v, &p.config.DNS.TimeServers) },
 	"dns.internal-zones": func(p *parser, v value) {
 		p.zones(v, &p.config.DNS.InternalZones)
 	},

@@ -107,7 +107,7 @@ func (d *Daemon) openResolver() error {
 	}
 	d.resolver, err = resolver.New(resolver.Config{
 		Listen: f.DNS.Listen, Lookup: v, Upstream: up, Watcher: (*watcher)(d),
-		Hold: f.DNS.Hold, Log: d.log, Now: d.now, Observe: d.cfg.Observe,
+		Hold: f.DNS.Hold, Log: d.log, Now: d.now, Observe: d.cfg.Observe, TimeServer: d.timeServer,
 	})
 	d.find = d.findClaim
 	return err

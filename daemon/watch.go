@@ -3,6 +3,7 @@ package daemon
 import (
 	"context"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -25,6 +26,12 @@ func (w *watcher) Interest(name string) resolver.Interest {
 		return resolver.SkipKey
 	}
 	return resolver.AskKey
+}
+
+// timeServer says whether the host may set its clock by a name: one that is configured for it, and that no rule wants private.
+func (d *Daemon) timeServer(name string) bool {
+	return d.rules.Load().ForName(name).Class >= policy.PrivateOrClear &&
+		slices.ContainsFunc(d.cfg.File.DNS.TimeServers, func(zone string) bool { return name == zone || strings.HasSuffix(name, "."+zone) })
 }
 
 // Watch decides over each address of an answer and returns when all that are to be protected are, or when ctx ends.

@@ -49,17 +49,18 @@ type Link struct {
 
 // Answer is a validated answer. Bogus is an Answer with Why, not an error.
 type Answer struct {
-	Name   string    // asked, canonical (lower case, with the final dot)
-	Type   uint16    // asked
-	Msg    *dns.Msg  // the upstream's answer, its answer section cut down to the chain from Name to the RRs, TTLs capped; nil if there was none
-	Status Status    // of the whole: the weakest link of CNAMEs and data or denial
-	Rcode  int       // of Msg; RcodeServerFailure without one
-	Owner  string    // where the CNAME/DNAME chain ended; Name without a chain
-	RRs    []dns.RR  // the RRset asked for, at Owner; nil is a denial (or no answer). Verified when Status is Secure
-	Denied bool      // the answer says that there are no RRs (NXDOMAIN or NODATA); proven when Status is Secure
-	Chain  []string  // owners passed, Name first, Owner last
-	Until  time.Time // how long it may be believed: TTLs, signature expiry, keys
-	Links  []Link    // what was validated, in the order of Chain; the weakest makes Status, Why and EDE
-	Why    string    // a sentence: which proof, or what is wrong and where
-	EDE    uint16    // RFC 8914 info code for Bogus and Indeterminate; 0xffff: none
+	Name      string    // asked, canonical (lower case, with the final dot)
+	Type      uint16    // asked
+	Msg       *dns.Msg  // the upstream's answer, its answer section cut down to the chain from Name to the RRs, TTLs capped; nil if there was none
+	Status    Status    // of the whole: the weakest link of CNAMEs and data or denial
+	Rcode     int       // of Msg; RcodeServerFailure without one
+	Owner     string    // where the CNAME/DNAME chain ended; Name without a chain
+	RRs       []dns.RR  // the RRset asked for, at Owner; nil is a denial (or no answer). Verified when Status is Secure
+	Denied    bool      // the answer says that there are no RRs (NXDOMAIN or NODATA); proven when Status is Secure
+	Chain     []string  // owners passed, Name first, Owner last
+	Until     time.Time // how long it may be believed: TTLs, signature expiry, keys
+	Links     []Link    // what was validated, in the order of Chain; the weakest makes Status, Why and EDE
+	Why       string    // a sentence: which proof, or what is wrong and where
+	Unclocked bool      // the clock is known to be wrong, and nothing else is known to be: Indeterminate, but for those who need a name to set the clock by
+	EDE       uint16    // RFC 8914 info code for Bogus and Indeterminate; 0xffff: none
 }

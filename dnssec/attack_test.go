@@ -547,6 +547,9 @@ func TestClock(t *testing.T) {
 		if err != nil || got.Status != tt.want || got.EDE != tt.ede {
 			t.Errorf("%v, %s: got %v EDE %d (%s), %v, want %v EDE %d", tt.now, tt.name, got.Status, got.EDE, got.Why, err, tt.want, tt.ede)
 		}
+		if wrong := tt.now.Before(floor); got.Unclocked != wrong {
+			t.Errorf("%v, %s: unclocked %v", tt.now, tt.name, got.Unclocked)
+		}
 		if tt.name == bob && (len(got.RRs) != 1 || got.Status == Indeterminate && got.Until.After(now)) {
 			t.Errorf("%v: %v until %v", tt.now, got.RRs, got.Until)
 		}
@@ -558,7 +561,7 @@ func TestClock(t *testing.T) {
 			}
 		}
 	})
-	if got, err := New(w, a, WithClock(func() time.Time { return time.Unix(0, 0) }), WithFloor(floor)).Lookup(context.Background(), bob, dns.TypeA); err != nil || got.Status != Bogus {
+	if got, err := New(w, a, WithClock(func() time.Time { return time.Unix(0, 0) }), WithFloor(floor)).Lookup(context.Background(), bob, dns.TypeA); err != nil || got.Status != Bogus || got.Unclocked {
 		t.Errorf("forged, at 1970: got %v (%s), %v", got.Status, got.Why, err)
 	}
 	if got, err := New(w, a, WithClock(func() time.Time { return time.Unix(0, 0) })).Lookup(context.Background(), bob, dns.TypeA); err != nil || got.Status != Indeterminate {

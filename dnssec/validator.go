@@ -132,6 +132,7 @@ func (v *Validator) unclocked(ctx context.Context, name string, rrtype uint16, n
 	if ans.Status == Bogus && timely {
 		return ans, nil
 	}
+	ans.Unclocked = true
 	ans.Status, ans.EDE, ans.Until = Indeterminate, dns.ExtendedErrorCodeDNSSECIndeterminate, now
 	ans.Why = fmt.Sprintf("the clock says %s, which is before %s: %s", now.UTC().Format(time.DateTime), v.rules.floor.UTC().Format(time.DateTime), ans.Why)
 	return ans, ctx.Err()

@@ -88,8 +88,17 @@ func (s *Server) block(q *query, name string) *dns.Msg {
 	return failure(q.req, dns.RcodeRefused, dns.ExtendedErrorCodeBlocked, name+" is of class block")
 }
 
+// bootstraps says whether an answer that cannot be proven for want of a clock is one to set the clock by (TRUST.md, A-43). It claims nothing: it is for
+// addresses only, goes out without AD and with a TTL of 0, and no policy follows from it.
+func (s *Server) bootstraps(q *query, e *entry) bool {
+	return e.ans.Unclocked && e.ans.Msg != nil && (q.typ == dns.TypeA || q.typ == dns.TypeAAAA) && s.cfg.TimeServer != nil && s.cfg.TimeServer(q.name)
+}
+
 // plain releases an answer without addresses, or of a name that no key is asked for.
 func (s *Server) plain(q *query, e *entry) *dns.Msg {
+	if s.bootstraps(q, e) {
+		return s.reply(q, e, nil, 0)
+	}
 	if !e.good() && !(q.cd && e.ans.Msg != nil) {
 		return s.unproven(q, e)
 	}
@@ -125,6 +134,9 @@ func (s *Server) guarded(ctx context.Context, q *query) *dns.Msg {
 	// without hints, has nothing to protect and waits for no key.
 	if s.cfg.Observe {
 		s.observe(q, e, key)
+		return s.reply(q, e, nil, 0)
+	}
+	if s.bootstraps(q, e) {
 		return s.reply(q, e, nil, 0)
 	}
 	if !e.good() && !(q.cd && e.ans.Msg != nil) {

@@ -313,3 +313,45 @@ func TestObserveTouchesNothing(t *testing.T) {
 		t.Errorf("class block: got %q, want %q", got, want)
 	}
 }
+
+// A-43: while the clock is known to be wrong nothing is given but what the host sets it by: addresses of a time server, without AD and not to be kept.
+func TestTimeServers(t *testing.T) {
+	z, w := newZone(), &watcher{}
+	now := time.Now()
+	for _, name := range []string{"time.example.", "bob.example."} {
+		for typ, rr := range map[uint16]string{1: " 300 IN A 192.0.2.1", 28: " 300 IN AAAA 2001:db8::1", 16: ` 300 IN TXT "x"`} {
+			a := answer(name, typ, dnssec.Indeterminate, name+rr)
+			a.Unclocked, a.EDE, a.Why, a.Until = true, dns.ExtendedErrorCodeDNSSECIndeterminate, "the clock", now
+			z.m[question{name, typ}] = func(context.Context) (dnssec.Answer, error) { return a, nil }
+		}
+	}
+	z.add("forged.example.", 1, dnssec.Bogus, "forged.example. 300 IN A 192.0.2.1")
+	z.add("silent.example.", 1, dnssec.Indeterminate, "silent.example. 300 IN A 192.0.2.1")
+	is := func(name string) bool { return name != "bob.example." }
+	s := testServer(t, z, w, func(c *Config) { c.TimeServer = is })
+	for _, c := range []struct {
+		name string
+		typ  uint16
+		want string
+	}{
+		{"time.example.", 1, "NOERROR 192.0.2.1"}, {"time.example.", 28, "NOERROR 2001:db8::1"}, {"time.example.", 16, "SERVFAIL ede=DNSSEC Indeterminate"},
+		{"bob.example.", 1, "SERVFAIL ede=DNSSEC Indeterminate"}, {"forged.example.", 1, "SERVFAIL ede=DNSSEC Bogus"},
+		{"silent.example.", 1, "SERVFAIL"},
+	} {
+		r := ask(t, s, newQuery(c.name, c.typ, flags{do: true}))
+		if got := outcomeOf(r); got != c.want {
+			t.Errorf("%s %s: got %q, want %q", c.name, dns.Type(c.typ), got, c.want)
+		}
+		for _, rr := range r.Answer {
+			if rr.Header().Ttl != 0 {
+				t.Errorf("%v is to be kept", rr)
+			}
+		}
+	}
+	if n := w.calls(); n != 0 {
+		t.Errorf("%d claims", n)
+	}
+	if got := outcomeOf(ask(t, testServer(t, z, w), newQuery("time.example.", 1, flags{edns: true}))); got != "SERVFAIL ede=DNSSEC Indeterminate" {
+		t.Errorf("without time servers: %q", got)
+	}
+}

@@ -38,7 +38,10 @@ type Config struct {
 	Hold     time.Duration    // bound of every answer; 0 is 2 s
 	Log      *slog.Logger
 	Now      func() time.Time
-	Observe  bool // decide and log, hold and withhold nothing
+	// TimeServer says of a name that this host may set its clock by it: while the clock is known to be wrong and nothing can be proven, its addresses are
+	// given all the same, to be asked in clear. Nil: of none.
+	TimeServer func(name string) bool
+	Observe    bool // decide and log, hold and withhold nothing
 }
 
 // Server is the host's DNS server. It owns its sockets, cache and lookups under way.
