@@ -115,7 +115,7 @@ func TestLater(t *testing.T) {
 	for _, text := range []string{
 		"[publish]", "publish.x = 1",
 		"[dns]\ntrust-ad = false", `dns.on-failure = "open"`,
-		"[[policy]]\nanonymous = false", "[[policy]]\npackets = false", "[[policy]]\nclear-ports = []", "[[policy]]\nprotect-dns = false",
+		"[[policy]]\npackets = false", "[[policy]]\nclear-ports = []", "[[policy]]\nprotect-dns = false",
 		"[dns]\nmanage = \"auto\"", "[dns]\nupstream = [\"tls://192.0.2.1\"]",
 		"[[policy]]\nclass = \"private\"", "[[policy]]\nclass = \"clear-or-private\"", "[[policy]]\nclass = \"block\"",
 	} {

@@ -43,7 +43,8 @@ var settings = map[string]func(p *parser, v value){
 	// Rules.
 	"policy.match":            (*parser).setMatch,
 	"policy.class":            (*parser).setClass,
-	"policy.accept-anonymous": (*parser).setAcceptAnonymous,
+	"policy.anonymous":        func(p *parser, v value) { p.truth(v, &p.rule().Anonymous) },
+	"policy.accept-anonymous": func(p *parser, v value) { p.truth(v, &p.rule().AcceptAnonymous) },
 	// Endpoints known by name.
 	"peer.name":    (*parser).setPeerName,
 	"peer.address": (*parser).setPeerAddress,
@@ -55,7 +56,7 @@ var settings = map[string]func(p *parser, v value){
 var later = []string{
 	"publish",
 	"dns.trust-ad", "dns.on-failure",
-	"policy.anonymous", "policy.packets", "policy.clear-ports", "policy.protect-dns",
+	"policy.packets", "policy.clear-ports", "policy.protect-dns",
 }
 
 // maxList bounds the elements of a list.
@@ -240,13 +241,13 @@ func (p *parser) setClass(v value) {
 	}
 }
 
-// setAcceptAnonymous says whether clients without a name may come in.
-func (p *parser) setAcceptAnonymous(v value) {
+// truth reads true or false.
+func (p *parser) truth(v value, to *bool) {
 	if v.node.Kind != unstable.Bool {
 		p.errorf(v.place, v.key, "want true or false, not %s", kindName(v.node.Kind))
 		return
 	}
-	p.rule().AcceptAnonymous = string(v.node.Data) == "true"
+	*to = string(v.node.Data) == "true"
 }
 
 // setMatch reads names ("host.example", "*.example", ".example", "*"), addresses and prefixes.

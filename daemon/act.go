@@ -81,10 +81,13 @@ func (l *loop) initiate(now time.Time, p *peer, a doInitiate) {
 		LocalID: ike.ID{Kind: ike.IDNull},
 		Auth:    ike.Authorization{Keys: c.PublicKeys(), Known: c.Known(), Mode: ipsec.Transport},
 	}
-	if !a.unnamed {
+	if a.anybody {
+		peer.Auth.Anonymous = true
+	}
+	if !a.unnamed && !a.anybody {
 		peer.RemoteID = ike.ID{Kind: ike.IDFQDN, Value: strings.TrimSuffix(c.Name, ".")}
 	}
-	if l.tellsName(p, c.Name) {
+	if !a.anybody && l.tellsName(p, c.Name) {
 		peer.LocalID, peer.Tell = ike.ID{Kind: ike.IDFQDN, Value: l.d.cfg.File.Name}, ike.TellAfter
 	}
 	id, out := l.engine.Initiate(now, peer)

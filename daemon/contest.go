@@ -25,8 +25,11 @@ func (p *peer) retry(now time.Time) (do []action) {
 			p.waiting = append(p.waiting, w)
 		}
 	}
-	if len(p.waiting) == 0 || p.attempt != nil || p.authenticated() != nil {
+	if p.attempt != nil || p.authenticated() != nil {
 		return do
+	}
+	if len(p.waiting) == 0 {
+		return append(do, p.askAnybody(now)...)
 	}
 	return append(do, p.begin(now, p.next())...)
 }

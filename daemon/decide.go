@@ -30,10 +30,13 @@ func Decide(rules *policy.Table, env pad.Environment, f resolver.Found, addr net
 	if pins := rules.Pins(f.Asked, f.Owner); len(pins) > 0 && f.AddrStatus >= dnssec.Insecure {
 		return d.pinned(env, f, addr, pad.Pinned(pins, f.Keys))
 	}
-	d.Decision = policy.Decide(d.Rule.Class, policy.Facts{Addr: f.AddrStatus, Key: f.KeyStatus, Usable: len(keys) > 0, Denied: f.Denied})
+	d.Decision = policy.Decide(d.Rule.Class, policy.Facts{Addr: f.AddrStatus, Key: f.KeyStatus, Usable: len(keys) > 0, Denied: f.Denied,
+		Anonymous: d.Rule.Anonymous})
 	switch {
 	case d.Outcome == policy.Protect:
 		d.claim(env, f, addr, keys)
+	case d.Anonymous:
+		d.beside(env, f, addr)
 	case d.Outcome == policy.Withhold && f.KeyWhy != "":
 		d.Why += ": " + f.KeyWhy
 	case len(f.Keys) > 0 && len(keys) == 0 && d.Rule.Class < policy.ClearOrPrivate:
@@ -51,6 +54,15 @@ func (d Decision) pinned(env pad.Environment, f resolver.Found, addr netip.Addr,
 		d.claim(env, f, addr, keys)
 	}
 	return d
+}
+
+// beside is for an address that is answered while encryption with whoever is there is tried, if it may be at all.
+func (d *Decision) beside(env pad.Environment, f resolver.Found, addr netip.Addr) {
+	ok, _ := pad.Claimable(addr, env, f.Owner)
+	if d.Anonymous = ok && !addr.IsLoopback(); d.Anonymous {
+		d.Claim = pad.Claim{Name: f.Owner, Addr: addr}
+		d.Why += "; an anonymous attempt goes beside it"
+	}
 }
 
 // claim is for an address that the table would protect: if it may not be claimed at all (R6), its proven key still forbids

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"time"
 
 	"tacit/ike"
@@ -92,6 +93,7 @@ type attempt struct {
 	// refuses to be asked for another. The key is what it must prove in any case.
 	unnamed bool
 	called  bool // the peer had begun an SA with us before
+	anybody bool // whoever is there will do
 }
 
 // peer is an address that we negotiate with. It does nothing itself: step says what to do.
@@ -107,6 +109,7 @@ type peer struct {
 	attempt *attempt
 	sas     map[ike.SAID]*association
 	waiting []waiter
+	anybody anybody
 	held    time.Time // until when a Hold policy of ours stands; zero: none
 	broken  time.Time // until when it is to stand because an SA ended in the middle of a conversation; zero: none did
 	// standing is what lookups see of the live key; nil: there is none. The loop's.
@@ -130,6 +133,7 @@ type (
 	doInitiate struct {
 		claim   pad.Claim
 		unnamed bool
+		anybody bool
 	}
 	doCommand struct {
 		sa ike.SAID
@@ -231,11 +235,14 @@ func (p *peer) step(now time.Time, e any) (do []action, wake time.Time) {
 
 // quiet reports whether the peer may be forgotten.
 func (p *peer) quiet(now time.Time) bool {
-	return p.pad.Expire(now) && p.state == idle && p.attempt == nil && len(p.sas) == 0 && len(p.waiting) == 0 && p.held.IsZero()
+	return p.pad.Expire(now) && !now.Before(p.anybody.until) && p.state == idle && p.attempt == nil && len(p.sas) == 0 && len(p.waiting) == 0 && p.held.IsZero()
 }
 
 // lookup is a name that claims the address: TRUST.md 2, R1 to R4.
 func (p *peer) lookup(now time.Time, w waiter) []action {
+	if len(w.claim.Keys) == 0 {
+		return p.encrypt(now, w)
+	}
 	switch s := p.pad.Ask(now, w.claim); s.State {
 	case pad.Satisfied:
 		return []action{doReply{w, outcome{ok: true, ttl: s.TTL}}}
@@ -263,12 +270,9 @@ func (p *peer) begin(now time.Time, c pad.Claim) []action {
 
 // forget drops a waiter whose client is gone. The negotiation goes on for the next lookup.
 func (p *peer) forget(w waiter) {
-	for i := range p.waiting {
-		if p.waiting[i].reply == w.reply {
-			p.waiting = append(p.waiting[:i], p.waiting[i+1:]...)
-			return
-		}
-	}
+	gone := func(o waiter) bool { return o.reply == w.reply }
+	p.waiting = slices.DeleteFunc(p.waiting, gone)
+	p.anybody.waiting = slices.DeleteFunc(p.anybody.waiting, gone)
 }
 
 // established notes what the peer proved. An address has one live authenticated key (R2): anonymous SAs beside it end, so that
@@ -362,10 +366,13 @@ func (p *peer) closed(now time.Time, e ike.Closed) (do []action) {
 		}
 		return do
 	}
+	if p.attempt.anybody {
+		return append(p.nobody(now, e.Err), p.retry(now)...)
+	}
 	tried := p.attempt.claim
 	if !p.attempt.unnamed && errors.As(e.Err, new(ike.NotifyError)) && errors.Is(e.Err, ike.ErrAuthentication) {
 		p.attempt = &attempt{claim: tried, unnamed: true, called: p.attempt.called}
-		return []action{doInitiate{tried, true}}
+		return []action{doInitiate{claim: tried, unnamed: true}}
 	}
 	crossed := p.called && !p.attempt.called && (e.Err == nil || errors.Is(e.Err, ike.ErrAuthentication))
 	p.attempt = nil

@@ -35,12 +35,16 @@ func (p *peer) childUp(now time.Time, e ike.ChildUp) (do []action) {
 			p.last = p.attempt.claim
 		}
 		a.called, p.attempt = p.attempt.called, nil
+		do = p.somebody()
 	}
 	p.setState(now, protected, p.describe(a))
-	if a.key == nil || !a.armed && !p.pad.Held(now) {
-		return nil
+	switch {
+	case a.key == nil && a.initiator:
+		return append(do, p.retry(now)...) // names may have waited for their turn
+	case a.key == nil || !a.armed && !p.pad.Held(now):
+		return do
 	}
-	return p.shown(now, a)
+	return append(do, p.shown(now, a)...)
 }
 
 // shown: the address speaks with the association's key. Who came in by another than the live one takes its place only if he still may.

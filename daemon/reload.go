@@ -52,10 +52,10 @@ func (l *loop) reconsider(now time.Time, old, rules *policy.Table) {
 	for _, p := range l.peers {
 		allowed := func(a *association) bool {
 			was, is := a.rule(p, old), a.rule(p, rules)
-			if was.Class == is.Class && was.AcceptAnonymous == is.AcceptAnonymous {
+			if was.Class == is.Class && was.AcceptAnonymous == is.AcceptAnonymous && was.Anonymous == is.Anonymous {
 				return true
 			}
-			return !closed(is.Class) && (a.key != nil || a.initiator || is.AcceptAnonymous)
+			return !closed(is.Class) && (a.key != nil || a.initiator && is.Anonymous || !a.initiator && is.AcceptAnonymous)
 		}
 		clear := closed(rules.ForAddr(p.remote).Class)
 		if p.last.Name != "" {
@@ -95,6 +95,6 @@ func (p *peer) reconsider(now time.Time, e evRules) (do []action) {
 	if !e.clear || left > 0 || p.attempt != nil {
 		return do
 	}
-	p.pad, p.last = pad.NewAddress(p.remote, p.linger), pad.Claim{}
+	p.pad, p.last, p.broken = pad.NewAddress(p.remote, p.linger), pad.Claim{}, time.Time{}
 	return append(do, p.rest(now, "clear by policy")...)
 }

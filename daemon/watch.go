@@ -62,6 +62,9 @@ func (d *Daemon) decide(f resolver.Found, env *pad.Environment, addr netip.Addr)
 	switch dec.Outcome {
 	case policy.Answer:
 		log.Debug("decision", "decision", dec.Outcome, "why", dec.Why)
+		if dec.Anonymous && d.shards != nil {
+			d.encrypt(dec.Claim.Addr)
+		}
 		return c, outcome{ok: true}, false
 	case policy.Protect:
 		log.Info("dns-validated", "status", f.KeyStatus, "keys", len(dec.Claim.Keys), "asked", stamp(f.AskedAt), "t", stamp(f.KeyAt))
@@ -114,6 +117,9 @@ func (d *Daemon) key(ctx context.Context, c pad.Claim, then func(now time.Time, 
 	case o := <-w.reply:
 		return o
 	default:
+	}
+	if len(c.Keys) == 0 {
+		return outcome{why: "no encryption within the hold: " + c.Addr.String() + " has not answered yet"}
 	}
 	return outcome{why: "no proof of the key of " + strings.TrimSuffix(c.Name, ".") + " within the hold: " + c.Addr.String() + " has not answered yet"}
 }

@@ -139,7 +139,7 @@ func TestReplay(t *testing.T) {
 	forgetAnswer()
 
 	// The old denial of Bob's key: the name is worth no more than it was then, but the address has proved a key since, and stays held.
-	a := mustAnswer(t, w.alice, "bob.example", both(w.bob)...)
+	mustAnswer(t, w.alice, "bob.example", both(w.bob)...)
 	for _, addr := range both(w.bob) {
 		transfer(t, w.alice, w.bob, addr, 100_000)
 	}
@@ -154,7 +154,7 @@ func TestReplay(t *testing.T) {
 	}
 	// Until its signature ends, no longer: neither the answers that are handed out, nor what is kept here.
 	for _, kind := range []uint16{dns.TypeA, typeKey, dns.TypeMX} {
-		a = ask(t, w.alice, "bob.example", kind)
+		a := ask(t, w.alice, "bob.example", kind)
 		for _, rr := range append(a.Answer, a.Ns...) {
 			if end := time.Now().Add(time.Duration(rr.Header().Ttl) * time.Second); end.After(old.until.Add(time.Second)) {
 				t.Errorf("%v outlives its signature, which ends at %v", rr, old.until)

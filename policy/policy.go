@@ -45,6 +45,7 @@ type Rule struct {
 	Names           []string
 	Prefixes        []netip.Prefix
 	Class           Class
+	Anonymous       bool // a server that proves no key may satisfy it
 	AcceptAnonymous bool // a client that proves no name may come in
 	Line            int  // in the configuration; 0: the built-in default
 }

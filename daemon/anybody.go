@@ -1,0 +1,101 @@
+package daemon
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"time"
+
+	"tacit/pad"
+)
+
+// Better than nothing (RFC 5386, by the NULL authentication of RFC 7619): where the rule says `anonymous`, and nobody is to be proven, a host is
+// asked for encryption with whoever is there. It counts for nothing but secrecy from those who only listen, is reported anonymous, and never
+// stands in the way of somebody (TRUST.md A-19).
+
+// The back-off of addresses that speak no IKE, or refuse.
+const (
+	firstRefusal = 10 * time.Second
+	maxRefusal   = 10 * time.Minute
+)
+
+// anybody is what is known of an address in this respect.
+type anybody struct {
+	waiting []waiter
+	failed  int
+	until   time.Time // until then nobody asks again
+	why     string
+}
+
+// encrypt asks for encryption without waiting for it: an answer goes out beside it.
+func (d *Daemon) encrypt(addr netip.Addr) {
+	local, err := source(addr)
+	if err != nil {
+		return
+	}
+	l := d.shards.of(addr)
+	ctx, cancel := context.WithTimeout(context.Background(), d.cfg.File.DNS.Hold)
+	defer cancel()
+	_ = l.post(ctx, func(now time.Time) {
+		if p := l.peerOf(now, local, addr); p != nil {
+			l.step(now, p, evLookup{waiter{claim: pad.Claim{Addr: addr}, reply: make(chan outcome, 1)}})
+		}
+	})
+}
+
+// encrypt is a lookup of a name without a key, whose rule takes anybody.
+func (p *peer) encrypt(now time.Time, w waiter) []action {
+	for _, a := range p.live() {
+		if a.armed && !a.deleting {
+			return []action{doReply{w, outcome{ok: true}}}
+		}
+	}
+	switch {
+	case p.pad.Held(now):
+		return []action{doReply{w, outcome{why: "the host has proved a key lately, and shows it no more"}}}
+	case now.Before(p.anybody.until):
+		return []action{doReply{w, outcome{why: p.anybody.why}}}
+	}
+	p.anybody.waiting = append(p.anybody.waiting, w)
+	return p.askAnybody(now)
+}
+
+// askAnybody begins the attempt that somebody waits for, unless another negotiation is under way.
+func (p *peer) askAnybody(now time.Time) []action {
+	if len(p.anybody.waiting) == 0 || p.attempt != nil {
+		return nil
+	}
+	p.attempt = &attempt{anybody: true, called: p.called}
+	if len(p.live()) == 0 {
+		p.setState(now, keying, "anonymous attempt")
+	}
+	return []action{doInitiate{anybody: true}}
+}
+
+// somebody is its success, or that of another attempt.
+func (p *peer) somebody() []action {
+	do := p.tell(outcome{ok: true})
+	p.anybody = anybody{}
+	return do
+}
+
+// nobody is its failure: the address speaks clear, for those whose rule lets it.
+func (p *peer) nobody(now time.Time, err error) []action {
+	p.attempt = nil
+	p.anybody.failed++
+	p.anybody.why = fmt.Sprintf("%v does not encrypt: %s", p.remote, reason(err))
+	p.anybody.until = now.Add(min(firstRefusal<<min(p.anybody.failed-1, 10), maxRefusal))
+	do := p.tell(outcome{why: p.anybody.why})
+	if len(p.live()) == 0 {
+		do = append(do, p.rest(now, p.anybody.why)...)
+	}
+	return do
+}
+
+func (p *peer) tell(o outcome) (do []action) {
+	for _, w := range p.anybody.waiting {
+		do = append(do, doReply{w, o})
+	}
+	p.anybody.waiting = nil
+	return do
+}
