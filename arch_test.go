@@ -22,7 +22,7 @@ import (
 // imports is who may import whom, inside the project. Tests may import more.
 var imports = map[string][]string{
 	"cmd/tacit":       {"config", "control", "daemon", "dnssec", "guard", "ipsec", "ipseckey", "lab", "pad", "policy", "resolver", "tun", "upstream", "xfrm"},
-	"config":          {"policy"},
+	"config":          {"policy", "upstream"},
 	"control":         {},
 	"daemon":          {"config", "control", "dnssec", "ike", "ipsec", "ipseckey", "pad", "policy", "resolver", "upstream"},
 	"dnssec":          {},

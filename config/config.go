@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"tacit/policy"
+	"tacit/upstream"
 )
 
 // DefaultPath is where the configuration is looked for.
@@ -47,7 +48,9 @@ type Peer struct {
 // DNS is [dns].
 type DNS struct {
 	Listen           []netip.AddrPort
-	Upstream         []netip.AddrPort
+	Upstream         []upstream.Server
+	Iterate          bool     // ask the authorities where no upstream brings what DNSSEC needs
+	RootHints        string   // path; empty: the Internet's root servers
 	TrustAnchors     string   // path; empty: the built-in root anchors
 	TrustAnchorState string   // path of what RFC 5011 has learned; empty: the anchors do not roll over
 	NegativeAnchors  []string // canonical: zones that are unsigned whatever the zones above say
@@ -69,9 +72,10 @@ func Default() *Config {
 		IKELifetime:   8 * time.Hour,
 		ChildLifetime: time.Hour,
 		DNS: DNS{
-			Listen: []netip.AddrPort{netip.MustParseAddrPort("127.0.0.1:53")},
-			Hold:   2 * time.Second,
-			Manage: "off",
+			Listen:  []netip.AddrPort{netip.MustParseAddrPort("127.0.0.1:53")},
+			Iterate: true,
+			Hold:    2 * time.Second,
+			Manage:  "off",
 			TimeServers: []string{"ntp.org.", "ntp.ubuntu.com.", "time.cloudflare.com.", "time.google.com.", "time1.google.com.", "time2.google.com.",
 				"time3.google.com.", "time4.google.com.", "time.nist.gov."},
 		},

@@ -7,12 +7,12 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
-	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"tacit/policy"
+	"tacit/upstream"
 )
 
 var update = flag.Bool("update", false, "write the golden files")
@@ -33,6 +33,19 @@ func servers(s ...string) (all []netip.AddrPort) {
 	return all
 }
 
+const somePin = "pin-sha256=FHkyLhvI0n70E47cJlRTamTrnYVcsYdjUGbr79CfAVI="
+
+func upstreams(s ...string) (all []upstream.Server) {
+	for _, text := range s {
+		u, err := upstream.ParseServer(text)
+		if err != nil {
+			panic(err)
+		}
+		all = append(all, u)
+	}
+	return all
+}
+
 func TestParseFull(t *testing.T) {
 	got, err := Parse(mustRead(t, "testdata/full.toml"), "full.toml")
 	if err != nil {
@@ -42,14 +55,16 @@ func TestParseFull(t *testing.T) {
 	first.Names = []string{"*.example.", ".tree.example.", "host.example.", "*."}
 	first.Prefixes = []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24"), netip.MustParsePrefix("198.51.100.1/32"),
 		netip.MustParsePrefix("2001:db8::/32")}
-	first.Class, first.AcceptAnonymous, first.Line = policy.Clear, false, 22
-	second.Line = 27
+	first.Class, first.AcceptAnonymous, first.Line = policy.Clear, false, 25
+	second.Line = 30
 	want := &Config{
 		Name: "alice.example", Identity: "/etc/tacit/key.pem", Identify: "all", Dataplane: "tun", Socket: "/run/t.sock", PostQuantum: "before",
 		Linger: 90 * time.Second, IKELifetime: 90 * time.Minute, ChildLifetime: 2 * time.Second,
 		DNS: DNS{
-			Listen:           servers("127.0.0.1:53", "[::1]:5353"),
-			Upstream:         servers("192.0.2.53:53", "[2001:db8::53]:53", "192.0.2.54:5300"),
+			Listen: servers("127.0.0.1:53", "[::1]:5353"),
+			Upstream: upstreams("192.0.2.53", "2001:db8::53", "192.0.2.54:5300", "tls://dns.example:853",
+				"tls://192.0.2.55:853#dns.example,"+somePin, "tls://[2001:db8::55]:8853#"+somePin),
+			RootHints:        "/etc/tacit/named.root",
 			TrustAnchors:     "/etc/tacit/root.key",
 			InternalZones:    []string{"corp.example.", "lan."},
 			TrustAnchorState: "/var/lib/tacit/root.state",
@@ -88,7 +103,7 @@ func TestParseInline(t *testing.T) {
 
 // TestErrors compares with testdata/*.golden; -update writes them.
 func TestErrors(t *testing.T) {
-	for _, name := range []string{"values", "rules", "keys", "dotted", "shapes", "tables", "twice", "syntax", "loop"} {
+	for _, name := range []string{"values", "rules", "keys", "dotted", "shapes", "tables", "twice", "syntax", "loop", "upstream"} {
 		_, err := Parse(mustRead(t, filepath.Join("testdata", name+".toml")), name+".toml")
 		if err == nil {
 			t.Errorf("%s: no error", name)
@@ -116,7 +131,7 @@ func TestLater(t *testing.T) {
 		"[publish]", "publish.x = 1",
 		"[dns]\ntrust-ad = false", `dns.on-failure = "open"`,
 		"[[policy]]\npackets = false", "[[policy]]\nclear-ports = []", "[[policy]]\nprotect-dns = false",
-		"[dns]\nmanage = \"auto\"", "[dns]\nupstream = [\"tls://192.0.2.1\"]",
+		"[dns]\nmanage = \"auto\"",
 		"[[policy]]\nclass = \"private\"", "[[policy]]\nclass = \"clear-or-private\"", "[[policy]]\nclass = \"block\"",
 	} {
 		if _, err := Parse([]byte(text+"\n"), "f"); err == nil || !strings.HasSuffix(err.Error(), ": not in this version") {
@@ -176,13 +191,13 @@ func TestUseNameservers(t *testing.T) {
 		{"127.0.0.1:53", "192.0.2.9:53", "192.0.2.1", "192.0.2.9:53"},
 	} {
 		c := Default()
-		c.DNS.Listen, c.DNS.Upstream = servers(tt.listen), servers(strings.Fields(tt.given)...)
+		c.DNS.Listen, c.DNS.Upstream = servers(tt.listen), upstreams(strings.Fields(tt.given)...)
 		var host []netip.Addr
 		for _, a := range strings.Fields(tt.host) {
 			host = append(host, netip.MustParseAddr(a))
 		}
 		c.UseNameservers(host)
-		if want := servers(strings.Fields(tt.want)...); !slices.Equal(c.DNS.Upstream, want) {
+		if want := upstreams(strings.Fields(tt.want)...); !reflect.DeepEqual(c.DNS.Upstream, want) {
 			t.Errorf("listen %s, host %s: %v, want %v", tt.listen, tt.host, c.DNS.Upstream, want)
 		}
 	}

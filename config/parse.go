@@ -214,9 +214,9 @@ func (p *parser) unknown(path []string, at unstable.Range) {
 func (p *parser) finish() {
 	c := p.config
 	// Only now both lists are known: the file may have them in either order.
-	for _, ap := range c.DNS.Upstream {
-		if c.isListener(ap) {
-			p.errorf(p.upstream, "dns.upstream", "%v: we would ask ourselves", ap)
+	for _, s := range c.DNS.Upstream {
+		if c.isListener(s.Addr) {
+			p.errorf(p.upstream, "dns.upstream", "%v: we would ask ourselves", s)
 		}
 	}
 	for i, r := range c.Policy {

@@ -10,6 +10,7 @@ import (
 	"github.com/pelletier/go-toml/v2/unstable"
 
 	"tacit/policy"
+	"tacit/upstream"
 )
 
 // settings is the schema: the keys that this version accepts. Each checks its value and sets it.
@@ -27,8 +28,10 @@ var settings = map[string]func(p *parser, v value){
 	"ike-lifetime":   func(p *parser, v value) { p.duration(v, &p.config.IKELifetime, time.Second, 7*24*time.Hour) },
 	"child-lifetime": func(p *parser, v value) { p.duration(v, &p.config.ChildLifetime, time.Second, 24*time.Hour) },
 	// DNS. A hold of more than 10 s would outlast every stub resolver's patience.
-	"dns.listen":             func(p *parser, v value) { p.servers(v, &p.config.DNS.Listen, false) },
-	"dns.upstream":           func(p *parser, v value) { p.servers(v, &p.config.DNS.Upstream, true) },
+	"dns.listen":             func(p *parser, v value) { p.listeners(v, &p.config.DNS.Listen) },
+	"dns.upstream":           (*parser).setUpstream,
+	"dns.iterate":            func(p *parser, v value) { p.boolean(v, &p.config.DNS.Iterate) },
+	"dns.root-hints":         func(p *parser, v value) { p.path(v, &p.config.DNS.RootHints) },
 	"dns.trust-anchors":      func(p *parser, v value) { p.path(v, &p.config.DNS.TrustAnchors) },
 	"dns.trust-anchor-state": func(p *parser, v value) { p.path(v, &p.config.DNS.TrustAnchorState) },
 	"dns.negative-anchors":   func(p *parser, v value) { p.zones(v, &p.config.DNS.NegativeAnchors) },
@@ -43,8 +46,8 @@ var settings = map[string]func(p *parser, v value){
 	// Rules.
 	"policy.match":            (*parser).setMatch,
 	"policy.class":            (*parser).setClass,
-	"policy.anonymous":        func(p *parser, v value) { p.truth(v, &p.rule().Anonymous) },
-	"policy.accept-anonymous": func(p *parser, v value) { p.truth(v, &p.rule().AcceptAnonymous) },
+	"policy.anonymous":        func(p *parser, v value) { p.boolean(v, &p.rule().Anonymous) },
+	"policy.accept-anonymous": func(p *parser, v value) { p.boolean(v, &p.rule().AcceptAnonymous) },
 	// Endpoints known by name.
 	"peer.name":    (*parser).setPeerName,
 	"peer.address": (*parser).setPeerAddress,
@@ -154,8 +157,8 @@ func (p *parser) duration(v value, to *time.Duration, least, most time.Duration)
 	}
 }
 
-// servers reads "address" or "address:port"; the port is 53 if none is given.
-func (p *parser) servers(v value, to *[]netip.AddrPort, upstream bool) {
+// listeners reads "address" or "address:port"; the port is 53 if none is given.
+func (p *parser) listeners(v value, to *[]netip.AddrPort) {
 	var all []netip.AddrPort
 	failed := len(p.errs)
 	p.list(v, func(s string, at unstable.Range) {
@@ -166,8 +169,6 @@ func (p *parser) servers(v value, to *[]netip.AddrPort, upstream bool) {
 		// Everywhere else an IPv4 address is 4 octets; mapped it would be compared in vain.
 		ap = netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port())
 		switch {
-		case upstream && strings.HasPrefix(s, "tls://"):
-			p.errorf(at, v.key, "%q: not in this version", s)
 		case err != nil:
 			p.errorf(at, v.key, `want "address" or "address:port", not %q`, s)
 		case ap.Port() == 0:
@@ -185,9 +186,38 @@ func (p *parser) servers(v value, to *[]netip.AddrPort, upstream bool) {
 		return
 	}
 	*to = all
-	if upstream {
-		p.upstream = v.at
+}
+
+// setUpstream reads the servers to ask, in order of preference.
+func (p *parser) setUpstream(v value) {
+	c, failed := p.config, len(p.errs)
+	c.DNS.Upstream = nil
+	p.list(v, func(text string, at unstable.Range) {
+		s, err := upstream.ParseServer(text)
+		switch {
+		case err != nil && !strings.HasPrefix(text, "tls://"):
+			p.errorf(at, v.key, `want "address", "address:port" or "tls://...", not %q: %v`, text, err)
+		case err != nil:
+			p.errorf(at, v.key, "%q: %v", text, err)
+		case c.hasUpstream(s):
+			p.errorf(at, v.key, "%q: given twice", text)
+		default:
+			c.DNS.Upstream = append(c.DNS.Upstream, s)
+		}
+	})
+	if len(p.errs) == failed && len(c.DNS.Upstream) == 0 {
+		p.errorf(v.place, v.key, "want at least one address")
 	}
+	p.upstream = v.at
+}
+
+// boolean reads true or false.
+func (p *parser) boolean(v value, to *bool) {
+	if v.node.Kind != unstable.Bool {
+		p.errorf(v.place, v.key, "want true or false, not %s", kindName(v.node.Kind))
+		return
+	}
+	*to = string(v.node.Data) == "true"
 }
 
 // zones reads names of zones; unlike ours they may have one label ("lan").
@@ -239,15 +269,6 @@ func (p *parser) setClass(v value) {
 		p.rule().Class = c
 		p.classes[len(p.config.Policy)-1] = v
 	}
-}
-
-// truth reads true or false.
-func (p *parser) truth(v value, to *bool) {
-	if v.node.Kind != unstable.Bool {
-		p.errorf(v.place, v.key, "want true or false, not %s", kindName(v.node.Kind))
-		return
-	}
-	*to = string(v.node.Data) == "true"
 }
 
 // setMatch reads names ("host.example", "*.example", ".example", "*"), addresses and prefixes.

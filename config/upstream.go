@@ -3,6 +3,8 @@ package config
 import (
 	"net/netip"
 	"slices"
+
+	"tacit/upstream"
 )
 
 // UseNameservers takes the servers that this host's programs ask, where the configuration names no upstream, and leaves out our
@@ -16,10 +18,15 @@ func (c *Config) UseNameservers(servers []netip.Addr) {
 			a = netip.AddrFrom4([4]byte{127, 0, 0, 1})
 		}
 		ap := netip.AddrPortFrom(a, 53)
-		if !a.IsMulticast() && !c.isListener(ap) && !slices.Contains(c.DNS.Upstream, ap) {
-			c.DNS.Upstream = append(c.DNS.Upstream, ap)
+		s := upstream.Server{Addr: ap, Port: 53}
+		if !a.IsMulticast() && !c.isListener(ap) && !c.hasUpstream(s) {
+			c.DNS.Upstream = append(c.DNS.Upstream, s)
 		}
 	}
+}
+
+func (c *Config) hasUpstream(s upstream.Server) bool {
+	return slices.ContainsFunc(c.DNS.Upstream, func(old upstream.Server) bool { return old.String() == s.String() })
 }
 
 // isListener reports whether a query to that address would come back to us.

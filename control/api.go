@@ -55,9 +55,18 @@ type Dataplane struct {
 // DNS is the daemon's DNS server.
 type DNS struct {
 	Listen   []netip.AddrPort `json:"listen"`
-	Upstream []netip.AddrPort `json:"upstream"`
+	Upstream []string         `json:"upstream"`
+	// Ways are the upstreams, and the authorities where they may be asked, and what was found to pass by each.
+	Ways []Way `json:"ways"`
 	// Stub says whether the host asks us and nobody else (TRUST.md A-55): "ok", or "FAIL: " and why.
 	Stub string `json:"stub"`
+}
+
+// Way is a way to the DNS.
+type Way struct {
+	Name string `json:"name"`
+	OK   bool   `json:"ok"`
+	Why  string `json:"why,omitempty"` // what does not pass
 }
 
 // Peer is one remote address.

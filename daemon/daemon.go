@@ -5,7 +5,6 @@ package daemon
 import (
 	"context"
 	"crypto"
-	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -34,7 +33,8 @@ type Config struct {
 	// TrustPoint is to be followed through its roll-overs, its state kept by SaveTrust; nil: the anchors stay as they are.
 	TrustPoint *dnssec.TrustPoint
 	SaveTrust  func(state []byte) error
-	Signer     crypto.Signer // our identity; nil: we stay anonymous and nobody can prove us
+	Hints      []upstream.Hint // the root servers; nil: the Internet's
+	Signer     crypto.Signer   // our identity; nil: we stay anonymous and nobody can prove us
 	// CrashSecret outlives the process, so that peers believe at once that it was started anew (RFC 6290); empty: they find out by themselves.
 	CrashSecret []byte
 	Dataplane   ipsec.Dataplane
@@ -58,6 +58,7 @@ type Daemon struct {
 	host     *host
 	shards   *shards // nil when observing
 	resolver *resolver.Server
+	upstream *upstream.Router
 	// find is what DNS says of the name that an initiator at an address tells: findClaim.
 	find     func(name string, remote netip.Addr) (c pad.Claim, why string)
 	rollover *dnssec.Rollover // nil without a TrustPoint
@@ -93,13 +94,12 @@ func New(cfg Config) (*Daemon, error) {
 // openResolver wires upstream, validator and listeners.
 func (d *Daemon) openResolver() error {
 	f := d.cfg.File
-	if len(f.DNS.Upstream) == 0 {
-		return errors.New("dns.upstream: no upstream is configured, and the host has none")
-	}
-	up, err := upstream.New(upstream.Config{Servers: f.DNS.Upstream, Control: d.dnsControl()})
+	up, err := upstream.New(upstream.Config{
+		Servers: f.DNS.Upstream, Iterate: f.DNS.Iterate, Hints: d.cfg.Hints, Probed: d.cfg.Anchors.Top(), Control: d.dnsControl(), Log: d.log})
 	if err != nil {
 		return fmt.Errorf("dns.upstream: %w", err)
 	}
+	d.upstream = up
 	v := dnssec.New(up, d.cfg.Anchors, dnssec.WithUnsigned(f.DNS.NegativeAnchors...))
 	v.Now = d.now
 	if d.cfg.TrustPoint != nil {
@@ -126,7 +126,8 @@ func (d *Daemon) Run(ctx context.Context) error {
 	g, gctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return d.resolver.Serve(gctx) })
 	g.Go(func() error { return control.Serve(gctx, d.cfg.File.Socket, handler{d}) })
-	g.Go(func() error { d.host.watch(gctx, d.log); return nil })
+	g.Go(func() error { d.host.watch(gctx, d.log, d.upstream.Renew); return nil })
+	g.Go(func() error { d.upstream.Run(gctx); return nil })
 	if d.shards != nil {
 		g.Go(func() error { return d.shards.run(gctx) })
 	}

@@ -91,7 +91,9 @@ func Environment(f *config.Config) (pad.Environment, error) {
 		}
 	}
 	for _, u := range f.DNS.Upstream {
-		e.Upstreams = append(e.Upstreams, u.Addr().Unmap())
+		if u.Addr.IsValid() {
+			e.Upstreams = append(e.Upstreams, u.Addr.Addr())
+		}
 	}
 	return e, nil
 }
@@ -109,8 +111,8 @@ func whole[T any](list func() ([]T, error)) (all []T, err error) {
 	return all, err
 }
 
-// watch reads again at each of the kernel's notices, until ctx ends.
-func (h *host) watch(ctx context.Context, log *slog.Logger) {
+// watch reads again at each of the kernel's notices, until ctx ends. moved is called when the host's addresses or gateways have changed.
+func (h *host) watch(ctx context.Context, log *slog.Logger, moved func()) {
 	done := make(chan struct{})
 	defer close(done)
 	addrs := make(chan netlink.AddrUpdate, 16)
@@ -139,8 +141,12 @@ func (h *host) watch(ctx context.Context, log *slog.Logger) {
 			}
 		case <-tick.C:
 		}
+		old := h.environment()
 		if err := h.read(); err != nil {
 			log.Warn("the host's addresses are not known", "err", err)
+		}
+		if e := h.environment(); !reflect.DeepEqual(e.Own, old.Own) || !reflect.DeepEqual(e.Gateways, old.Gateways) {
+			moved()
 		}
 	}
 }

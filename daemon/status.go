@@ -20,8 +20,14 @@ func (h handler) Status(ctx context.Context) (control.Status, error) {
 	s := control.Status{
 		SchemaVersion: control.SchemaVersion, Version: d.cfg.Version, Since: d.started, Name: d.cfg.File.Name, Observe: d.cfg.Observe,
 		Dataplane: control.Dataplane{Kind: d.cfg.DataplaneName, Why: d.cfg.DataplaneWhy},
-		DNS:       control.DNS{Listen: d.resolver.Addrs(), Upstream: d.cfg.File.DNS.Upstream, Stub: "ok"},
+		DNS:       control.DNS{Listen: d.resolver.Addrs(), Stub: "ok"},
 		Counters:  d.counters(),
+	}
+	for _, u := range d.cfg.File.DNS.Upstream {
+		s.DNS.Upstream = append(s.DNS.Upstream, u.String())
+	}
+	for _, w := range d.upstream.States() {
+		s.DNS.Ways = append(s.DNS.Ways, control.Way(w))
 	}
 	if err := resolver.CheckStub(stubFile, d.resolver.Addrs()); err != nil {
 		s.DNS.Stub = "FAIL: " + err.Error()

@@ -36,6 +36,19 @@ func RootAnchors() *Anchors {
 	return a
 }
 
+// Top is the zone closest to the root that has an anchor.
+func (a *Anchors) Top() string {
+	a.mu.RLock()
+	defer a.mu.RUnlock()
+	top := ""
+	for z := range a.zones {
+		if n := dns.CountLabel(z); top == "" || n < dns.CountLabel(top) || n == dns.CountLabel(top) && z < top {
+			top = z
+		}
+	}
+	return top
+}
+
 // ParseAnchors reads DS and DNSKEY records in zone-file form, as dnssec-dsfromkey, ldns-keygen and unbound-anchor write them. Errors begin with
 // file:line. Directives are refused, and so is a file without an anchor.
 func ParseAnchors(text []byte, file string) (*Anchors, error) {

@@ -61,6 +61,8 @@ type Answer struct {
 	Until     time.Time // how long it may be believed: TTLs, signature expiry, keys
 	Links     []Link    // what was validated, in the order of Chain; the weakest makes Status, Why and EDE
 	Why       string    // a sentence: which proof, or what is wrong and where
+	Via       string    // by which way of a Rerouter the end of Chain came; empty if nobody was asked
+	Detour    string    // why by another way than the first; empty: it was the first
 	Unclocked bool      // the clock is known to be wrong, and nothing else is known to be: Indeterminate, but for those who need a name to set the clock by
 	EDE       uint16    // RFC 8914 info code for Bogus and Indeterminate; 0xffff: none
 }

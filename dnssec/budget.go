@@ -26,7 +26,9 @@ const (
 	maxWildRRs     = 32      // records of a wildcard's RRset that is kept
 	maxGather      = 8       // labels below the apex of names that cached NSEC3 are tried for: a hash each
 	maxAnySets     = 24      // RRsets taken of an answer to ANY (RFC 8482, 4.1: they need not be all)
-	maxWays        = 3       // ways that are tried before what is Bogus is called so
+	maxWays        = 4       // ways that are tried before what is Bogus is called so, the Rerouter's own choice among them
+	maxRoutes      = 4096    // names whose way is remembered
+	maxSends       = 128     // questions that an Exchanger may need for those: to each authority on the way down
 	maxPrefetch    = 4       // labels whose DS and DNSKEY are asked before they are known to be needed
 	maxDenialRRs   = 16      // NSEC or NSEC3 records looked at for one denial
 	maxWalkAtOnce  = 6       // DS questions in flight of one walk down
@@ -34,7 +36,7 @@ const (
 
 // budget counts work down. It is shared by the goroutines of a lookup: one atomic each, no lock.
 type budget struct {
-	sigs, hashes, queries, digests, octets atomic.Int64
+	sigs, hashes, queries, digests, octets, sends atomic.Int64
 
 	wrong atomic.Int64 // signatures that did not hold
 }
@@ -46,12 +48,14 @@ func newBudget() *budget {
 	b.queries.Store(maxQueries)
 	b.digests.Store(maxDigests)
 	b.octets.Store(maxOctets)
+	b.sends.Store(maxSends)
 	return b
 }
 
 func (b *budget) signature() bool     { return b.sigs.Add(-1) >= 0 }
 func (b *budget) query() bool         { return b.queries.Add(-1) >= 0 }
 func (b *budget) hash(n int64) bool   { return b.hashes.Add(-n) >= 0 }
+func (b *budget) send() bool          { return b.sends.Add(-1) >= 0 }
 func (b *budget) digest() bool        { return b.digests.Add(-1) >= 0 }
 func (b *budget) answer(n int64) bool { return b.octets.Add(-n) >= 0 }
 func (b *budget) spent() bool {

@@ -100,12 +100,12 @@ func TestQuestionsBounded(t *testing.T) {
 func costs(t *testing.T, v *Validator, name string, rrtype uint16) (*budget, Answer) {
 	t.Helper()
 	work := newBudget()
-	got := v.try(context.Background(), name, rrtype, testNow, work, false)
+	got := v.try(context.Background(), name, rrtype, testNow, work, 0)
 	for range 3 {
 		if got.Status == Secure {
 			break
 		}
-		got = v.try(context.Background(), name, rrtype, testNow, work, true)
+		got = v.try(context.Background(), name, rrtype, testNow, work, 1)
 	}
 	return work, got
 }
@@ -178,7 +178,7 @@ func TestOneBudget(t *testing.T) {
 	}
 	for range 100 { // nor does the next try of the same lookup find anything left
 		costs := work.sigs.Load()
-		if got := v.try(context.Background(), "a.trap.", dns.TypeA, testNow, work, true); got.Status == Secure || costs < 0 && work.sigs.Load() < costs-64 {
+		if got := v.try(context.Background(), "a.trap.", dns.TypeA, testNow, work, 1); got.Status == Secure || costs < 0 && work.sigs.Load() < costs-64 {
 			t.Fatalf("with nothing left: %v, %d", got.Status, work.sigs.Load())
 		}
 	}
@@ -226,7 +226,7 @@ func TestThousandRecords(t *testing.T) {
 	work := newBudget()
 	work.octets.Store(2000)
 	v := New(w, a, WithClock(clock))
-	if got := v.try(context.Background(), "a.test.", dns.TypeIPSECKEY, testNow, work, false); got.Status != Bogus || !strings.Contains(got.Why, "budget") {
+	if got := v.try(context.Background(), "a.test.", dns.TypeIPSECKEY, testNow, work, 0); got.Status != Bogus || !strings.Contains(got.Why, "budget") {
 		t.Errorf("with 2000 octets left: %v (%s)", got.Status, got.Why)
 	}
 }

@@ -20,23 +20,6 @@ const (
 	maxNegative   = 3 * time.Hour    // how long a denial is believed (RFC 2308, 5)
 )
 
-// Rerouter is an Exchanger that has several ways to the DNS, as two upstreams are. A lookup that ends Bogus is made again by another way, within the same
-// work budget: the first one may be broken, or lie.
-type Rerouter interface {
-	Exchanger
-	Ways() int // how many there are
-}
-
-type elsewhereKey struct{}
-
-// Reroute is ctx for a question whose first answer could not be proven.
-func Reroute(ctx context.Context) context.Context {
-	return context.WithValue(ctx, elsewhereKey{}, true)
-}
-
-// Elsewhere says whether what a Rerouter answered before could not be proven, so that it is to take another way than the last.
-func Elsewhere(ctx context.Context) bool { return ctx.Value(elsewhereKey{}) != nil }
-
 // question is what is asked of the upstream.
 type question struct {
 	name   string
@@ -57,35 +40,38 @@ func (e *netError) Unwrap() error { return e.err }
 
 var errBudget = errors.New("the work budget of the lookup is used up")
 
-// exchange asks the upstream once. Lookups with the same question in flight share the answer, which nobody may change.
-func (v *Validator) exchange(q question, elsewhere bool) (*dns.Msg, error) {
-	key := q.name + "/" + typeName(q.rrtype)
-	if elsewhere {
-		key += " elsewhere"
-	}
+// reply is an answer, which nobody may change, and how it came.
+type reply struct {
+	msg *dns.Msg
+	by  carriage
+}
+
+// exchange asks the upstream once, on behalf of work. Lookups with the same question in flight share the answer.
+func (v *Validator) exchange(q question, way int, work *budget) (reply, error) {
+	key := byWay(q.name+"/"+typeName(q.rrtype), way)
 	res, err, _ := v.questions.Do(key, func() (any, error) {
 		ctx, cancel := context.WithTimeout(context.Background(), fetchTimeout)
 		defer cancel()
-		if elsewhere {
-			ctx = Reroute(ctx)
-		}
+		e := &errand{way: way, work: work}
 		m := new(dns.Msg)
 		m.SetQuestion(q.name, q.rrtype)
 		m.CheckingDisabled = true // we judge ourselves: a validating upstream must not hide what is bogus
 		m.SetEdns0(udpSize, true)
-		r, err := v.Exchanger.Exchange(ctx, m)
+		r, err := v.Exchanger.Exchange(e.in(ctx), m)
 		if err != nil {
 			return nil, &netError{q, dns.ExtendedErrorCodeNetworkError, err}
 		}
 		if err := acceptable(q, r); err != nil {
 			return nil, &netError{q, dns.ExtendedErrorCodeNoReachableAuthority, err}
 		}
-		return r, nil
+		e.mu.Lock()
+		defer e.mu.Unlock()
+		return reply{r, e.by}, nil
 	})
 	if err != nil {
-		return nil, err
+		return reply{}, err
 	}
-	return res.(*dns.Msg), nil
+	return res.(reply), nil
 }
 
 // acceptable says whether r answers q at all.
@@ -110,6 +96,7 @@ type future struct {
 	q    question
 	done chan struct{}
 	msg  *dns.Msg
+	by   carriage
 	err  error
 }
 
@@ -141,7 +128,8 @@ func (s *session) ask(q question) *future {
 		return f
 	}
 	go func() {
-		f.msg, f.err = s.v.exchange(q, s.elsewhere)
+		r, err := s.v.exchange(q, s.way, s.work)
+		f.msg, f.by, f.err = r.msg, r.by, err
 		if f.err == nil && !s.work.answer(int64(f.msg.Len())) {
 			f.msg, f.err = nil, errBudget
 		}

@@ -87,11 +87,11 @@ func (r *recursor) Exchange(ctx context.Context, q *dns.Msg) (*dns.Msg, error) {
 	m := new(dns.Msg)
 	m.SetReply(q)
 	told, denied := maps.Clone(r.told), maps.Clone(r.denied)
-	if Elsewhere(ctx) {
+	if Way(ctx) != 0 {
 		r.elsewhere(qu)
 	}
 	err := r.resolve(m, qu, 0)
-	if err != nil && Elsewhere(ctx) { // nobody else knows: then what was said before stands
+	if err != nil && Way(ctx) != 0 { // nobody else knows: then what was said before stands
 		r.told, r.denied = told, denied
 		err = r.resolve(m, qu, 0)
 	}
@@ -107,7 +107,8 @@ func (r *recursor) Exchange(ctx context.Context, q *dns.Msg) (*dns.Msg, error) {
 }
 
 // Ways: an iterating resolver has other servers to ask.
-func (r *recursor) Ways() int { return 3 }
+func (r *recursor) Ways() []int                        { return []int{1, 2} }
+func (r *recursor) Chosen(string, uint16, int, string) {}
 
 // elsewhere forgets what the servers said that answered q, and has others asked before them.
 func (r *recursor) elsewhere(q question) {

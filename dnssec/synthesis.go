@@ -109,10 +109,15 @@ func (s *session) expandedIn(q question, zone string) *dns.Msg {
 
 // message is the answer for the owner that the chain has come to: from the proofs at hand, or from the upstream.
 func (l *lookup) message(ctx context.Context, q question) (*dns.Msg, error) {
-	if !l.rules.asks && !l.elsewhere {
+	if !l.rules.asks && l.way == 0 {
 		if m := l.synthesized(q); m != nil {
 			return m, nil
 		}
 	}
-	return l.ask(q).wait(ctx)
+	f := l.ask(q)
+	m, err := f.wait(ctx)
+	if err == nil {
+		l.ans.Via, l.ans.Detour = f.by.via, f.by.why
+	}
+	return m, err
 }

@@ -158,9 +158,15 @@ type twoWays struct {
 	ways          int
 }
 
-func (u twoWays) Ways() int { return u.ways }
+func (u twoWays) Ways() (ways []int) {
+	for i := 1; i < u.ways; i++ {
+		ways = append(ways, i)
+	}
+	return ways
+}
+func (u twoWays) Chosen(string, uint16, int, string) {}
 func (u twoWays) Exchange(ctx context.Context, q *dns.Msg) (*dns.Msg, error) {
-	if Elsewhere(ctx) {
+	if Way(ctx) != 0 {
 		return u.honest.Exchange(ctx, q)
 	}
 	return u.lying.Exchange(ctx, q)

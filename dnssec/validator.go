@@ -23,6 +23,7 @@ type Validator struct {
 	rollovers map[string]*Rollover // by zone: Follow
 	zones     delegations
 	proofs    proofs
+	routes    routes
 	walks     singleflight.Group // by zone name: the work of getting its keys
 	questions singleflight.Group // by name and type: a question to the upstream
 }
@@ -90,10 +91,11 @@ func New(ex Exchanger, anchors *Anchors, opts ...Option) *Validator {
 	return v
 }
 
-// Flush forgets the zones and proofs that were learned, as after a change of network.
+// Flush forgets the zones, proofs and ways that were learned, as after a change of network.
 func (v *Validator) Flush() {
 	v.zones.flush()
 	v.proofs.flush()
+	v.routes.flush()
 }
 
 // Lookup asks for name and rrtype, follows CNAME and DNAME, and validates everything from an anchor down. The error is
@@ -110,13 +112,13 @@ func (v *Validator) Lookup(ctx context.Context, name string, rrtype uint16) (Ans
 	outer := ctx
 	ctx, cancel := context.WithTimeout(ctx, lookupTimeout)
 	defer cancel()
-	ans := v.try(ctx, name, rrtype, now, work, false)
-	if r, ok := v.Exchanger.(Rerouter); ok && ans.Status == Bogus {
-		for n := 1; n < min(r.Ways(), maxWays) && !work.spent() && ans.Status == Bogus; n++ {
-			if again := v.try(ctx, name, rrtype, now, work, true); again.Status >= Insecure {
-				ans = again
-			}
-		}
+	to := v.routes.of(question{name, rrtype}, now)
+	ans := v.try(ctx, name, rrtype, now, work, to.way)
+	if to.way != 0 {
+		ans.Detour = to.why
+	}
+	if r, ok := v.Exchanger.(Rerouter); ok && v.unproven(ctx, ans, to.way, now, work) {
+		ans = v.reroute(ctx, r, ans, to.way, now, work)
 	}
 	if ans.Status == Indeterminate {
 		return ans, outer.Err()
@@ -127,7 +129,7 @@ func (v *Validator) Lookup(ctx context.Context, name string, rrtype uint16) (Ans
 // unclocked is a Lookup while the clock is known to be wrong. The answer is what a validator at the floor makes of it, for those who need a name to set
 // the clock; it claims nothing.
 func (v *Validator) unclocked(ctx context.Context, name string, rrtype uint16, now time.Time) (Answer, error) {
-	ans := v.try(ctx, name, rrtype, v.rules.floor, newBudget(), false)
+	ans := v.try(ctx, name, rrtype, v.rules.floor, newBudget(), 0)
 	timely := ans.EDE != dns.ExtendedErrorCodeSignatureExpired && ans.EDE != dns.ExtendedErrorCodeSignatureNotYetValid
 	if ans.Status == Bogus && timely {
 		return ans, nil
@@ -143,14 +145,14 @@ func (v *Validator) session(now time.Time, work *budget) *session {
 	return &session{checker: checker{now: now, rules: &v.rules, work: work, lanes: v.lanes}, v: v, asked: make(map[question]*future)}
 }
 
-// try is one round of a lookup: elsewhere, if the first one ended with what could not be proven.
-func (v *Validator) try(ctx context.Context, name string, rrtype uint16, now time.Time, work *budget, elsewhere bool) Answer {
+// try is one round of a lookup, by one way of a Rerouter.
+func (v *Validator) try(ctx context.Context, name string, rrtype uint16, now time.Time, work *budget, way int) Answer {
 	s := v.session(now, work)
-	s.elsewhere = elsewhere
+	s.way = way
 	l := &lookup{session: s, asked: make(map[string]bool), taken: make(map[question]bool), ans: Answer{Name: name, Type: rrtype, Owner: name, Chain: []string{name},
 		Status: Secure, Rcode: dns.RcodeServerFailure, Until: now.Add(maxTTL), EDE: NoEDE}}
 	s.keep = s.keepProof
-	if v.rules.asks || elsewhere || s.synthesized(question{name, rrtype}) == nil {
+	if v.rules.asks || way != 0 || s.synthesized(question{name, rrtype}) == nil {
 		s.ask(question{name, rrtype})
 		s.prefetch(name, rrtype)
 	}

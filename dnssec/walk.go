@@ -17,13 +17,13 @@ type session struct {
 	mu    sync.Mutex // the questions may be asked by the goroutines that fetch zones for this lookup
 	asked map[question]*future
 
-	elsewhere bool // the first round ended Bogus: every question goes another way, and what was found broken is looked at again
+	way int // of a Rerouter, for every question; if it is not 0, what was found broken before is looked at again
 }
 
 // known is what the cache knows of a zone cut.
 func (s *session) known(name string) (known, bool) {
 	k, ok := s.v.zones.get(name, s.now)
-	if ok && s.elsewhere && k.zone != nil && k.zone.status == Bogus {
+	if ok && s.way != 0 && k.zone != nil && k.zone.status == Bogus {
 		return known{}, false
 	}
 	return k, ok
@@ -222,11 +222,7 @@ func (s *session) shared(ctx context.Context, name string, get func(context.Cont
 			return k.or(z)
 		}
 		mine := false
-		key := name
-		if s.elsewhere {
-			key += " elsewhere"
-		}
-		ch := s.v.walks.DoChan(key, func() (any, error) {
+		ch := s.v.walks.DoChan(byWay(name, s.way), func() (any, error) {
 			mine = true
 			ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), walkTimeout)
 			defer cancel()

@@ -3,6 +3,7 @@ package upstream
 import (
 	"encoding/binary"
 	"io"
+	"log/slog"
 	"net"
 	"net/netip"
 	"sync"
@@ -13,7 +14,10 @@ import (
 	"github.com/miekg/dns"
 )
 
-var loop = netip.MustParseAddr("127.0.0.1")
+var (
+	loop    = netip.MustParseAddr("127.0.0.1")
+	discard = slog.New(slog.DiscardHandler)
+)
 
 func records(texts ...string) (rrs []dns.RR) {
 	for _, t := range texts {
@@ -142,7 +146,7 @@ func testRouter(t *testing.T, fs ...*forwarder) *Router {
 	t.Helper()
 	var c Config
 	for _, f := range fs {
-		c.Servers = append(c.Servers, f.addr)
+		c.Servers = append(c.Servers, Server{Addr: f.addr, Port: f.addr.Port()})
 	}
 	u, err := New(c)
 	if err != nil {

@@ -5,6 +5,7 @@ import (
 	"net"
 	"net/netip"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -207,7 +208,7 @@ func TestEndsWithItsContext(t *testing.T) {
 	gone := closed.LocalAddr().(*net.UDPAddr).AddrPort()
 	closed.Close()
 	l.Close()
-	u, err := New(Config{Servers: []netip.AddrPort{gone, f.addr}})
+	u, err := New(Config{Servers: []Server{{Addr: gone, Port: gone.Port()}, {Addr: f.addr, Port: f.addr.Port()}}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -243,7 +244,7 @@ func TestControl(t *testing.T) {
 	f := newForwarder(t, func(q *dns.Msg, tcp bool) [][]byte {
 		return [][]byte{reply(q, good, func(m *dns.Msg) { m.Truncated = !tcp })}
 	})
-	u, err := New(Config{Servers: []netip.AddrPort{f.addr}, Control: func(network, _ string, c syscall.RawConn) error {
+	u, err := New(Config{Servers: []Server{{Addr: f.addr, Port: f.addr.Port()}}, Control: func(network, _ string, c syscall.RawConn) error {
 		n.Add(1)
 		return c.Control(func(fd uintptr) {
 			if fd == 0 {
@@ -263,7 +264,7 @@ func TestControl(t *testing.T) {
 }
 
 func TestNewRefuses(t *testing.T) {
-	for _, servers := range [][]netip.AddrPort{nil, {{}}, {netip.AddrPortFrom(loop, 0)}} {
+	for _, servers := range [][]Server{nil, {{}}, {{Addr: netip.AddrPortFrom(loop, 0)}}, {{TLS: true, Port: 853, Name: "dns.example"}}} {
 		if _, err := New(Config{Servers: servers}); err == nil {
 			t.Errorf("%v: no error", servers)
 		}
@@ -309,12 +310,12 @@ func TestRestore(t *testing.T) {
 func TestElsewhere(t *testing.T) {
 	fine := func(q *dns.Msg, _ bool) [][]byte { return [][]byte{reply(q, good, nil)} }
 	one, two := newForwarder(t, fine), newForwarder(t, fine)
-	u := testRouter(t, one, two)
-	if u.Ways() != 2 {
-		t.Errorf("%d ways, want 2", u.Ways())
+	r := testRouter(t, one, two)
+	if got := r.Ways(); !slices.Equal(got, []int{2}) {
+		t.Errorf("ways %v, want the second", got)
 	}
-	for i, ctx := range []context.Context{t.Context(), dnssec.Reroute(t.Context()), t.Context()} {
-		if _, err := u.Exchange(ctx, validatorQuery("bob.example.")); err != nil {
+	for i, ctx := range []context.Context{t.Context(), dnssec.Reroute(t.Context(), 2), t.Context()} {
+		if _, err := r.Exchange(ctx, validatorQuery("bob.example.")); err != nil {
 			t.Fatal(err)
 		}
 		if got, want := [2]int32{one.udp.Load(), two.udp.Load()}, [][2]int32{{1, 0}, {1, 1}, {2, 1}}[i]; got != want {

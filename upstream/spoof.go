@@ -2,9 +2,6 @@ package upstream
 
 import (
 	"crypto/rand"
-	"encoding/hex"
-	"strings"
-	"sync"
 
 	"github.com/miekg/dns"
 )
@@ -83,64 +80,4 @@ func sharedSuffix(name, mixed string) int {
 		return 0
 	}
 	return i
-}
-
-// cookieJar is the DNS cookie shared with one server (RFC 7873). It keeps forgers off path out as the letters do, also for names
-// with few letters. A server that never showed one is asked without insisting.
-type cookieJar struct {
-	client string // 8 octets in hexadecimal, drawn once for a server
-	// Every exchange with the server reads and writes it in passing; so a mutex.
-	mu     sync.Mutex
-	server string // what the server gave, in hexadecimal; empty: it has shown no cookie yet
-}
-
-func newCookieJar() cookieJar {
-	b := make([]byte, 8)
-	_, _ = rand.Read(b) // never fails (crypto/rand)
-	return cookieJar{client: hex.EncodeToString(b)}
-}
-
-// add puts our half, and the server's when known, into a query.
-func (j *cookieJar) add(opt *dns.OPT) {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	opt.Option = append(opt.Option, &dns.EDNS0_COOKIE{Code: dns.EDNS0COOKIE, Cookie: j.client + j.server})
-}
-
-// shows says whether an answer holds our half, if the server is one that gives it back (RFC 7873, 5.3). BADCOOKIE is not an
-// answer to go by: it is asked again over TCP, where no cookie is needed.
-func (j *cookieJar) shows(m *dns.Msg) bool {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	c := cookieOf(m)
-	if c == "" {
-		return j.server == "" && m.Rcode != dns.RcodeBadCookie
-	}
-	return strings.HasPrefix(c, j.client) && m.Rcode != dns.RcodeBadCookie
-}
-
-// learn keeps the server's half of an answer that is surely its own; over TCP it may also have none any more.
-func (j *cookieJar) learn(m *dns.Msg) {
-	c := cookieOf(m)
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	switch {
-	case c == "":
-		j.server = ""
-	case strings.HasPrefix(c, j.client) && len(c) >= 32 && len(c) <= 80: // 8 to 32 octets of the server
-		j.server = c[16:]
-	}
-}
-
-func cookieOf(m *dns.Msg) string {
-	opt := m.IsEdns0()
-	if opt == nil {
-		return ""
-	}
-	for _, o := range opt.Option {
-		if c, ok := o.(*dns.EDNS0_COOKIE); ok {
-			return c.Cookie
-		}
-	}
-	return ""
 }

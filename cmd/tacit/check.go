@@ -10,6 +10,7 @@ import (
 
 	"tacit/config"
 	"tacit/dnssec"
+	"tacit/upstream"
 )
 
 // checkConfigCommand is `tacit check-config`.
@@ -31,6 +32,9 @@ func checkConfigCommand(f *flags) *cobra.Command {
 			if _, err := trustPoint(conf, anchors); err != nil {
 				return err
 			}
+			if _, err := router(conf, anchors); err != nil {
+				return err
+			}
 			if _, err := readKey(conf.Identity); err != nil && conf.Name != "" {
 				return fmt.Errorf("name is set, and its key cannot be used: %w", err)
 			}
@@ -50,6 +54,31 @@ func trustAnchors(conf *config.Config) (*dnssec.Anchors, error) {
 		return nil, err
 	}
 	return dnssec.ParseAnchors(text, conf.DNS.TrustAnchors)
+}
+
+// rootHints are the servers of the root that are configured; nil: the Internet's.
+func rootHints(conf *config.Config) ([]upstream.Hint, error) {
+	if conf.DNS.RootHints == "" {
+		return nil, nil
+	}
+	text, err := os.ReadFile(conf.DNS.RootHints)
+	if err != nil {
+		return nil, err
+	}
+	return upstream.ParseHints(text, conf.DNS.RootHints)
+}
+
+// router is the ways to the DNS as the configuration says, for verbs that need no daemon.
+func router(conf *config.Config, anchors *dnssec.Anchors) (*upstream.Router, error) {
+	hints, err := rootHints(conf)
+	if err != nil {
+		return nil, err
+	}
+	r, err := upstream.New(upstream.Config{Servers: conf.DNS.Upstream, Iterate: conf.DNS.Iterate, Hints: hints, Probed: anchors.Top()})
+	if err != nil {
+		return nil, fmt.Errorf("dns.upstream: %w", err)
+	}
+	return r, nil
 }
 
 // trustPoint is the state of the trust anchors that roll over, or the anchors to begin with. Nil if they do not roll over.

@@ -71,9 +71,16 @@ type validator interface {
 	Lookup(ctx context.Context, name string, rrtype uint16) (dnssec.Answer, error)
 }
 
+// ways is upstream.Router.
+type ways interface {
+	Probe(ctx context.Context)
+	States() []upstream.State
+}
+
 // lookup is what a lookup needs.
 type lookup struct {
 	validator validator
+	ways      ways
 	rules     *policy.Table
 	env       peerdb.Environment
 }
@@ -84,7 +91,7 @@ func newLookup(conf *config.Config) (*lookup, error) {
 	if err != nil {
 		return nil, err
 	}
-	up, err := upstream.New(upstream.Config{Servers: conf.DNS.Upstream})
+	up, err := router(conf, anchors)
 	if err != nil {
 		return nil, err
 	}
@@ -100,13 +107,15 @@ func newLookup(conf *config.Config) (*lookup, error) {
 	if point != nil {
 		v.Follow(point, func([]byte) error { return nil }) // what it learns is the daemon's to keep
 	}
-	return &lookup{v, conf.Table(), env}, nil
+	return &lookup{v, up, conf.Table(), env}, nil
 }
 
 // run asks for A, AAAA and IPSECKEY at once, as the daemon does; where the addresses belong to the end of an alias chain that the
 // key answer did not reach, it asks for the key there.
 func (l *lookup) run(ctx context.Context, name string) (*lookupResult, error) {
 	r := &lookupResult{SchemaVersion: control.SchemaVersion, Name: name, Queries: []lookupQuery{}, Keys: []lookupKey{}, Addresses: []lookupAddress{}}
+	l.ways.Probe(ctx)
+	r.Ways = l.ways.States()
 	types := []uint16{dns.TypeA, dns.TypeAAAA, dns.TypeIPSECKEY}
 	answers, queries, errs := make([]dnssec.Answer, len(types)), make([]lookupQuery, len(types)), make([]error, len(types))
 	var wait sync.WaitGroup
@@ -150,7 +159,7 @@ func (l *lookup) ask(ctx context.Context, name string, rrtype uint16) (dnssec.An
 		return a, lookupQuery{}, fmt.Errorf("%s %s: %w", name, dns.TypeToString[rrtype], err)
 	}
 	q := lookupQuery{Name: name, Type: dns.TypeToString[rrtype], Status: a.Status, Rcode: dns.RcodeToString[a.Rcode],
-		Denied: a.Denied, Chain: a.Chain, Data: []string{}, Why: a.Why, Micros: time.Since(began).Microseconds()}
+		Denied: a.Denied, Chain: a.Chain, Data: []string{}, Via: a.Via, Detour: a.Detour, Why: a.Why, Micros: time.Since(began).Microseconds()}
 	for _, rr := range a.RRs[:min(len(a.RRs), maxShown)] {
 		q.Data = append(q.Data, strings.TrimPrefix(rr.String(), rr.Header().String()))
 	}

@@ -10,16 +10,19 @@ import (
 
 	"tacit/dnssec"
 	"tacit/policy"
+	"tacit/upstream"
 )
 
 // lookupResult is what `tacit lookup --json` prints.
 type lookupResult struct {
-	SchemaVersion int             `json:"schema_version"`
-	Name          string          `json:"name"`  // asked, canonical
-	Owner         string          `json:"owner"` // where aliases ended
-	Queries       []lookupQuery   `json:"queries"`
-	Keys          []lookupKey     `json:"keys"`
-	Addresses     []lookupAddress `json:"addresses"`
+	SchemaVersion int           `json:"schema_version"`
+	Name          string        `json:"name"`  // asked, canonical
+	Owner         string        `json:"owner"` // where aliases ended
+	Queries       []lookupQuery `json:"queries"`
+	// Ways are the upstreams, and the authorities where they may be asked, and what a probe found to pass by each.
+	Ways      []upstream.State `json:"ways"`
+	Keys      []lookupKey      `json:"keys"`
+	Addresses []lookupAddress  `json:"addresses"`
 }
 
 // lookupQuery is a question and what validation made of the answer.
@@ -32,6 +35,8 @@ type lookupQuery struct {
 	Chain  []string      `json:"chain,omitempty"`
 	Data   []string      `json:"data"` // RDATA in presentation form
 	Links  []lookupLink  `json:"links,omitempty"`
+	Via    string        `json:"via,omitempty"`    // the way that the answer came; empty: from proofs at hand
+	Detour string        `json:"detour,omitempty"` // why not by the first way
 	Why    string        `json:"why"`
 	Micros int64         `json:"microseconds"`
 }
@@ -115,6 +120,12 @@ func (r *lookupResult) write(w io.Writer) error {
 			return err
 		}
 	}
+	if ways := r.ways(); len(ways) > 0 {
+		fmt.Fprintln(w)
+		if err := table(w, ways); err != nil {
+			return err
+		}
+	}
 	for _, k := range r.Keys {
 		if k.Unusable != "" {
 			fmt.Fprintf(w, "\n  a key of %s cannot be used: %s\n", clean(k.Owner), clean(k.Unusable))
@@ -130,6 +141,38 @@ func (r *lookupResult) write(w io.Writer) error {
 		rows = append(rows, []string{a.Address.String(), a.Decision.String(), a.ReportedAs, fmt.Sprintf("%s (%v, %s)", clean(a.Why), a.Class, a.Rule)})
 	}
 	return table(w, rows)
+}
+
+// ways is a line for each way that was taken, with the answers that came by it and why the first way was not taken; and for each by which something does
+// not pass.
+func (r *lookupResult) ways() (rows [][]string) {
+	type taken struct{ via, detour string }
+	seen := map[taken]int{}
+	for _, q := range r.Queries {
+		t, what := taken{q.Via, q.Detour}, q.Type
+		if q.Name != r.Name {
+			what += " of " + strings.TrimSuffix(q.Name, ".")
+		}
+		if i, ok := seen[t]; ok {
+			rows[i][1] += ", " + clean(what)
+			continue
+		}
+		if t.via == "" || len(rows) == maxShown {
+			continue
+		}
+		seen[t] = len(rows)
+		row := []string{"by " + clean(t.via), clean(what)}
+		if t.detour != "" {
+			row = append(row, "since "+clean(t.detour))
+		}
+		rows = append(rows, row)
+	}
+	for _, s := range r.Ways {
+		if !s.OK && len(rows) < maxShown {
+			rows = append(rows, []string{"not by " + clean(s.Name), "", clean(s.Why)})
+		}
+	}
+	return rows
 }
 
 // links is a line for each link of all answers.

@@ -17,6 +17,7 @@ import (
 	"tacit/ipseckey"
 	peerdb "tacit/pad"
 	"tacit/policy"
+	"tacit/upstream"
 )
 
 // zone is a validator that knows its answers: "name TYPE" to an answer.
@@ -57,11 +58,19 @@ func keyRecord(t *testing.T, owner, gateway string) string {
 	return owner + " 300 IN IPSECKEY " + strings.Replace(r.String(), "10 0 4 .", gateway, 1)
 }
 
+// oneWay is a Router by which everything comes.
+type oneWay struct{}
+
+func (oneWay) Probe(context.Context) {}
+func (oneWay) States() []upstream.State {
+	return []upstream.State{{Name: "192.0.2.53:53", OK: true}}
+}
+
 // newTestLookup has a rule that leaves clear.test. alone, and the addresses that documentation reserves.
 func newTestLookup(z zone) *lookup {
 	clear := policy.Rule{Names: []string{".clear.test."}, Class: policy.Clear, Line: 7}
 	env := peerdb.Environment{Own: []netip.Addr{netip.MustParseAddr("198.51.100.7")}, Upstreams: []netip.Addr{netip.MustParseAddr("198.51.100.53")}}
-	return &lookup{z, policy.NewTable([]policy.Rule{clear}), env}
+	return &lookup{z, oneWay{}, policy.NewTable([]policy.Rule{clear}), env}
 }
 
 func TestLookupDecides(t *testing.T) {
@@ -172,8 +181,12 @@ func TestLookupOutput(t *testing.T) {
 // The configuration is all that a lookup needs.
 func TestNewLookup(t *testing.T) {
 	c := config.Default()
+	if _, err := newLookup(c); err != nil {
+		t.Errorf("the authorities alone: %v", err)
+	}
+	c.DNS.Iterate = false
 	if _, err := newLookup(c); err == nil {
-		t.Error("no upstream is no error")
+		t.Error("nobody to ask is no error")
 	}
 	c.UseNameservers([]netip.Addr{netip.MustParseAddr("192.0.2.53")})
 	l, err := newLookup(c)

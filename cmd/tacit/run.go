@@ -77,6 +77,9 @@ func open(file *config.Config, load func() (*config.Config, error), observe bool
 	if cfg.Anchors, err = trustAnchors(file); err != nil {
 		return nil, err
 	}
+	if cfg.Hints, err = rootHints(file); err != nil {
+		return nil, err
+	}
 	if cfg.TrustPoint, err = trustPoint(file, cfg.Anchors); err != nil {
 		return nil, err
 	}

@@ -51,20 +51,23 @@ func writeStatus(w io.Writer, s control.Status, now time.Time) error {
 	if s.Observe {
 		mode = ", observing only"
 	}
-	var listen, upstream []string
+	var listen []string
 	for _, a := range s.DNS.Listen {
 		listen = append(listen, a.String())
 	}
-	for _, a := range s.DNS.Upstream {
-		upstream = append(upstream, a.String())
-	}
-	err := table(w, [][]string{
+	head := [][]string{
 		{"name", name},
 		{"version", s.Version + ", up " + age(now.Sub(s.Since)) + mode},
 		{"dataplane", s.Dataplane.Kind + ": " + s.Dataplane.Why},
-		{"dns", strings.Join(listen, " ") + ", upstream " + strings.Join(upstream, " ")},
+		{"dns", strings.Join(listen, " ") + ", upstream " + strings.Join(s.DNS.Upstream, " ")},
 		{"stub", s.DNS.Stub},
-	})
+	}
+	for _, way := range s.DNS.Ways {
+		if !way.OK {
+			head = append(head, []string{"dns way", clean(way.Name) + ": " + clean(way.Why)})
+		}
+	}
+	err := table(w, head)
 	if err != nil || len(s.Peers) == 0 {
 		return errors.Join(err, ignoreCount(fmt.Fprintln(w, "\n  no peers")))
 	}

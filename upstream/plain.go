@@ -1,0 +1,180 @@
+package upstream
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"strings"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/miekg/dns"
+)
+
+// errNoTCP is an answer that needs TCP, which is known not to pass.
+var errNoTCP = errors.New("the answer is truncated, and TCP does not pass")
+
+// dialer opens sockets, each with a port of its own that the kernel draws.
+type dialer struct {
+	control func(network, address string, c syscall.RawConn) error // may be nil
+}
+
+// dial opens a connected socket: only datagrams from the server's address and port come in. It breaks when ctx ends; done closes it.
+func (d dialer) dial(ctx context.Context, network, addr string) (c net.Conn, done func(), err error) {
+	n := net.Dialer{Control: d.control}
+	if c, err = n.DialContext(ctx, network, addr); err != nil {
+		return nil, nil, err
+	}
+	stop := context.AfterFunc(ctx, func() { _ = c.SetDeadline(time.Unix(1, 0)) })
+	return c, func() { stop(); c.Close() }, nil
+}
+
+// plain is a server that is asked by UDP and TCP, and what is known of it. Each try has a socket, port and id of its own, the name in mixed case (0x20) and
+// a DNS cookie, which an answer has to show again.
+type plain struct {
+	dialer
+	addr      string
+	foreign   bool        // not this host: what would come back to us is not sent
+	lowercase atomic.Bool // it gives the question back in other letters: seen over TCP
+	noTCP     atomic.Bool // a probe found that TCP does not pass
+	noEDNS    atomic.Bool // it does not know EDNS
+	cookies   cookieJar
+}
+
+func newPlain(d dialer, addr string) *plain {
+	return &plain{dialer: d, addr: addr, cookies: newCookieJar()}
+}
+
+// renew forgets what was learned by way of another network (RFC 9018, 3: a client's cookie must not tell that it has moved).
+func (s *plain) renew() {
+	s.cookies.renew()
+	s.lowercase.Store(false)
+	s.noTCP.Store(false)
+	s.noEDNS.Store(false)
+}
+
+// ask asks once: over UDP, and over TCP where the answer is truncated or is not surely the server's. The answer has q's id and letters.
+func (s *plain) ask(ctx context.Context, q *dns.Msg) (*dns.Msg, error) {
+	out, m, sure, err := s.overUDP(ctx, q)
+	if err == nil && m.Rcode == dns.RcodeBadCookie && s.cookies.learn(m) {
+		out, m, sure, err = s.overUDP(ctx, q) // RFC 7873, 5.3: once more, with the cookie that came
+	}
+	if err != nil {
+		return nil, err
+	}
+	// A forger off path can make us use TCP by a guess, and no more: the answer over UDP is forgotten.
+	if m.Truncated && sure && s.noTCP.Load() {
+		return nil, errNoTCP
+	}
+	if m.Truncated || !sure {
+		if m, err = s.overTCP(ctx, out); err != nil {
+			return nil, err
+		}
+		// Nobody off path speaks TCP for the server: other letters here are its own.
+		s.lowercase.Store(m.Question[0].Name != out.Question[0].Name)
+		if m.Truncated {
+			return nil, errors.New("truncated over TCP")
+		}
+		s.cookies.lost(m)
+	}
+	s.cookies.learn(m)
+	restore(m, q, out)
+	return m, nil
+}
+
+// prepare makes what goes out for q: an id, the name in mixed case, EDNS with our size and a cookie.
+func (s *plain) prepare(q *dns.Msg) *dns.Msg {
+	out := q.Copy()
+	out.Id = dns.Id()
+	if !s.lowercase.Load() {
+		out.Question[0].Name = mixCase(q.Question[0].Name)
+	}
+	if s.noEDNS.Load() {
+		out.Extra = nil
+		return out
+	}
+	s.cookies.add(edns(out))
+	return out
+}
+
+// edns gives a query EDNS with our size, and returns it.
+func edns(q *dns.Msg) *dns.OPT {
+	if q.IsEdns0() == nil {
+		q.SetEdns0(udpSize, false)
+	}
+	opt := q.IsEdns0()
+	opt.SetUDPSize(udpSize)
+	return opt
+}
+
+// overUDP sends q and reads until an answer to it came. Others' are passed over. sure is false for an answer with our id and question, but without what a
+// spoofer does not know.
+func (s *plain) overUDP(ctx context.Context, q *dns.Msg) (out, m *dns.Msg, sure bool, err error) {
+	out = s.prepare(q)
+	wire, err := out.Pack()
+	if err != nil {
+		return nil, nil, false, fmt.Errorf("query: %w", err)
+	}
+	c, done, err := s.dial(ctx, "udp", s.addr)
+	if err != nil {
+		return nil, nil, false, err
+	}
+	defer done()
+	if to := c.RemoteAddr().(*net.UDPAddr).IP; s.foreign && (to.IsLoopback() || c.LocalAddr().(*net.UDPAddr).IP.Equal(to)) {
+		return nil, nil, false, errors.New("an address of this host")
+	}
+	if _, err := c.Write(wire); err != nil {
+		return nil, nil, false, err
+	}
+	b := make([]byte, maxUDPReply) // more than we ask for
+	for {
+		n, err := c.Read(b)
+		if err != nil {
+			return nil, nil, false, err
+		}
+		// RFC 5452, 9.1: what does not match is dropped, and the right answer still awaited: an error here would be a weapon.
+		m := new(dns.Msg)
+		if m.Unpack(b[:n]) != nil && !truncatedHead(b[:n], m) || !answers(m, out) {
+			continue
+		}
+		sure := s.cookies.shows(m) && (s.lowercase.Load() || m.Question[0].Name == out.Question[0].Name)
+		return out, m, sure, nil
+	}
+}
+
+// truncatedHead says whether a packet that does not unpack is cut off in its middle and says so with TC: then TCP has it whole.
+func truncatedHead(b []byte, m *dns.Msg) bool {
+	return len(b) >= 12 && m.Truncated && len(m.Question) == 1
+}
+
+// overTCP asks over a connection of its own (RFC 7766).
+func (s *plain) overTCP(ctx context.Context, out *dns.Msg) (*dns.Msg, error) {
+	c, done, err := s.dial(ctx, "tcp", s.addr)
+	if err != nil {
+		return nil, fmt.Errorf("tcp: %w", err)
+	}
+	defer done()
+	stream := &dns.Conn{Conn: c} // frames messages (RFC 1035, 4.2.2)
+	if err := stream.WriteMsg(out); err != nil {
+		return nil, fmt.Errorf("tcp: %w", err)
+	}
+	m, err := stream.ReadMsg()
+	if err != nil {
+		return nil, fmt.Errorf("tcp: %w", err)
+	}
+	if !answers(m, out) {
+		return nil, errors.New("tcp: an answer to another question")
+	}
+	return m, nil
+}
+
+// answers says whether m answers out: id, opcode and question, in whatever case.
+func answers(m, out *dns.Msg) bool {
+	if m.Id != out.Id || !m.Response || m.Opcode != out.Opcode || len(m.Question) != 1 {
+		return false
+	}
+	a, b := m.Question[0], out.Question[0]
+	return a.Qtype == b.Qtype && a.Qclass == b.Qclass && strings.EqualFold(a.Name, b.Name)
+}
