@@ -263,6 +263,70 @@ func TestForgedNotifies(t *testing.T) {
 	}
 }
 
+// INVALID_KE_PAYLOAD is obeyed twice: once for whoever forges it, once for the responder, who wants the first group back.
+func TestForgedGroups(t *testing.T) {
+	a, b, w := pairOf(t)
+	inits, forged := 0, 0
+	w.tap = func(from *host, d *Datagram) bool {
+		h, _ := wire.ParseHeader(d.Data)
+		if from != a || h.Exchange != wire.IKESAInit {
+			return true
+		}
+		if inits++; forged < 10 {
+			g := groupX25519
+			if forged == 0 {
+				g = groupP256
+			}
+			forged++
+			w.queue = append(w.queue, flight{at: w.now.Add(time.Millisecond),
+				d: Datagram{addrA, addrB, forge(d, status(wire.InvalidKEPayload, binary.BigEndian.AppendUint16(nil, g)))}})
+		}
+		return true
+	}
+	w.initiate(a, peerOf(a, b))
+	if !w.until(3*time.Second, bothUp(a, b)) || inits > 3 {
+		t.Errorf("%d IKE_SA_INIT requests\n%s\n%s", inits, a.dump(), b.dump())
+	}
+}
+
+// Answers that make no sense are not the responder's: the true one is waited for, and taken.
+func TestForgedAnswers(t *testing.T) {
+	sa := &wire.SA{Proposals: []wire.Proposal{{Number: 1, Protocol: wire.ProtocolIKE, Transforms: []wire.Transform{
+		{Type: wire.TransformEncr, ID: 20, KeyLength: 128}, {Type: wire.TransformPRF, ID: 5}, {Type: wire.TransformKE, ID: groupX25519}}}}}
+	foreign := &wire.SA{Proposals: []wire.Proposal{{Number: 1, Protocol: wire.ProtocolIKE, Transforms: append([]wire.Transform{
+		{Type: wire.TransformEncr, ID: 12, KeyLength: 192}}, sa.Proposals[0].Transforms[1:]...)}}}
+	ke, nonce := &wire.KE{Group: groupX25519, Data: make([]byte, 32)}, &wire.Nonce{Data: make([]byte, 32)}
+	for name, ps := range map[string][]wire.Payload{
+		"no KE":                        {sa, nonce},
+		"no nonce":                     {sa, ke},
+		"what we did not offer":        {foreign, ke, nonce},
+		"another group":                {sa, &wire.KE{Group: groupP256, Data: make([]byte, 64)}, nonce},
+		"no responder SPI":             {sa, ke, nonce},
+		"a share of zeros":             {sa, ke, nonce},
+		"two SA payloads":              {sa, sa, ke, nonce},
+		"a key exchange of one octet":  {sa, &wire.KE{Group: groupX25519, Data: []byte{1}}, nonce},
+		"a nonce that is far too long": {sa, ke, &wire.Nonce{Data: make([]byte, 256)}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			a, b, w := pairOf(t)
+			w.tap = func(from *host, d *Datagram) bool {
+				if h, _ := wire.ParseHeader(d.Data); from == a && h.Exchange == wire.IKESAInit {
+					data := forge(d, ps...)
+					if name != "no responder SPI" {
+						data[15] = 99
+					}
+					w.queue = append(w.queue, flight{at: w.now.Add(time.Millisecond), d: Datagram{addrA, addrB, data}})
+				}
+				return true
+			}
+			w.initiate(a, peerOf(a, b))
+			if !w.until(3*time.Second, bothUp(a, b)) || count[Closed](a) != 0 {
+				t.Errorf("not up\n%s\n%s", a.dump(), b.dump())
+			}
+		})
+	}
+}
+
 // The reason is told when nothing better came: after the last wait, not before.
 func TestUnauthenticatedRefusal(t *testing.T) {
 	a, b, w := pairOf(t)
@@ -449,6 +513,10 @@ func TestSpoofedFlood(t *testing.T) {
 	}
 	if grown := int64(heap()) - int64(before); grown > 1<<20 {
 		t.Errorf("%d octets more memory", grown)
+	}
+	w.run(time.Minute)
+	if st := b.e.Stats(); st.HalfOpen != 0 || st.SAs != 1 || len(b.e.half)+len(b.e.prefixes) != 0 {
+		t.Errorf("after a minute: %+v", st)
 	}
 	runtime.KeepAlive(b)
 }
