@@ -63,6 +63,25 @@ func TestTooManyOfAPeer(t *testing.T) {
 	}
 }
 
+// All of an Endpoint's SAs together have a cap too: then nobody new comes in, and who is there is not disturbed.
+func TestTooManySAs(t *testing.T) {
+	a, b, w := pairWith(t, Config{}, Config{MaxSAs: 3})
+	establish(t, w, a, b, peerOf(a, b))
+	flood := New(Config{Rand: newSeeded(9)})
+	for i := range 10 {
+		from := netip.AddrPortFrom(netip.AddrFrom4([4]byte{198, 51, byte(i), 1}), 500)
+		_, o := flood.Initiate(w.now, Peer{Local: from, Remote: addrB, Auth: Authorization{Anonymous: true}})
+		b.e.Receive(w.now, Datagram{addrB, from, o.Send[0].Data})
+	}
+	if st := b.e.Stats(); st.SAs != 3 || st.Drops["too-many-sas"] != 8 {
+		t.Errorf("%+v", st)
+	}
+	drive(w, 2*time.Second, 10*time.Millisecond)
+	if count[Closed](a)+count[Closed](b)+a.lost+b.lost != 0 {
+		t.Errorf("%s", b.dump())
+	}
+}
+
 // TRUST.md A-23: a network has so many IKE SAs and no more, whatever its addresses; another network's are made. A host that keys many
 // of our addresses is many peers.
 func TestTooManyOfANetwork(t *testing.T) {

@@ -291,29 +291,40 @@ func TestForgedGroups(t *testing.T) {
 
 // Answers that make no sense are not the responder's: the true one is waited for, and taken.
 func TestForgedAnswers(t *testing.T) {
-	sa := &wire.SA{Proposals: []wire.Proposal{{Number: 1, Protocol: wire.ProtocolIKE, Transforms: []wire.Transform{
-		{Type: wire.TransformEncr, ID: 20, KeyLength: 128}, {Type: wire.TransformPRF, ID: 5}, {Type: wire.TransformKE, ID: groupX25519}}}}}
-	foreign := &wire.SA{Proposals: []wire.Proposal{{Number: 1, Protocol: wire.ProtocolIKE, Transforms: append([]wire.Transform{
-		{Type: wire.TransformEncr, ID: 12, KeyLength: 192}}, sa.Proposals[0].Transforms[1:]...)}}}
-	ke, nonce := &wire.KE{Group: groupX25519, Data: make([]byte, 32)}, &wire.Nonce{Data: make([]byte, 32)}
-	for name, ps := range map[string][]wire.Payload{
-		"no KE":                        {sa, nonce},
-		"no nonce":                     {sa, ke},
-		"what we did not offer":        {foreign, ke, nonce},
-		"another group":                {sa, &wire.KE{Group: groupP256, Data: make([]byte, 64)}, nonce},
-		"no responder SPI":             {sa, ke, nonce},
-		"a share of zeros":             {sa, ke, nonce},
-		"two SA payloads":              {sa, sa, ke, nonce},
-		"a key exchange of one octet":  {sa, &wire.KE{Group: groupX25519, Data: []byte{1}}, nonce},
-		"a nonce that is far too long": {sa, ke, &wire.Nonce{Data: make([]byte, 256)}},
+	suite := func(bits, prf uint16) *wire.SA {
+		return &wire.SA{Proposals: []wire.Proposal{{Number: 1, Protocol: wire.ProtocolIKE, Transforms: []wire.Transform{
+			{Type: wire.TransformEncr, ID: 20, KeyLength: bits}, {Type: wire.TransformPRF, ID: prf}, {Type: wire.TransformKE, ID: groupX25519}}}}}
+	}
+	sa := suite(128, wire.PRFHMACSHA2256)
+	sh, _ := newShare(newSeeded(3), groupX25519)
+	ke, nonce := &wire.KE{Group: groupX25519, Data: sh.public()}, &wire.Nonce{Data: make([]byte, 32)}
+	good := []wire.Payload{sa, ke, nonce}
+	for name, c := range map[string]struct {
+		ps     []wire.Payload
+		change func(asked *wire.Message, answer []byte)
+	}{
+		"no KE":                    {[]wire.Payload{sa, nonce}, nil},
+		"no nonce":                 {[]wire.Payload{sa, ke}, nil},
+		"what we did not offer":    {[]wire.Payload{suite(192, wire.PRFHMACSHA2256), ke, nonce}, nil},
+		"another group":            {[]wire.Payload{sa, &wire.KE{Group: groupP256, Data: make([]byte, 64)}, nonce}, nil},
+		"two SA payloads":          {[]wire.Payload{sa, sa, ke, nonce}, nil},
+		"a share of one octet":     {[]wire.Payload{sa, &wire.KE{Group: groupX25519, Data: []byte{1}}, nonce}, nil},
+		"a share of zeros":         {[]wire.Payload{sa, &wire.KE{Group: groupX25519, Data: make([]byte, 32)}, nonce}, nil},
+		"a nonce below half a key": {[]wire.Payload{suite(128, wire.PRFHMACSHA2512), ke, &wire.Nonce{Data: make([]byte, 16)}}, nil},
+		"our own nonce": {good, func(asked *wire.Message, answer []byte) {
+			copy(answer[len(answer)-32:], get[*wire.Nonce](asked.Payloads).Data)
+		}},
+		"our own SPI":      {good, func(_ *wire.Message, answer []byte) { copy(answer[8:16], answer[:8]) }},
+		"no responder SPI": {good, func(_ *wire.Message, answer []byte) { answer[15] = 0 }},
 	} {
 		t.Run(name, func(t *testing.T) {
 			a, b, w := pairOf(t)
 			w.tap = func(from *host, d *Datagram) bool {
-				if h, _ := wire.ParseHeader(d.Data); from == a && h.Exchange == wire.IKESAInit {
-					data := forge(d, ps...)
-					if name != "no responder SPI" {
-						data[15] = 99
+				if m, err := wire.Parse(d.Data); err == nil && from == a && m.Exchange == wire.IKESAInit {
+					data := forge(d, c.ps...)
+					data[15] = 99
+					if c.change != nil {
+						c.change(m, data)
 					}
 					w.queue = append(w.queue, flight{at: w.now.Add(time.Millisecond), d: Datagram{addrA, addrB, data}})
 				}
