@@ -36,7 +36,8 @@ type swanConf struct {
 	kernel     bool   // the kernel's ESP, in transport mode
 	encap      bool   // with it: ESP in UDP though there is no NAT
 	port       int    // of IKE at both ends, with the next one for port 4500; 0: the usual ones
-	root       string // another strongSwan than the machine's
+	root       string // another strongSwan than the machine's: 6
+	mlkem      bool   // with it: ML-KEM
 }
 
 // The daemon's own packets carry a mark and are routed past its TUN device: the protected address is the IKE peer's
@@ -85,7 +86,11 @@ func startSwan(t *testing.T, h *lab.Host, c swanConf) *swan {
 	if c.root != "" {
 		_, rest, _ := strings.Cut(daemon, "	load =")
 		_, rest, _ = strings.Cut(rest, "\n")
-		daemon = "\ncharon-systemd {\n	load = " + swan6Load + "\n" + rest
+		load := swan6Load
+		if c.mlkem {
+			load += " ml"
+		}
+		daemon = "\ncharon-systemd {\n	load = " + load + "\n" + rest
 	}
 	if c.port != 0 {
 		daemon = strings.Replace(daemon, "	load =", fmt.Sprintf("	port = %d\n	port_nat_t = %d\n	load =", c.port, c.port+1), 1)
