@@ -5,6 +5,7 @@ package daemon
 import (
 	"context"
 	"crypto"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -37,7 +38,10 @@ type Config struct {
 	Signer     crypto.Signer   // our identity; nil: we stay anonymous and nobody can prove us
 	// CrashSecret outlives the process, so that peers believe at once that it was started anew (RFC 6290); empty: they find out by themselves.
 	CrashSecret []byte
-	Dataplane   ipsec.Dataplane
+	// Proofs is what SaveProofs saved when a process before us did not end in good order; SaveProofs(nil) forgets it. nil: nothing is kept.
+	Proofs     []byte
+	SaveProofs func(text []byte) error
+	Dataplane  ipsec.Dataplane
 	// DataplaneName and DataplaneWhy are for status: which data plane, and why this one.
 	DataplaneName, DataplaneWhy string
 	Encapsulate                 bool // the data plane prefers ESP in UDP
@@ -124,13 +128,21 @@ func (d *Daemon) dnsControl() func(string, string, syscall.RawConn) error {
 // Run serves until ctx ends, then ends the SAs and gives everything back.
 func (d *Daemon) Run(ctx context.Context) error {
 	g, gctx := errgroup.WithContext(ctx)
+	if d.shards != nil {
+		g.Go(func() error { return d.shards.run(gctx) })
+	}
+	if d.shards != nil && d.cfg.SaveProofs != nil {
+		if len(d.cfg.Proofs) > 0 {
+			if err := d.restore(gctx, d.cfg.Proofs); err != nil { // what is in the kernel still holds the addresses
+				d.log.Warn("what was proven before is not restored", "err", err)
+			}
+		}
+		g.Go(func() error { d.remember(gctx); return nil })
+	}
 	g.Go(func() error { return d.resolver.Serve(gctx) })
 	g.Go(func() error { return control.Serve(gctx, d.cfg.File.Socket, handler{d}) })
 	g.Go(func() error { d.host.watch(gctx, d.log, d.upstream.Renew); return nil })
 	g.Go(func() error { d.upstream.Run(gctx); return nil })
-	if d.shards != nil {
-		g.Go(func() error { return d.shards.run(gctx) })
-	}
 	if d.shards != nil {
 		for _, p := range d.cfg.File.Peer {
 			if p.Start == "now" {
@@ -166,7 +178,11 @@ func (d *Daemon) Close() error {
 		return nil
 	}
 	d.shards.close()
-	return d.cfg.Dataplane.Close(false)
+	var err error
+	if d.cfg.SaveProofs != nil {
+		err = d.cfg.SaveProofs(nil)
+	}
+	return errors.Join(err, d.cfg.Dataplane.Close(false))
 }
 
 // ports are where IKE listens, in every family that the host has.

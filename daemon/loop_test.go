@@ -88,6 +88,7 @@ func newEndOn(t *testing.T, addr, name string, shards int, plane func(gatedPlane
 	}
 	s := newTestShards(t, plane(e.gatedPlane), e.addr, name, signer, time.Now, shards)
 	e.s, e.l = s, s.loops[0]
+	s.d.shards = s
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan struct{})
 	go func() { defer close(ended); _ = s.run(ctx) }()

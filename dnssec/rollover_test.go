@@ -162,7 +162,7 @@ func TestFollow(t *testing.T) {
 func TestSaveFile(t *testing.T) {
 	dir := t.TempDir()
 	path := filepath.Join(dir, "root.state")
-	save := SaveFile(path)
+	save := SaveFile(path, 0o644)
 	for _, text := range []string{"one", "another"} {
 		if err := save([]byte(text)); err != nil {
 			t.Fatal(err)
@@ -174,10 +174,10 @@ func TestSaveFile(t *testing.T) {
 	if err := os.Mkdir(filepath.Join(dir, "d"), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	if err := SaveFile(filepath.Join(dir, "d"))([]byte("x")); err == nil {
+	if err := SaveFile(filepath.Join(dir, "d"), 0o644)([]byte("x")); err == nil {
 		t.Error("a directory was replaced")
 	}
-	if err := SaveFile(filepath.Join(dir, "none", "x"))(nil); err == nil {
+	if err := SaveFile(filepath.Join(dir, "none", "x"), 0o644)(nil); err == nil {
 		t.Error("a file in a directory that is not there")
 	}
 	left, err := filepath.Glob(filepath.Join(dir, ".*"))

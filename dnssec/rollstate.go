@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -146,7 +147,7 @@ func (p *TrustPoint) Text() []byte {
 
 // SaveFile returns a function that replaces the file at path in one step: after a crash at any time there is the old one or the new one, and
 // whole. The directory must be ours to write.
-func SaveFile(path string) func(text []byte) error {
+func SaveFile(path string, mode fs.FileMode) func(text []byte) error {
 	return func(text []byte) (err error) {
 		dir := filepath.Dir(path)
 		f, err := os.CreateTemp(dir, "."+filepath.Base(path)+".*")
@@ -159,7 +160,7 @@ func SaveFile(path string) func(text []byte) error {
 			}
 		}()
 		_, err = f.Write(text)
-		if err = errors.Join(err, f.Sync(), f.Chmod(0o644), f.Close()); err != nil {
+		if err = errors.Join(err, f.Sync(), f.Chmod(mode), f.Close()); err != nil {
 			return err
 		}
 		if err = os.Rename(f.Name(), path); err != nil {

@@ -1,8 +1,11 @@
 package e2e
 
 import (
+	"errors"
+	"io/fs"
 	"net"
 	"net/netip"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -288,5 +291,29 @@ func TestStopped(t *testing.T) {
 			two.stop()
 			sameState(t, two.host, before[two.host])
 		})
+	}
+}
+
+// TestRestartRemembers (TRUST.md R11): a client that was killed knows what was proven to the one before it. Its flows go on, keyed by the packets that
+// wait, without a lookup and without a packet in clear.
+func TestRestartRemembers(t *testing.T) {
+	t.Parallel()
+	w, _, answered, flows := crashWorld(t, "60s")
+	eventually(t, 10*time.Second, "the proofs are saved", func() bool {
+		text, _ := os.ReadFile(w.alice.File("/run/proofs.json"))
+		return strings.Count(string(text), `"bob.example."`) == 2
+	})
+	w.aliceTac.kill()
+	w.aliceTac.start(false)
+	for _, f := range flows {
+		f.goesOn(10 * time.Second)
+	}
+	w.noClearSince(answered)
+	if !w.aliceTac.knows(w.bob, "authenticated") {
+		t.Errorf("alice's status of bob: %+v", w.aliceTac.peers(w.bob))
+	}
+	w.aliceTac.stop()
+	if _, err := os.Stat(w.alice.File("/run/proofs.json")); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("after a stop in good order the proofs are kept: %v", err)
 	}
 }

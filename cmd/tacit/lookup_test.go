@@ -211,7 +211,7 @@ func TestTrustPoint(t *testing.T) {
 	if err != nil || p.Zone != "." || len(p.DS) != 2 {
 		t.Fatalf("the first time: %+v, %v", p, err)
 	}
-	if err := dnssec.SaveFile(path)(p.Text()); err != nil {
+	if err := dnssec.SaveFile(path, 0o644)(p.Text()); err != nil {
 		t.Fatal(err)
 	}
 	if q, err := trustPoint(c, &dnssec.Anchors{}); err != nil || string(q.Text()) != string(p.Text()) {

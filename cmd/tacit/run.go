@@ -3,9 +3,11 @@ package main
 import (
 	"context"
 	"errors"
+	"io/fs"
 	"log/slog"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -55,6 +57,25 @@ It ends on SIGINT and SIGTERM, tells its peers, and gives everything back.`,
 	return c
 }
 
+// keepProofs has what addresses prove outlive a crash, in a file beside our key.
+func keepProofs(cfg *daemon.Config, path string) (err error) {
+	cfg.Proofs, err = os.ReadFile(path)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	save := dnssec.SaveFile(path, 0o600)
+	cfg.SaveProofs = func(text []byte) error {
+		if text != nil {
+			return errors.Join(os.MkdirAll(filepath.Dir(path), 0o755), save(text))
+		}
+		if err := os.Remove(path); !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+		return nil
+	}
+	return nil
+}
+
 // onHangup calls f for each SIGHUP until ctx ends.
 func onHangup(ctx context.Context, f func()) {
 	c := make(chan os.Signal, 1)
@@ -83,7 +104,7 @@ func open(file *config.Config, load func() (*config.Config, error), observe bool
 	if cfg.TrustPoint, err = trustPoint(file, cfg.Anchors); err != nil {
 		return nil, err
 	}
-	if cfg.SaveTrust = dnssec.SaveFile(file.DNS.TrustAnchorState); observe {
+	if cfg.SaveTrust = dnssec.SaveFile(file.DNS.TrustAnchorState, 0o644); observe {
 		cfg.SaveTrust = func([]byte) error { return nil }
 	}
 	if file.Name != "" { // an anonymous client has nothing to prove
@@ -96,6 +117,9 @@ func open(file *config.Config, load func() (*config.Config, error), observe bool
 	}
 	if observe {
 		return daemon.New(cfg)
+	}
+	if err := keepProofs(&cfg, filepath.Join(filepath.Dir(file.Identity), "proofs.json")); err != nil {
+		return nil, err
 	}
 	if err := openPlane(&cfg, file); err != nil {
 		return nil, err

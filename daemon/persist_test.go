@@ -1,0 +1,90 @@
+package daemon
+
+import (
+	"encoding/json"
+	"net/netip"
+	"testing"
+	"time"
+
+	"tacit/ipsec"
+	"tacit/ipsec/ipsectest"
+)
+
+// saved is what a loop with a proven peer has to remember.
+func saved(t *testing.T, change func(*proven)) (text []byte, p *play) {
+	t.Helper()
+	p = newPlay(t)
+	p.now = time.Now()
+	p.lookup("bob.example.", 1)
+	p.established(1, true, 1)
+	all := idleLoop(t, p).proofs(p.now)
+	if len(all) != 1 || all[0].Name != "bob.example." || all[0].Remote != p.p.remote {
+		t.Fatalf("got %+v", all)
+	}
+	if change != nil {
+		change(&all[0])
+	}
+	text, err := json.Marshal(memory{memoryVersion, all})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return text, p
+}
+
+// R11: who comes back holds what was proven, and asks for the same key when a packet waits.
+func TestProofsOutliveTheProcess(t *testing.T) {
+	text, p := saved(t, nil)
+	e := newEnd(t, p.p.local.String(), "")
+	close(e.gate)
+	if err := e.l.d.restore(t.Context(), text); err != nil {
+		t.Fatal(err)
+	}
+	s := ipsec.Host(p.p.local, p.p.remote)
+	held, ok := e.Policy(s)
+	if !ok || held.Action != ipsec.Hold || time.Until(held.Until) < e.l.d.cfg.File.Linger-time.Minute {
+		t.Fatalf("held: %+v, %v", held, ok)
+	}
+	sent := make(chan struct{}, 8)
+	e.OnSend(func(ipsectest.Datagram) { sent <- struct{}{} })
+	e.Raise(ipsec.Event{Kind: ipsec.Acquire, Selector: s})
+	select {
+	case <-sent:
+	case <-time.After(5 * time.Second):
+		t.Error("a waiting packet has nobody asked")
+	}
+}
+
+// What has ended, is not ours any more, or cannot be read, does no harm.
+func TestOldProofs(t *testing.T) {
+	for what, change := range map[string]func(*proven){
+		"ended":             func(x *proven) { x.At = x.At.Add(-time.Hour) },
+		"another's address": func(x *proven) { x.Local = netip.MustParseAddr("192.0.2.77") },
+	} {
+		text, p := saved(t, change)
+		e := newEnd(t, p.p.local.String(), "")
+		if err := e.l.d.restore(t.Context(), text); err != nil {
+			t.Errorf("%s: %v", what, err)
+		}
+		if len(e.Calls("SetPolicy")) != 0 {
+			t.Errorf("%s: held", what)
+		}
+	}
+	for what, text := range map[string]string{
+		"not JSON": "{", "another version": `{"version":9}`, "no key": `{"version":1,"proofs":[{"local":"192.0.2.1","remote":"192.0.2.2","name":"x.","key":"AAAA"}]}`,
+	} {
+		e := newEnd(t, "192.0.2.1", "")
+		if err := e.l.d.restore(t.Context(), []byte(text)); err == nil {
+			t.Errorf("%s: no error", what)
+		}
+	}
+	// A clock that was ahead holds nobody for longer than linger.
+	text, p := saved(t, func(x *proven) { x.At = x.At.Add(1000 * time.Hour) })
+	e := newEnd(t, p.p.local.String(), "")
+	close(e.gate)
+	if err := e.l.d.restore(t.Context(), text); err != nil {
+		t.Fatal(err)
+	}
+	if held, _ := e.Policy(ipsec.Host(p.p.local, p.p.remote)); time.Until(held.Until) > 2*e.l.d.cfg.File.Linger {
+		t.Errorf("held until %v", held.Until)
+	}
+}
