@@ -56,6 +56,7 @@ type DNS struct {
 	NegativeAnchors  []string // canonical: zones that are unsigned whatever the zones above say
 	TimeServers      []string // canonical: names, and zones of names, that this host may set its clock by
 	InternalZones    []string // canonical, with the final dot
+	TrustAD          bool     // the upstreams, all on loopback, validate for us
 	Hold             time.Duration
 	Manage           string // off
 }

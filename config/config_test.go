@@ -80,6 +80,26 @@ func TestParseFull(t *testing.T) {
 	}
 }
 
+// trust-ad is for a resolver on this host, and for nobody else.
+func TestTrustAD(t *testing.T) {
+	for _, tt := range []struct{ dns, want string }{
+		{"upstream = ['127.0.0.1:5335', '[::1]:5335']", ""},
+		{"", "t.toml:3:1: dns.trust-ad: want dns.upstream"},
+		{"upstream = ['192.0.2.53']", "t.toml:3:1: dns.trust-ad: upstream 192.0.2.53:53 is not on this host's loopback"},
+		{"upstream = ['127.0.0.1:5335', '192.0.2.53']", "t.toml:3:1: dns.trust-ad: upstream 192.0.2.53:53 is not"},
+		{"upstream = ['tls://127.0.0.1#localhost']", "t.toml:3:1: dns.trust-ad: upstream tls://127.0.0.1:853#localhost is not"},
+		{"upstream = ['127.0.0.1:5335']\ntrust-anchor-state = '/x'", "t.toml:3:1: dns.trust-ad: the resolver that is trusted follows its own anchors"},
+	} {
+		c, err := Parse([]byte("[dns]\nlisten = ['127.0.0.1:53']\ntrust-ad = true\n"+tt.dns+"\n"), "t.toml")
+		if tt.want == "" && (err != nil || !c.DNS.TrustAD) || tt.want != "" && (err == nil || !strings.HasPrefix(err.Error(), tt.want)) {
+			t.Errorf("%q: %v, want %q", tt.dns, err, tt.want)
+		}
+	}
+	if _, err := Parse([]byte("dns.trust-ad = 'yes'\n"), "t.toml"); err == nil || !strings.Contains(err.Error(), "want true or false") {
+		t.Errorf("a string: %v", err)
+	}
+}
+
 func TestParseEmpty(t *testing.T) {
 	got, err := Parse(nil, "empty.toml")
 	if err != nil || !reflect.DeepEqual(got, Default()) {
@@ -129,7 +149,7 @@ func TestErrors(t *testing.T) {
 func TestLater(t *testing.T) {
 	for _, text := range []string{
 		"[publish]", "publish.x = 1",
-		"[dns]\ntrust-ad = false", `dns.on-failure = "open"`,
+		`dns.on-failure = "open"`,
 		"[[policy]]\npackets = false", "[[policy]]\nclear-ports = []", "[[policy]]\nprotect-dns = false",
 		"[dns]\nmanage = \"auto\"",
 		"[[policy]]\nclass = \"private\"", "[[policy]]\nclass = \"clear-or-private\"", "[[policy]]\nclass = \"block\"",

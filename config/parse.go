@@ -57,6 +57,7 @@ type parser struct {
 	matches  map[string]int // each match of a policy rule, and its line
 	classes  map[int]value  // where the rules say their class
 	upstream unstable.Range // where dns.upstream is
+	trustAD  unstable.Range // and dns.trust-ad
 	peers    []unstable.Range
 }
 
@@ -219,6 +220,9 @@ func (p *parser) finish() {
 			p.errorf(p.upstream, "dns.upstream", "%v: we would ask ourselves", s)
 		}
 	}
+	if c.DNS.TrustAD {
+		p.checkTrustAD()
+	}
 	for i, r := range c.Policy {
 		if len(r.Names) == 0 && len(r.Prefixes) == 0 {
 			c.Policy[i].Prefixes = policy.Default().Prefixes
@@ -229,4 +233,20 @@ func (p *parser) finish() {
 	}
 	c.Policy = append(c.Policy, policy.Default())
 	p.finishPeers()
+}
+
+// checkTrustAD refuses trust-ad where the bit could come from elsewhere than this host: RFC 6840, 5.8 wants a channel that is secure, and loopback is.
+func (p *parser) checkTrustAD() {
+	dns := &p.config.DNS
+	if len(dns.Upstream) == 0 {
+		p.errorf(p.trustAD, "dns.trust-ad", "want dns.upstream: the validating resolver on this host that is trusted")
+	}
+	for _, s := range dns.Upstream {
+		if s.TLS || !s.Addr.Addr().IsLoopback() {
+			p.errorf(p.trustAD, "dns.trust-ad", "upstream %v is not on this host's loopback: from there the AD bit proves nothing", s)
+		}
+	}
+	if dns.TrustAnchorState != "" {
+		p.errorf(p.trustAD, "dns.trust-ad", "the resolver that is trusted follows its own anchors: dns.trust-anchor-state has no use")
+	}
 }

@@ -30,6 +30,7 @@ var settings = map[string]func(p *parser, v value){
 	// DNS. A hold of more than 10 s would outlast every stub resolver's patience.
 	"dns.listen":             func(p *parser, v value) { p.listeners(v, &p.config.DNS.Listen) },
 	"dns.upstream":           (*parser).setUpstream,
+	"dns.trust-ad":           (*parser).setTrustAD,
 	"dns.iterate":            func(p *parser, v value) { p.boolean(v, &p.config.DNS.Iterate) },
 	"dns.root-hints":         func(p *parser, v value) { p.path(v, &p.config.DNS.RootHints) },
 	"dns.trust-anchors":      func(p *parser, v value) { p.path(v, &p.config.DNS.TrustAnchors) },
@@ -58,7 +59,7 @@ var settings = map[string]func(p *parser, v value){
 // later are the keys and tables of the design that this version refuses.
 var later = []string{
 	"publish",
-	"dns.trust-ad", "dns.on-failure",
+	"dns.on-failure",
 	"policy.packets", "policy.clear-ports", "policy.protect-dns",
 }
 
@@ -232,6 +233,12 @@ func (p *parser) zones(v value, to *[]string) {
 		all = append(all, z)
 	})
 	*to = all
+}
+
+// setTrustAD reads whether the upstreams validate for us.
+func (p *parser) setTrustAD(v value) {
+	p.boolean(v, &p.config.DNS.TrustAD)
+	p.trustAD = v.at
 }
 
 // setName reads our own name.

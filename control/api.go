@@ -57,7 +57,8 @@ type DNS struct {
 	Listen   []netip.AddrPort `json:"listen"`
 	Upstream []string         `json:"upstream"`
 	// Ways are the upstreams, and the authorities where they may be asked, and what was found to pass by each.
-	Ways []Way `json:"ways"`
+	Ways       []Way  `json:"ways"`
+	Validation string `json:"validation"` // "own", or to whom it is delegated
 	// Stub says whether the host asks us and nobody else (TRUST.md A-55): "ok", or "FAIL: " and why.
 	Stub string `json:"stub"`
 }

@@ -55,7 +55,7 @@ func example() Status {
 		SchemaVersion: SchemaVersion, Version: "0.1", Since: since, Name: "alice.example",
 		Dataplane: Dataplane{"tun", "this kernel has no ESP"},
 		DNS: DNS{Listen: []netip.AddrPort{netip.MustParseAddrPort("127.0.0.1:53")},
-			Upstream: []string{"192.0.2.53:53"}, Ways: []Way{{Name: "192.0.2.53:53", Why: "no answer"}}, Stub: "ok"},
+			Upstream: []string{"192.0.2.53:53"}, Ways: []Way{{Name: "192.0.2.53:53", Why: "no answer"}}, Validation: "own", Stub: "ok"},
 		Peers: []Peer{{Address: netip.MustParseAddr("192.0.2.1"), Local: netip.MustParseAddr("192.0.2.2"), Names: []string{"bob.example"}, State: Protected,
 			Assurance: Authenticated, KeyID: "k", Suite: "s", Mode: "transport", Since: since, BytesIn: 1, BytesOut: 2, Why: "w"}},
 		Counters: map[string]uint64{"dns_queries": 3},
@@ -78,7 +78,7 @@ func TestSchema(t *testing.T) {
 	}
 	const want = `{"schema_version":1,"version":"0.1","since":"2030-01-02T03:04:05Z","name":"alice.example",` +
 		`"dataplane":{"kind":"tun","why":"this kernel has no ESP"},` +
-		`"dns":{"listen":["127.0.0.1:53"],"upstream":["192.0.2.53:53"],"ways":[{"name":"192.0.2.53:53","ok":false,"why":"no answer"}],"stub":"ok"},` +
+		`"dns":{"listen":["127.0.0.1:53"],"upstream":["192.0.2.53:53"],"ways":[{"name":"192.0.2.53:53","ok":false,"why":"no answer"}],"validation":"own","stub":"ok"},` +
 		`"peers":[{"address":"192.0.2.1","local":"192.0.2.2","names":["bob.example"],"state":"protected","assurance":"authenticated","key_id":"k",` +
 		`"suite":"s","mode":"transport","since":"2030-01-02T03:04:05Z","bytes_in":1,"bytes_out":2,"why":"w"}],` +
 		`"counters":{"dns_queries":3}}`

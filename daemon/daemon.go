@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"strings"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -99,12 +100,12 @@ func New(cfg Config) (*Daemon, error) {
 func (d *Daemon) openResolver() error {
 	f := d.cfg.File
 	up, err := upstream.New(upstream.Config{
-		Servers: f.DNS.Upstream, Iterate: f.DNS.Iterate, Hints: d.cfg.Hints, Probed: d.cfg.Anchors.Top(), Control: d.dnsControl(), Log: d.log})
+		Servers: f.DNS.Upstream, Iterate: f.DNS.Iterate && !f.DNS.TrustAD, TrustAD: f.DNS.TrustAD, Hints: d.cfg.Hints, Probed: d.cfg.Anchors.Top(), Control: d.dnsControl(), Log: d.log})
 	if err != nil {
 		return fmt.Errorf("dns.upstream: %w", err)
 	}
 	d.upstream = up
-	v := dnssec.New(up, d.cfg.Anchors, dnssec.WithUnsigned(f.DNS.NegativeAnchors...))
+	v := dnssec.New(up, d.cfg.Anchors, Judgement(f)...)
 	v.Now = d.now
 	if d.cfg.TrustPoint != nil {
 		d.rollover = v.Follow(d.cfg.TrustPoint, d.cfg.SaveTrust)
@@ -115,6 +116,27 @@ func (d *Daemon) openResolver() error {
 	})
 	d.find = d.findClaim
 	return err
+}
+
+// Judgement is how the configuration wants answers to be validated.
+func Judgement(f *config.Config) []dnssec.Option {
+	options := []dnssec.Option{dnssec.WithUnsigned(f.DNS.NegativeAnchors...)}
+	if f.DNS.TrustAD {
+		options = append(options, dnssec.WithDelegation())
+	}
+	return options
+}
+
+// Validation says for people who validates.
+func Validation(f *config.Config) string {
+	if !f.DNS.TrustAD {
+		return "own"
+	}
+	var by []string
+	for _, s := range f.DNS.Upstream {
+		by = append(by, s.String())
+	}
+	return "delegated to " + strings.Join(by, " ") + " (trust-ad)"
 }
 
 // dnsControl marks our own DNS sockets, so that no policy of ours catches them.

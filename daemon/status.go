@@ -20,7 +20,7 @@ func (h handler) Status(ctx context.Context) (control.Status, error) {
 	s := control.Status{
 		SchemaVersion: control.SchemaVersion, Version: d.cfg.Version, Since: d.started, Name: d.cfg.File.Name, Observe: d.cfg.Observe,
 		Dataplane: control.Dataplane{Kind: d.cfg.DataplaneName, Why: d.cfg.DataplaneWhy},
-		DNS:       control.DNS{Listen: d.resolver.Addrs(), Stub: "ok"},
+		DNS:       control.DNS{Listen: d.resolver.Addrs(), Validation: Validation(d.cfg.File), Stub: "ok"},
 		Counters:  d.counters(),
 	}
 	for _, u := range d.cfg.File.DNS.Upstream {

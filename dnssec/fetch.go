@@ -42,8 +42,9 @@ var errBudget = errors.New("the work budget of the lookup is used up")
 
 // reply is an answer, which nobody may change, and how it came.
 type reply struct {
-	msg *dns.Msg
-	by  carriage
+	msg     *dns.Msg
+	by      carriage
+	refused *refusal // with WithDelegation: why it comes with CD only
 }
 
 // exchange asks the upstream once, on behalf of work. Lookups with the same question in flight share the answer.
@@ -55,18 +56,25 @@ func (v *Validator) exchange(q question, way int, work *budget) (reply, error) {
 		e := &errand{way: way, work: work}
 		m := new(dns.Msg)
 		m.SetQuestion(q.name, q.rrtype)
-		m.CheckingDisabled = true // we judge ourselves: a validating upstream must not hide what is bogus
+		// We judge ourselves: a validating upstream must not hide what is bogus. Or it judges.
+		m.CheckingDisabled, m.AuthenticatedData = !v.rules.delegated, v.rules.delegated
 		m.SetEdns0(udpSize, true)
 		r, err := v.Exchanger.Exchange(e.in(ctx), m)
 		if err != nil {
 			return nil, &netError{q, dns.ExtendedErrorCodeNetworkError, err}
+		}
+		var refused *refusal
+		if v.rules.delegated && r != nil && r.Rcode == dns.RcodeServerFailure {
+			if data, why := v.insist(e.in(ctx), q, m, r); why != nil {
+				r, refused = data, why
+			}
 		}
 		if err := acceptable(q, r); err != nil {
 			return nil, &netError{q, dns.ExtendedErrorCodeNoReachableAuthority, err}
 		}
 		e.mu.Lock()
 		defer e.mu.Unlock()
-		return reply{r, e.by}, nil
+		return reply{r, e.by, refused}, nil
 	})
 	if err != nil {
 		return reply{}, err
@@ -98,6 +106,8 @@ type future struct {
 	msg  *dns.Msg
 	by   carriage
 	err  error
+
+	refused *refusal
 }
 
 // wait is the answer: a copy that belongs to the caller.
@@ -129,7 +139,7 @@ func (s *session) ask(q question) *future {
 	}
 	go func() {
 		r, err := s.v.exchange(q, s.way, s.work)
-		f.msg, f.by, f.err = r.msg, r.by, err
+		f.msg, f.by, f.refused, f.err = r.msg, r.by, r.refused, err
 		if f.err == nil && !s.work.answer(int64(f.msg.Len())) {
 			f.msg, f.err = nil, errBudget
 		}

@@ -16,6 +16,7 @@ type lookup struct {
 	kept  []dns.RR          // the answer section: the RRsets of the chain only
 	taken map[question]bool // what is in kept
 
+	said   verdict  // WithDelegation: on the message that is read
 	proven []*rrset // the authority section: of each link the proofs that verified, of the denial the SOA
 }
 
@@ -61,7 +62,7 @@ func (l *lookup) keep(msg *dns.Msg) {
 // whatever stands there goes out with AD (RFC 4035, 3.2.3).
 func (l *lookup) authority(said []dns.RR) []dns.RR {
 	var out []dns.RR
-	if l.ans.Status != Secure {
+	if l.ans.Status != Secure || l.rules.delegated {
 		out = said
 	}
 	have := group(out)
@@ -253,6 +254,9 @@ func (l *lookup) substitute(rr *dns.DNAME, set *rrset, answer rrsets, v verdict)
 
 // positive validates an RRset of the answer section.
 func (l *lookup) positive(ctx context.Context, set *rrset, authority rrsets) verdict {
+	if l.rules.delegated {
+		return l.takenAtWord(set)
+	}
 	side := set.rrtype
 	if l.ans.Type == dns.TypeDS && side == dns.TypeCNAME {
 		side = dns.TypeDS // an alias in place of DS is the parent's to say: its child may neither sign it nor be unsigned
@@ -340,6 +344,9 @@ func (l *lookup) zoneOf(ctx context.Context, name string, rrtype uint16, hint fu
 
 // denied validates the denial of an RRset.
 func (l *lookup) denied(ctx context.Context, name string, rrtype uint16, msg *dns.Msg, authority rrsets) verdict {
+	if l.rules.delegated {
+		return l.deniedAtWord(name+" "+typeName(rrtype), authority)
+	}
 	place := locus(name, rrtype)
 	z := l.zoneOf(ctx, name, rrtype, func(top string) string { return hintDenial(place, authority, top) })
 	v := l.deniedIn(name, rrtype, msg, authority, z)

@@ -118,6 +118,9 @@ func (l *lookup) message(ctx context.Context, q question) (*dns.Msg, error) {
 	m, err := f.wait(ctx)
 	if err == nil {
 		l.ans.Via, l.ans.Detour = f.by.via, f.by.why
+		if l.rules.delegated {
+			l.said = l.word(ctx, q.name, f, m)
+		}
 	}
 	return m, err
 }

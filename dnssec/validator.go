@@ -24,6 +24,7 @@ type Validator struct {
 	zones     delegations
 	proofs    proofs
 	routes    routes
+	diligence diligence
 	walks     singleflight.Group // by zone name: the work of getting its keys
 	questions singleflight.Group // by name and type: a question to the upstream
 }
@@ -117,7 +118,7 @@ func (v *Validator) Lookup(ctx context.Context, name string, rrtype uint16) (Ans
 	if to.way != 0 {
 		ans.Detour = to.why
 	}
-	if r, ok := v.Exchanger.(Rerouter); ok && v.unproven(ctx, ans, to.way, now, work) {
+	if r, ok := v.Exchanger.(Rerouter); ok && !v.rules.delegated && v.unproven(ctx, ans, to.way, now, work) {
 		ans = v.reroute(ctx, r, ans, to.way, now, work)
 	}
 	if ans.Status == Indeterminate {
@@ -154,7 +155,9 @@ func (v *Validator) try(ctx context.Context, name string, rrtype uint16, now tim
 	s.keep = s.keepProof
 	if v.rules.asks || way != 0 || s.synthesized(question{name, rrtype}) == nil {
 		s.ask(question{name, rrtype})
-		s.prefetch(name, rrtype)
+		if !v.rules.delegated {
+			s.prefetch(name, rrtype)
+		}
 	}
 	l.run(ctx)
 	return l.ans

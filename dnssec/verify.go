@@ -50,6 +50,7 @@ type rules struct {
 	early      time.Duration // how far in the future an inception may lie
 	late       time.Duration // how far in the past an expiration may lie
 	floor      time.Time     // the clock is right if it says no less
+	delegated  bool          // the upstream validates: WithDelegation
 	asks       bool          // no denial is made from proofs at hand
 	// legacy verifies DSA, which nothing else here does: for replays of old scenarios only.
 	legacy func(*dns.RRSIG, *dns.DNSKEY, *rrset) error

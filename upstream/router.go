@@ -41,6 +41,8 @@ type Config struct {
 	Servers []Server // forwarders, in order of preference
 	// Iterate has the authorities asked where the forwarders do not bring what DNSSEC needs. Hints are where their tree begins; nil: the Internet's root servers.
 	Iterate bool
+	// TrustAD leaves AD as it is in the answers of servers on this host's loopback (RFC 6840, 5.8). It is cleared in all others.
+	TrustAD bool
 	Hints   []Hint
 	// Probed is the zone whose records are asked for to see what passes, one with a trust anchor; empty: the root.
 	Probed string
@@ -75,9 +77,10 @@ type carrier interface {
 // way is one way to the DNS.
 type way struct {
 	carrier
-	name   string
-	direct bool // to the authorities
-	found  atomic.Pointer[findings]
+	name     string
+	direct   bool // to the authorities
+	believed bool // its AD is left as it is
+	found    atomic.Pointer[findings]
 }
 
 // Direct is the name of the way to the authorities.
@@ -103,7 +106,7 @@ func New(c Config) (*Router, error) {
 		default:
 			to = newSecret(dial, s, c.Roots, r.addresses)
 		}
-		r.ways = append(r.ways, &way{carrier: to, name: s.String()})
+		r.ways = append(r.ways, &way{carrier: to, name: s.String(), believed: c.TrustAD && !s.TLS && s.Addr.Addr().IsLoopback()})
 	}
 	if c.Iterate {
 		r.ways = append(r.ways, &way{carrier: newAuthorities(dial, c.Hints), name: Direct, direct: true})
@@ -277,6 +280,7 @@ func (r *Router) Exchange(ctx context.Context, q *dns.Msg) (*dns.Msg, error) {
 		return bad.give(ctx, r.ways[tries[bad.try]].name)
 	}
 	i := tries[won.try]
+	won.msg.AuthenticatedData = won.msg.AuthenticatedData && r.ways[i].believed
 	if i != tries[0] {
 		r.disappointed(tries[0], rrtype, bad)
 	}

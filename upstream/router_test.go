@@ -323,3 +323,33 @@ func TestElsewhere(t *testing.T) {
 		}
 	}
 }
+
+// AD is left in an answer where it was asked for so and the server is on this host's loopback, and nowhere else (RFC 6840, 5.8).
+func TestAD(t *testing.T) {
+	f := newForwarder(t, func(q *dns.Msg, _ bool) [][]byte {
+		return [][]byte{reply(q, good, func(m *dns.Msg) { m.AuthenticatedData = true })}
+	})
+	for _, trust := range []bool{false, true} {
+		r, err := New(Config{Servers: []Server{{Addr: f.addr, Port: f.addr.Port()}}, TrustAD: trust})
+		if err != nil {
+			t.Fatal(err)
+		}
+		m, err := r.Exchange(t.Context(), validatorQuery("x."))
+		if err != nil || m.AuthenticatedData != trust {
+			t.Errorf("trusted %v: got %v, %v", trust, m, err)
+		}
+	}
+	for text, want := range map[string]bool{"127.0.0.1": true, "127.9.9.9:5335": true, "::1": true, "192.0.2.53": false, "2001:db8::53": false, "tls://127.0.0.1#localhost": false} {
+		s, err := ParseServer(text)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r, err := New(Config{Servers: []Server{s}, TrustAD: true, Iterate: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if r.ways[0].believed != want || r.ways[1].believed {
+			t.Errorf("%s: believed %v, the authorities %v", text, r.ways[0].believed, r.ways[1].believed)
+		}
+	}
+}

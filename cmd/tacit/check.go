@@ -74,7 +74,7 @@ func router(conf *config.Config, anchors *dnssec.Anchors) (*upstream.Router, err
 	if err != nil {
 		return nil, err
 	}
-	r, err := upstream.New(upstream.Config{Servers: conf.DNS.Upstream, Iterate: conf.DNS.Iterate, Hints: hints, Probed: anchors.Top()})
+	r, err := upstream.New(upstream.Config{Servers: conf.DNS.Upstream, Iterate: conf.DNS.Iterate && !conf.DNS.TrustAD, TrustAD: conf.DNS.TrustAD, Hints: hints, Probed: anchors.Top()})
 	if err != nil {
 		return nil, fmt.Errorf("dns.upstream: %w", err)
 	}

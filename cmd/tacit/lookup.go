@@ -81,6 +81,7 @@ type ways interface {
 type lookup struct {
 	validator validator
 	ways      ways
+	judged    string // by whom: daemon.Validation
 	rules     *policy.Table
 	env       peerdb.Environment
 }
@@ -99,7 +100,7 @@ func newLookup(conf *config.Config) (*lookup, error) {
 	if err != nil {
 		return nil, err
 	}
-	v := dnssec.New(up, anchors, dnssec.WithUnsigned(conf.DNS.NegativeAnchors...))
+	v := dnssec.New(up, anchors, daemon.Judgement(conf)...)
 	point, err := trustPoint(conf, anchors)
 	if err != nil {
 		return nil, err
@@ -107,13 +108,13 @@ func newLookup(conf *config.Config) (*lookup, error) {
 	if point != nil {
 		v.Follow(point, func([]byte) error { return nil }) // what it learns is the daemon's to keep
 	}
-	return &lookup{v, up, conf.Table(), env}, nil
+	return &lookup{v, up, daemon.Validation(conf), conf.Table(), env}, nil
 }
 
 // run asks for A, AAAA and IPSECKEY at once, as the daemon does; where the addresses belong to the end of an alias chain that the
 // key answer did not reach, it asks for the key there.
 func (l *lookup) run(ctx context.Context, name string) (*lookupResult, error) {
-	r := &lookupResult{SchemaVersion: control.SchemaVersion, Name: name, Queries: []lookupQuery{}, Keys: []lookupKey{}, Addresses: []lookupAddress{}}
+	r := &lookupResult{SchemaVersion: control.SchemaVersion, Name: name, Validation: l.judged, Queries: []lookupQuery{}, Keys: []lookupKey{}, Addresses: []lookupAddress{}}
 	l.ways.Probe(ctx)
 	r.Ways = l.ways.States()
 	types := []uint16{dns.TypeA, dns.TypeAAAA, dns.TypeIPSECKEY}

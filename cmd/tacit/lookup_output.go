@@ -15,10 +15,12 @@ import (
 
 // lookupResult is what `tacit lookup --json` prints.
 type lookupResult struct {
-	SchemaVersion int           `json:"schema_version"`
-	Name          string        `json:"name"`  // asked, canonical
-	Owner         string        `json:"owner"` // where aliases ended
-	Queries       []lookupQuery `json:"queries"`
+	SchemaVersion int    `json:"schema_version"`
+	Name          string `json:"name"`  // asked, canonical
+	Owner         string `json:"owner"` // where aliases ended
+	// Validation is "own", or says to whom it is delegated: then all statuses are that resolver's word.
+	Validation string        `json:"validation"`
+	Queries    []lookupQuery `json:"queries"`
 	// Ways are the upstreams, and the authorities where they may be asked, and what a probe found to pass by each.
 	Ways      []upstream.State `json:"ways"`
 	Keys      []lookupKey      `json:"keys"`
@@ -103,6 +105,9 @@ func (r *lookupResult) write(w io.Writer) error {
 		head += ", an alias of " + strings.TrimSuffix(r.Owner, ".")
 	}
 	fmt.Fprintln(w, clean(head))
+	if r.Validation != "" && r.Validation != "own" {
+		fmt.Fprintln(w, "  validation is "+clean(r.Validation)+": what follows is its word")
+	}
 	rows := [][]string{}
 	for _, q := range r.Queries {
 		what := q.Type

@@ -70,7 +70,7 @@ func (oneWay) States() []upstream.State {
 func newTestLookup(z zone) *lookup {
 	clear := policy.Rule{Names: []string{".clear.test."}, Class: policy.Clear, Line: 7}
 	env := peerdb.Environment{Own: []netip.Addr{netip.MustParseAddr("198.51.100.7")}, Upstreams: []netip.Addr{netip.MustParseAddr("198.51.100.53")}}
-	return &lookup{z, oneWay{}, policy.NewTable([]policy.Rule{clear}), env}
+	return &lookup{z, oneWay{}, "own", policy.NewTable([]policy.Rule{clear}), env}
 }
 
 func TestLookupDecides(t *testing.T) {

@@ -53,7 +53,7 @@ func TestWriteStatus(t *testing.T) {
 		Version: "1.2", Since: now.Add(-time.Hour), Name: "alice.example",
 		Dataplane: control.Dataplane{Kind: "tun", Why: "auto"},
 		DNS: control.DNS{Listen: []netip.AddrPort{netip.MustParseAddrPort("127.0.0.1:53")},
-			Upstream: []string{"192.0.2.53:53"}, Stub: "FAIL: a second nameserver"},
+			Upstream: []string{"192.0.2.53:53"}, Validation: "own", Stub: "FAIL: a second nameserver"},
 		Peers: []control.Peer{
 			{Address: netip.MustParseAddr("192.0.2.1"), Names: []string{"bob.example", "b", "c", "d"}, State: control.Protected,
 				Assurance: control.Authenticated, Suite: "aes-gcm-16", Mode: "transport", Since: now.Add(-time.Minute), BytesIn: 12345},
@@ -65,6 +65,7 @@ func TestWriteStatus(t *testing.T) {
   version    1.2, up 1h0m
   dataplane  tun: auto
   dns        127.0.0.1:53, upstream 192.0.2.53:53
+  dnssec     validation: own
   stub       FAIL: a second nameserver
 
   ADDRESS      NAMES                       STATE      ASSURANCE      SUITE       MODE       SINCE  IN   OUT  WHY

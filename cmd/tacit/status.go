@@ -60,6 +60,7 @@ func writeStatus(w io.Writer, s control.Status, now time.Time) error {
 		{"version", s.Version + ", up " + age(now.Sub(s.Since)) + mode},
 		{"dataplane", s.Dataplane.Kind + ": " + s.Dataplane.Why},
 		{"dns", strings.Join(listen, " ") + ", upstream " + strings.Join(s.DNS.Upstream, " ")},
+		{"dnssec", "validation: " + s.DNS.Validation},
 		{"stub", s.DNS.Stub},
 	}
 	for _, way := range s.DNS.Ways {
