@@ -173,6 +173,8 @@ func TestTraps(t *testing.T) {
 	var asked atomic.Int64
 	var wg sync.WaitGroup
 	stop := make(chan struct{})
+	end := sync.OnceFunc(func() { close(stop); wg.Wait() })
+	defer end()
 	for worker := range 8 {
 		wg.Go(func() {
 			for i := worker; ; i += 8 {
@@ -201,8 +203,7 @@ func TestTraps(t *testing.T) {
 	first := mustAnswer(t, w.alice, "bob.example", both(w.bob)...)
 	transfer(t, w.alice, w.bob, w.bob.Addr4(), 100_000)
 	time.Sleep(time.Second)
-	close(stop)
-	wg.Wait()
+	end()
 	each := (processor(t, w.aliceTac.cmd.Process.Pid) - used) / time.Duration(asked.Load())
 	t.Logf("%d traps, %v of processor each; the longest of 60 other lookups %v; bob.example with its handshake %v", asked.Load(), each.Round(100*time.Microsecond),
 		longest.Round(100*time.Microsecond), first.took.Round(100*time.Microsecond))
