@@ -25,7 +25,8 @@ type trap struct {
 	priv crypto.Signer
 	keys []dns.RR // the real one, and others of its tag
 	sig  *dns.RRSIG
-	many []dns.RR // a thousand keys of one name, signed
+	many []dns.RR    // a thousand keys of one name, signed
+	bad  [100]string // signatures of nothing
 }
 
 // newTrap makes the zone: RSA with 3072 bits, since large keys take long to verify.
@@ -42,6 +43,11 @@ func newTrap(t *testing.T, apex string) *trap {
 		z.keys = append(z.keys, z.twin(t))
 	}
 	z.sig = z.sign(t, z.keys)
+	for i := range z.bad {
+		b := make([]byte, 384)
+		_, _ = rand.Read(b[1:])
+		z.bad[i] = base64.StdEncoding.EncodeToString(b)
+	}
 	for i := range 1000 {
 		z.many = append(z.many, record(t, fmt.Sprintf("many.%s 60 IN IPSECKEY 10 0 4 . %s", apex, base64.StdEncoding.EncodeToString(fmt.Appendf(nil, "%032d", i)))))
 	}
@@ -88,14 +94,11 @@ func (z *trap) twin(t *testing.T) *dns.DNSKEY {
 
 // heap puts a hundred signatures over the records of a set, of which none is good.
 func (z *trap) heap(set ...dns.RR) []dns.RR {
-	for range 100 {
-		sig := dns.Copy(z.sig).(*dns.RRSIG)
-		h := set[0].Header()
-		sig.Hdr.Name, sig.Hdr.Ttl, sig.TypeCovered, sig.Labels, sig.OrigTtl = h.Name, h.Ttl, h.Rrtype, uint8(dns.CountLabel(h.Name)), h.Ttl
-		b := make([]byte, 384)
-		_, _ = rand.Read(b[1:])
-		sig.Signature = base64.StdEncoding.EncodeToString(b)
-		set = append(set, sig)
+	h := set[0].Header()
+	for _, bad := range z.bad {
+		sig := *z.sig
+		sig.Hdr.Name, sig.Hdr.Ttl, sig.TypeCovered, sig.Labels, sig.OrigTtl, sig.Signature = h.Name, h.Ttl, h.Rrtype, uint8(dns.CountLabel(h.Name)), h.Ttl, bad
+		set = append(set, &sig)
 	}
 	return set
 }
@@ -169,21 +172,22 @@ func TestTraps(t *testing.T) {
 		t.Errorf("key-0.trap: EDE %d %q, want 6 for its signatures", code, text)
 	}
 
+	const traps = 4 // at once
 	used := processor(t, w.aliceTac.cmd.Process.Pid)
 	var asked atomic.Int64
 	var wg sync.WaitGroup
 	stop := make(chan struct{})
 	end := sync.OnceFunc(func() { close(stop); wg.Wait() })
 	defer end()
-	for worker := range 8 {
+	for worker := range traps {
 		wg.Go(func() {
-			for i := worker; ; i += 8 {
+			for i := worker; ; i += traps {
 				select {
 				case <-stop:
 					return
 				default:
 				}
-				name := []string{"key-%d.trap", "alias-%d.trap", strings.Repeat("x.", 100) + "y%d.trap", "many.trap"}[i/8%4]
+				name := []string{"key-%d.trap", "alias-%d.trap", strings.Repeat("x.", 100) + "y%d.trap", "many.trap"}[i/traps%4]
 				if strings.Contains(name, "%") {
 					name = fmt.Sprintf(name, 100*i)
 				}
