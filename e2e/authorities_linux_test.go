@@ -151,11 +151,16 @@ type found struct {
 	Owner   string `json:"owner"`
 	Queries []struct {
 		Name, Type, Status, Rcode, Why string
+		Via, Detour                    string
 		Denied                         bool
 		Links                          []struct {
 			Of, Status, Zone, Algorithm, Proof string
 		}
 	} `json:"queries"`
+	Ways []struct {
+		Name, Why string
+		OK        bool
+	}
 	Addresses []struct {
 		Address    netip.Addr
 		Decision   string

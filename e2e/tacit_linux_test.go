@@ -29,12 +29,23 @@ type options struct {
 	name     string // its own FQDN; needs identity
 	identity string // PEM
 	upstream string // address, or address and port
-	top      string // more lines of the configuration's top level
-	dns      string // more lines of [dns]
-	policy   string // whole [[policy]] tables
-	observe  bool
+
+	upstreams []string // more than one, in place of upstream
+	top       string   // more lines of the configuration's top level
+	dns       string   // more lines of [dns]
+	policy    string   // whole [[policy]] tables
+	observe   bool
 
 	dataplane string // default: dataplane()
+}
+
+// upstreamList is the list as TOML has it.
+func (o options) upstreamList() string {
+	list := o.upstreams
+	if list == nil {
+		list = []string{o.upstream}
+	}
+	return `["` + strings.Join(list, `", "`) + `"]`
 }
 
 // dataplane is the one under test: tun, which works on every kernel, unless TACIT_DATAPLANE says otherwise.
@@ -59,11 +70,11 @@ socket = "/run/tacit.sock"
 %s
 [dns]
 listen = ["127.0.0.1:53"]
-upstream = [%q]
+upstream = %s
 trust-anchors = "/run/root.key"
 %s
 %s
-`, cmp.Or(o.dataplane, dataplane()), o.top, o.upstream, o.dns, o.policy)
+`, cmp.Or(o.dataplane, dataplane()), o.top, o.upstreamList(), o.dns, o.policy)
 	put(t, h, "/run/tacit.toml", conf.String())
 	put(t, h, "/run/root.key", anchor)
 	put(t, h, "/etc/resolv.conf", "nameserver 127.0.0.1\n")

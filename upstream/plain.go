@@ -69,7 +69,10 @@ func (s *plain) ask(ctx context.Context, q *dns.Msg) (*dns.Msg, error) {
 		return nil, errNoTCP
 	}
 	if m.Truncated || !sure {
-		if m, err = s.overTCP(ctx, out); err != nil {
+		tctx, cancel := context.WithTimeout(ctx, tcpTimeout)
+		m, err = s.overTCP(tctx, out)
+		cancel()
+		if err != nil {
 			return nil, err
 		}
 		// Nobody off path speaks TCP for the server: other letters here are its own.

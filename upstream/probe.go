@@ -142,7 +142,7 @@ func probe(ctx context.Context, w *way, zone string) findings {
 	f := findings{answers: plainly == nil || answered(plainly), signatures: keys == nil, keys: types == nil}
 	switch {
 	case !f.answers:
-		f.why = "no answer"
+		f.why = plainly.Error()
 	case keys != nil:
 		f.why = "signatures do not pass: " + keys.Error()
 	case types != nil:

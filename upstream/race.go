@@ -2,6 +2,7 @@ package upstream
 
 import (
 	"context"
+	"errors"
 	"sync"
 	"time"
 
@@ -56,7 +57,7 @@ func (r race) run(ctx context.Context) (won outcome, bad outcome, ok bool) {
 			}
 			switch {
 			case running > 0:
-			case ctx.Err() != nil, sent >= r.tries, sent >= r.round && bad.msg != nil:
+			case ctx.Err() != nil, sent >= r.tries, sent >= r.round && (bad.msg != nil || errors.Is(bad.err, errNoTCP)):
 				return outcome{}, bad, false
 			case sent < r.round:
 				next.Reset(0) // the next one is not asked in vain

@@ -30,6 +30,7 @@ const (
 	firstTimeout  = 400 * time.Millisecond // until the next try begins; doubled after every round over the servers
 	maxTimeout    = 2 * time.Second
 	directTimeout = 800 * time.Millisecond // the same before the authorities are asked
+	tcpTimeout    = time.Second            // the server has the answer by then: it has said so over UDP
 	maxTries      = 8
 	maxExchanges  = 1024             // under way at once
 	exchangeBound = 10 * time.Second // for a caller without a deadline

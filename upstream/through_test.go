@@ -101,7 +101,7 @@ var faults = []struct {
 		}
 		return m
 	}},
-	{"is silent", "no answer", true, func(_, m *dns.Msg, _ bool) *dns.Msg { return nil }},
+	{"is silent", "no answer in time", true, func(_, m *dns.Msg, _ bool) *dns.Msg { return nil }},
 }
 
 func forKeys(f func(m *dns.Msg) *dns.Msg) fault {
