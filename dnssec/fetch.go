@@ -48,9 +48,20 @@ type reply struct {
 }
 
 // exchange asks the upstream once, on behalf of work. Lookups with the same question in flight share the answer.
-func (v *Validator) exchange(q question, way int, work *budget) (reply, error) {
-	key := byWay(q.name+"/"+typeName(q.rrtype), way)
-	res, err, _ := v.questions.Do(key, func() (any, error) {
+func (v *Validator) exchange(q question, way int, work *budget) (r reply, err error) {
+	for range 3 {
+		mine := false
+		if r, mine, err = v.exchangeOnce(q, way, work); mine || !errors.Is(err, ErrSpent) {
+			break
+		} // another lookup's means have ended there, not ours
+	}
+	return r, err
+}
+
+// exchangeOnce is exchange with those who ask at this time. mine: it was done on behalf of work.
+func (v *Validator) exchangeOnce(q question, way int, work *budget) (_ reply, mine bool, _ error) {
+	res, err, _ := v.questions.Do(byWay(q.name+"/"+typeName(q.rrtype), way), func() (any, error) {
+		mine = true
 		ctx, cancel := context.WithTimeout(context.Background(), fetchTimeout)
 		defer cancel()
 		e := &errand{way: way, work: work}
@@ -77,9 +88,9 @@ func (v *Validator) exchange(q question, way int, work *budget) (reply, error) {
 		return reply{r, e.by, refused}, nil
 	})
 	if err != nil {
-		return reply{}, err
+		return reply{}, mine, err
 	}
-	return res.(reply), nil
+	return res.(reply), mine, nil
 }
 
 // acceptable says whether r answers q at all.

@@ -2,6 +2,7 @@ package dnssec
 
 import (
 	"context"
+	"errors"
 	"slices"
 	"strconv"
 	"sync"
@@ -41,6 +42,9 @@ type carriage struct {
 	via string // by which way
 	why string // not by the first one
 }
+
+// ErrSpent is a question whose lookup has no means left, by an Exchanger that needs several for one: see Spend.
+var ErrSpent = errors.New("the sub-queries of the lookup are used up")
 
 type errandKey struct{}
 

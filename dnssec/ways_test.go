@@ -6,6 +6,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/miekg/dns"
 )
@@ -98,6 +99,34 @@ func TestSilenceIsRerouted(t *testing.T) {
 	}
 	if n := u.asked[1].Load() - before; n > 0 {
 		t.Errorf("%d questions about an unsigned name went another way", n)
+	}
+}
+
+// A question that is shared with a lookup whose means end is asked again by the one that has means.
+func TestSharedQuestionIsNotSpent(t *testing.T) {
+	w, a := hierarchy(t)
+	began, wait := make(chan struct{}, 9), make(chan struct{})
+	up := exchangerFunc(func(ctx context.Context, q *dns.Msg) (*dns.Msg, error) {
+		began <- struct{}{}
+		<-wait
+		if !Spend(ctx) {
+			return nil, ErrSpent
+		}
+		return w.Exchange(ctx, q)
+	})
+	v := New(up, a, WithClock(clock))
+	poor, rich := newBudget(), newBudget()
+	poor.sends.Store(0)
+	q := question{bob, dns.TypeA}
+	done := make(chan error, 2)
+	go func() { _, err := v.exchange(q, 0, poor); done <- err }()
+	<-began
+	go func() { _, err := v.exchange(q, 0, rich); done <- err }()
+	time.Sleep(20 * time.Millisecond) // so that it has joined
+	close(wait)
+	one, two := <-done, <-done
+	if (one == nil) == (two == nil) || !errors.Is(errors.Join(one, two), ErrSpent) {
+		t.Errorf("got %v and %v, want one error", one, two)
 	}
 }
 

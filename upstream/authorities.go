@@ -36,7 +36,6 @@ const (
 
 // What ends a descent.
 var (
-	errSpent   = errors.New("the questions of the lookup are used up")
 	errLame    = errors.New("no server of the zone answers for it")
 	errNowhere = errors.New("no address of a server of the zone is known")
 )
@@ -128,7 +127,7 @@ func (d *descent) resolve(ctx context.Context, name string, rrtype uint16, seeki
 		}
 		m, err := d.askZone(ctx, z, asked, kind, seeking)
 		switch {
-		case err != nil && (whole || errors.Is(err, errSpent) || ctx.Err() != nil):
+		case err != nil && (whole || errors.Is(err, dnssec.ErrSpent) || ctx.Err() != nil):
 			return nil, nil, fmt.Errorf("%s: %w", z.zone, err)
 		case err != nil: // RFC 9156, 2.3: a server that fails on a shortened name may know the whole one
 			s.stop()
@@ -237,7 +236,7 @@ func (d *descent) askZone(ctx context.Context, z *cut, name string, rrtype uint1
 		if serr == nil {
 			return m, nil
 		}
-		if errors.Is(serr, errSpent) || ctx.Err() != nil {
+		if errors.Is(serr, dnssec.ErrSpent) || ctx.Err() != nil {
 			return nil, serr
 		}
 		err, tried = serr, append(tried, addrs...)
@@ -353,7 +352,7 @@ func (d *descent) findHost(ctx context.Context, name string, seeking []string) (
 	}
 	for _, t := range types {
 		z, m, err := d.resolve(ctx, name, t, seeking)
-		if errors.Is(err, errSpent) || ctx.Err() != nil {
+		if errors.Is(err, dnssec.ErrSpent) || ctx.Err() != nil {
 			return h, err
 		}
 		if err != nil {
@@ -391,7 +390,7 @@ func (d *descent) step(ctx context.Context, z *cut, name string, rrtype uint16, 
 			if r.Err == nil {
 				return r.Val.(*dns.Msg), nil
 			}
-			if errors.Is(r.Err, errSpent) && !mine && try == 0 { // another lookup's means have ended, not ours
+			if errors.Is(r.Err, dnssec.ErrSpent) && !mine && try == 0 { // another lookup's means have ended, not ours
 				continue
 			}
 			return nil, r.Err
@@ -412,7 +411,7 @@ func (d *descent) askServers(ctx context.Context, z *cut, name string, rrtype ui
 		patience: func(i int) time.Duration { return d.server(addrs[i]).patience() },
 		try: func(ctx context.Context, i int) (*dns.Msg, error) {
 			if d.sends.Add(-1) < 0 || !dnssec.Spend(ctx) {
-				return nil, errSpent
+				return nil, dnssec.ErrSpent
 			}
 			m, err := d.askServer(ctx, addrs[i], q)
 			if err == nil && !serves(z, name, m) {
@@ -430,7 +429,7 @@ func (d *descent) askServers(ctx context.Context, z *cut, name string, rrtype ui
 	case ok:
 		return won.msg, nil
 	case d.sends.Load() < 0:
-		return nil, errSpent
+		return nil, dnssec.ErrSpent
 	case bad.err != nil:
 		return nil, bad.err
 	}

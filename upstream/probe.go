@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -22,7 +24,7 @@ const (
 // findings are what a probe of a way saw pass.
 type findings struct {
 	answers    bool   // anything at all
-	signatures bool   // RRSIG with DO set, of an answer as large as a set of keys
+	signatures bool   // RRSIG with DO set, also in large answers
 	keys       bool   // TYPE45 (IPSECKEY), or the proof that there is none
 	why        string // what does not pass; empty: everything does
 }
@@ -124,7 +126,7 @@ func (r *Router) Probe(ctx context.Context) {
 
 // probe sees what passes by a way. The zone is one with a trust anchor: what should be there is known without asking anybody.
 func probe(ctx context.Context, w *way, zone string) findings {
-	var keys, types, plainly, tcp error
+	var keys, types, large, plainly, tcp error
 	var wg sync.WaitGroup
 	wg.Go(func() {
 		keys = probeFor(ctx, w, zone, dns.TypeDNSKEY, func(m *dns.Msg) bool {
@@ -136,15 +138,23 @@ func probe(ctx context.Context, w *way, zone string) findings {
 			return signed(m.Answer, dns.TypeIPSECKEY) || signed(m.Ns, dns.TypeNSEC) || signed(m.Ns, dns.TypeNSEC3)
 		})
 	})
+	// That there is no such name is proven at greater length than anything else. The label is a new one: nobody has its denial at hand.
+	wg.Go(func() {
+		large = probeFor(ctx, w, fmt.Sprintf("probe-%08x.%s", rand.Uint32(), strings.TrimPrefix(zone, ".")), dns.TypeA, func(m *dns.Msg) bool {
+			return signed(m.Answer, dns.TypeA) || signed(m.Ns, dns.TypeNSEC) || signed(m.Ns, dns.TypeNSEC3)
+		})
+	})
 	wg.Go(func() { plainly = probeFor(ctx, w, zone, dns.TypeSOA, func(*dns.Msg) bool { return true }) })
 	wg.Go(func() { tcp = probeTCP(ctx, w, zone) })
 	wg.Wait()
-	f := findings{answers: plainly == nil || answered(plainly), signatures: keys == nil, keys: types == nil}
+	f := findings{answers: plainly == nil || answered(plainly), signatures: keys == nil && large == nil, keys: types == nil}
 	switch {
 	case !f.answers:
 		f.why = plainly.Error()
 	case keys != nil:
 		f.why = "signatures do not pass: " + keys.Error()
+	case large != nil:
+		f.why = "large answers do not pass: " + large.Error()
 	case types != nil:
 		f.why = "TYPE45 does not pass: " + types.Error()
 	case tcp != nil:
