@@ -4,7 +4,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
+	"os/signal"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -14,7 +17,7 @@ import (
 
 // statusCommand is `tacit status`.
 func statusCommand(f *flags) *cobra.Command {
-	var asJSON bool
+	var asJSON, watching bool
 	c := &cobra.Command{
 		Use:   "status",
 		Short: "Show what the daemon does: its peers, and how sure it is of them",
@@ -23,6 +26,11 @@ func statusCommand(f *flags) *cobra.Command {
 			client, err := f.client()
 			if err != nil {
 				return err
+			}
+			if watching {
+				ctx, stop := signal.NotifyContext(c.Context(), os.Interrupt, syscall.SIGTERM)
+				defer stop()
+				return watch(ctx, client.Status, c.OutOrStdout(), asJSON)
 			}
 			s, err := client.Status(c.Context())
 			if errors.Is(err, control.ErrNotRunning) {
@@ -38,6 +46,7 @@ func statusCommand(f *flags) *cobra.Command {
 		},
 	}
 	c.Flags().BoolVar(&asJSON, "json", false, "print JSON, a stable interface")
+	c.Flags().BoolVar(&watching, "watch", false, "print a line for each change of a peer, until interrupted")
 	return c
 }
 
