@@ -205,6 +205,27 @@ func TestFollowsPort(t *testing.T) {
 	}
 }
 
+// A message of the peer's that comes from elsewhere is somebody's who has caught it: a peer that is behind no NAT stays where it is, and is
+// answered there (RFC 7296, 2.23; TRUST.md A-30).
+func TestAddressStays(t *testing.T) {
+	a, b, w := pairOf(t)
+	id := establish(t, w, a, b, peerOf(a, b))
+	elsewhere := netip.MustParseAddrPort("198.51.100.66:4500")
+	w.tap = func(from *host, d *Datagram) bool {
+		if from == a {
+			d.Local = elsewhere
+		} else if d.Remote.Addr() != addrA.Addr() {
+			t.Errorf("an answer to %v", d.Remote)
+		}
+		return true
+	}
+	w.take(a, a.e.Do(w.now, id, Probe))
+	w.run(time.Second)
+	if s := only(t, b); s.remote.Addr() != addrA.Addr() || count[Alive](b) == 0 {
+		t.Errorf("the peer is at %v", s.remote)
+	}
+}
+
 func TestNarrowing(t *testing.T) {
 	sel := ipsec.Host(addrA.Addr(), addrB.Addr())
 	sel.Proto, sel.RemotePort = 6, 443

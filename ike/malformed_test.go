@@ -587,3 +587,65 @@ func TestBadAuthResponses(t *testing.T) {
 		})
 	}
 }
+
+// What a responder may not answer to the rekey of an IKE SA, or of a Child SA: the SA that was to be rekeyed ends, and nothing comes of the new one.
+func TestBadRekeyAnswers(t *testing.T) {
+	proposal := func(change func(*host, *wire.Proposal)) func(*host, []wire.Payload) []wire.Payload {
+		return func(a *host, ps []wire.Payload) []wire.Payload {
+			change(a, &get[*wire.SA](ps).Proposals[0])
+			return ps
+		}
+	}
+	without := func(drop func([]wire.Payload) []wire.Payload) func(*host, []wire.Payload) []wire.Payload {
+		return func(_ *host, ps []wire.Payload) []wire.Payload { return drop(ps) }
+	}
+	for name, c := range map[string]struct {
+		command Command
+		change  func(a *host, ps []wire.Payload) []wire.Payload
+	}{
+		"IKE: our own SPI": {RekeyIKE, proposal(func(a *host, p *wire.Proposal) { p.SPI = spiBytes(uint64(asksHeir(a).spi)) })},
+		"IKE: our own nonce": {RekeyIKE, func(a *host, ps []wire.Payload) []wire.Payload {
+			get[*wire.Nonce](ps).Data = bytes.Clone(asksHeir(a).ni)
+			return ps
+		}},
+		"IKE: another proposal":      {RekeyIKE, proposal(func(_ *host, p *wire.Proposal) { p.Number = 9 })},
+		"IKE: a cipher of its own":   {RekeyIKE, proposal(func(_ *host, p *wire.Proposal) { p.Transforms[0].KeyLength = 192 })},
+		"IKE: no key exchange":       {RekeyIKE, without(drop[*wire.KE])},
+		"IKE: no nonce":              {RekeyIKE, without(drop[*wire.Nonce])},
+		"IKE: a share of zeros":      {RekeyIKE, func(_ *host, ps []wire.Payload) []wire.Payload { clear(get[*wire.KE](ps).Data); return ps }},
+		"child: no nonce":            {RekeyChild, without(drop[*wire.Nonce])},
+		"child: no key exchange":     {RekeyChild, without(drop[*wire.KE])},
+		"child: a cipher of its own": {RekeyChild, proposal(func(_ *host, p *wire.Proposal) { p.Transforms[0].KeyLength = 192 })},
+		"child: somebody else's": {RekeyChild, func(_ *host, ps []wire.Payload) []wire.Payload {
+			getTS(ps, true).Selectors[0] = wire.Host(addrA.Addr())
+			return ps
+		}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			a, b, w := classic(t)
+			id := establish(t, w, a, b, peerOf(a, b))
+			wanted := count[ChildWanted](a)
+			w.tap = rewriteIn(t, b, wire.CreateChildSA, func(ps []wire.Payload) []wire.Payload { return c.change(a, ps) })
+			w.take(a, a.e.Do(w.now, id, c.command))
+			w.run(time.Second)
+			w.tap = nil
+			w.run(time.Minute)
+			if e, _ := find[Closed](a); e.Err == nil || count[Rekeyed](a)+count[Rekeyed](b) > 1 || count[ChildWanted](a) != wanted {
+				t.Errorf("%v\n%s", e.Err, a.dump())
+			}
+			if len(a.e.sas)+len(b.e.sas) != 0 {
+				t.Errorf("%d and %d SAs stay", len(a.e.sas), len(b.e.sas))
+			}
+		})
+	}
+}
+
+// asksHeir is the rekey of an IKE SA that a host has asked for.
+func asksHeir(h *host) *succession {
+	for _, s := range h.e.sas {
+		if s.kin != nil && s.kin.rekey != nil {
+			return s.kin.rekey
+		}
+	}
+	return nil
+}
