@@ -21,17 +21,17 @@ import (
 
 // The measures of iteration. What a lookup may cost in all is dnssec's to say: dnssec.Spend.
 const (
-	maxSends     = 40                     // questions to authorities, for one question of ours
-	maxSteps     = 40                     // referrals and shortened names of one descent
-	maxDepth     = 3                      // descents within one another, for the addresses of servers
-	maxLookedUp  = 3                      // servers' names looked up for one cut and one question (NXNSAttack, CVE-2020-12662)
-	maxAsked     = 6                      // servers asked for one step
-	stepTimeout  = 3 * time.Second        // for one step
-	serverFirst  = 300 * time.Millisecond // until the next server is asked, where nothing is known of the one before
-	serverMost   = 800 * time.Millisecond
-	serverRest   = 30 * time.Second // how long a server that did not answer is asked last
-	fullSteps    = 4                // RFC 9156, 2.3: MINIMISE_ONE_LAB
-	shortenedMax = 10               // the same: MAX_MINIMISE_COUNT
+	maxSends      = 40                     // questions to authorities, for one question of ours
+	maxSteps      = 40                     // referrals and shortened names of one descent
+	maxLookedUp   = 3                      // servers' names looked up for one cut and one question (NXNSAttack, CVE-2020-12662)
+	maxHostsInAll = 6                      // the same for one question, of all cuts
+	maxAsked      = 6                      // servers asked for one step
+	stepTimeout   = 3 * time.Second        // for one step
+	serverFirst   = 300 * time.Millisecond // until the next server is asked, where nothing is known of the one before
+	serverMost    = 800 * time.Millisecond
+	serverRest    = 30 * time.Second // how long a server that did not answer is asked last
+	fullSteps     = 4                // RFC 9156, 2.3: MINIMISE_ONE_LAB
+	shortenedMax  = 10               // the same: MAX_MINIMISE_COUNT
 )
 
 // What ends a descent.
@@ -102,6 +102,7 @@ type descent struct {
 	*authorities
 	sends atomic.Int64   // left
 	names map[string]int // servers' names looked up, by cut
+	hosts int            // in all
 }
 
 // resolve asks the servers of the deepest zone that is known to hold the name, and those that they refer to. within are the servers whose addresses are being
@@ -313,9 +314,6 @@ func (a *authorities) server(addr netip.Addr) *authority {
 
 // lookUp looks up addresses of servers of the cut that have none yet, a few only, and says whether there are more than before.
 func (d *descent) lookUp(ctx context.Context, z *cut, seeking []string) (more bool, err error) {
-	if len(seeking) >= maxDepth {
-		return false, nil
-	}
 	if d.names == nil {
 		d.names = map[string]int{}
 	}
@@ -326,10 +324,11 @@ func (d *descent) lookUp(ctx context.Context, z *cut, seeking []string) (more bo
 			continue
 		}
 		// What lies in the zone itself cannot be found without it.
-		if within(name, z.zone) || d.names[z.zone] >= maxLookedUp {
+		if within(name, z.zone) || d.names[z.zone] >= maxLookedUp || d.hosts >= maxHostsInAll {
 			continue
 		}
 		d.names[z.zone]++
+		d.hosts++
 		h, err := d.findHost(ctx, name, append(slices.Clone(seeking), name))
 		if err != nil {
 			return false, err

@@ -2,6 +2,7 @@ package upstream
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -149,7 +150,8 @@ func TestForgedGlueAndBailiwick(t *testing.T) {
 	tr.zone(evilAddr, "other.", "www.other. 300 A 192.0.2.66", "srv.other. 300 A 127.53.0.66")
 	tr.zone(evilAddr, "deep.test.", "www.deep.test. 300 A 192.0.2.66")
 	// deep.test.'s server has a name in other., and test.'s server says where that is.
-	tr.zone(testAddr, "test.", "@ 300 NS ns.test.", "ns.test. 300 A 127.53.0.2", "deep.test. 300 NS srv.other.")
+	tr.zone(testAddr, "test.", "@ 300 NS ns.test.", "ns.test. 300 A 127.53.0.2", "deep.test. 300 NS srv.other.",
+		"away.test. 300 CNAME www.other.")
 	tr.lie(testAddr, func(_, m *dns.Msg, _ bool) *dns.Msg {
 		m.Extra = append(records("srv.other. 300 A 127.53.0.66", "ns.other. 300 A 127.53.0.66", "ns.root. 300 A 127.53.0.66"), m.Extra...)
 		if m.Authoritative {
@@ -165,6 +167,9 @@ func TestForgedGlueAndBailiwick(t *testing.T) {
 	m, err := a.ask(t.Context(), in("nothing.test.", dns.TypeA))
 	if err != nil || len(m.Answer) > 0 || len(m.Extra) > 0 || len(m.Ns) != 1 || m.Ns[0].Header().Name != "test." {
 		t.Errorf("got %v, %v", m, err)
+	}
+	if got := tr.ask(a, "away.test."); got != "NOERROR www.other." { // where the alias leads is for other.'s servers to say
+		t.Errorf("away.test.: got %q", got)
 	}
 	for _, name := range []string{"www.other.", "www.deep.test.", "www.test."} {
 		if got := tr.ask(a, name); strings.Contains(got, "192.0.2.66") {
@@ -260,7 +265,7 @@ func TestNestedReferrals(t *testing.T) {
 	if got := tr.ask(a, "www.x.evil."); got != "error" {
 		t.Errorf("got %q", got)
 	}
-	if n := len(tr.asked(evilAddr)); n > maxSends {
+	if n := len(tr.asked(evilAddr)); n > 16 { // of which six names of servers
 		t.Errorf("%d questions for one", n)
 	}
 	// With a validator the budget is the lookup's, of all its questions by all ways.
@@ -275,6 +280,49 @@ func TestNestedReferrals(t *testing.T) {
 		}
 	}
 }
+
+// Every question to a server counts, against the bound of one question of ours and against the lookup's.
+func TestSendsAreCounted(t *testing.T) {
+	tr := newTree(t)
+	total := func() int {
+		return len(tr.asked(rootAddr)) + len(tr.asked(testAddr)) + len(tr.asked(deepAddr))
+	}
+	for left := range int64(5) { // the root twice, test., deep.test.
+		d := &descent{authorities: tr.authorities()}
+		d.sends.Store(left)
+		_, _, err := d.resolve(t.Context(), "www.deep.test.", dns.TypeA, nil)
+		if n := total(); n != int(left) || (err == nil) != (left == 4) || err != nil && !errors.Is(err, dnssec.ErrSpent) {
+			t.Errorf("%d sends left: %d questions, %v", left, n, err)
+		}
+	}
+	a := tr.authorities()
+	v := dnssec.New(exchangeFunc(func(ctx context.Context, q *dns.Msg) (*dns.Msg, error) {
+		if q.Question[0].Qtype != dns.TypeA {
+			return nil, errors.New("no")
+		}
+		n := 0
+		for range 126 {
+			if dnssec.Spend(ctx) {
+				n++
+			}
+		}
+		if m, err := a.ask(ctx, q); !errors.Is(err, dnssec.ErrSpent) || n != 126 {
+			t.Errorf("after %d of 128 questions: %v, %v", n, m, err)
+		}
+		return nil, errors.New("no")
+	}), dnssec.RootAnchors())
+	if _, err := v.Lookup(t.Context(), "www.deep.test.", dns.TypeA); err != nil {
+		t.Error(err)
+	}
+	if n := total(); n != 2 {
+		t.Errorf("%d questions with 2 left", n)
+	}
+}
+
+// exchangeFunc is a dnssec.Exchanger.
+type exchangeFunc func(ctx context.Context, q *dns.Msg) (*dns.Msg, error)
+
+func (f exchangeFunc) Exchange(ctx context.Context, q *dns.Msg) (*dns.Msg, error) { return f(ctx, q) }
 
 // TCP has what UDP has not; a server older than EDNS is asked without it.
 func TestAuthoritiesByTCPAndWithoutEDNS(t *testing.T) {
