@@ -70,6 +70,8 @@ func TestCookiesDoNotFollow(t *testing.T) {
 	if _, err := r.Exchange(t.Context(), validatorQuery("bob.example.")); err != nil {
 		t.Fatal(err)
 	}
+	mu.Lock()
+	defer mu.Unlock()
 	if len(seen) != 4 || len(seen[0]) != 16 || seen[1] != seen[0]+"0011223344556677" || seen[2] == seen[0] || len(seen[3]) != 16 || strings.HasPrefix(seen[3], seen[0]) {
 		t.Errorf("cookies %q", seen)
 	}
