@@ -142,12 +142,12 @@ func TestLookupAlias(t *testing.T) {
 
 func TestLookupOutput(t *testing.T) {
 	z := zone{
-		"bob.test. A": {Status: dnssec.Secure, RRs: rrs(t, "bob.test. 300 IN A 192.0.2.1", "bob.test. 300 IN A 10.0.0.1"),
+		"bob.test. A": {Status: dnssec.Secure, Via: "192.0.2.53:53", RRs: rrs(t, "bob.test. 300 IN A 192.0.2.1", "bob.test. 300 IN A 10.0.0.1"),
 			Links: []dnssec.Link{{Of: "bob.test. A", Status: dnssec.Secure, Zone: "test.", KeyTag: 12345, Algorithm: dns.ED25519, Proof: "signature"}}},
-		"bob.test. AAAA": {Status: dnssec.Secure, Denied: true, Why: "NSEC at bob.test. has no AAAA", Links: []dnssec.Link{
+		"bob.test. AAAA": {Status: dnssec.Secure, Via: "192.0.2.53:53", Denied: true, Why: "NSEC at bob.test. has no AAAA", Links: []dnssec.Link{
 			{Of: "no bob.test. AAAA", Status: dnssec.Secure, Zone: "test.", KeyTag: 12345, Algorithm: dns.ED25519, Proof: "NSEC"},
 			{Of: "no x.test. AAAA", Status: dnssec.Insecure, Zone: "x.test.", Proof: "no DS", Why: "the delegation of x.test. is unsigned"}}},
-		"bob.test. IPSECKEY": {Status: dnssec.Secure, RRs: rrs(t, keyRecord(t, "bob.test.", "10 0 4 ."))},
+		"bob.test. IPSECKEY": {Status: dnssec.Secure, Via: "iteration from the root", Detour: "192.0.2.53:53: NOTIMP", RRs: rrs(t, keyRecord(t, "bob.test.", "10 0 4 ."))},
 	}
 	r, err := newTestLookup(z).run(t.Context(), "bob.test.")
 	if err != nil {
@@ -156,6 +156,7 @@ func TestLookupOutput(t *testing.T) {
 	for i := range r.Queries {
 		r.Queries[i].Micros = 1234
 	}
+	r.Ways = append(r.Ways, upstream.State{Name: "tls://192.0.2.54:853#dns.example", Why: "tls: unknown authority"})
 	var b strings.Builder
 	if err := r.write(&b); err != nil {
 		t.Fatal(err)
@@ -169,6 +170,10 @@ func TestLookupOutput(t *testing.T) {
   bob.test. A        secure    signature of test., key 12345 ED25519
   no bob.test. AAAA  secure    NSEC of test., key 12345 ED25519
   no x.test. AAAA    insecure  no DS of x.test.: the delegation of x.test. is unsigned
+
+  by 192.0.2.53:53                         A, AAAA
+  by iteration from the root               IPSECKEY  since 192.0.2.53:53: NOTIMP
+  not by tls://192.0.2.54:853#dns.example            tls: unknown authority
 
   192.0.2.1  protect   authenticated as bob.test  a key is published and proven (private-or-clear, default)
   10.0.0.1   withhold  not protected              a key is proven, but the address cannot be protected: a private address, and bob.test. is in no internal zone (private-or-clear, default)

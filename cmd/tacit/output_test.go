@@ -53,7 +53,8 @@ func TestWriteStatus(t *testing.T) {
 		Version: "1.2", Since: now.Add(-time.Hour), Name: "alice.example",
 		Dataplane: control.Dataplane{Kind: "tun", Why: "auto"},
 		DNS: control.DNS{Listen: []netip.AddrPort{netip.MustParseAddrPort("127.0.0.1:53")},
-			Upstream: []string{"192.0.2.53:53"}, Validation: "own", Stub: "FAIL: a second nameserver"},
+			Upstream: []string{"192.0.2.53:53"}, Validation: "own", Stub: "FAIL: a second nameserver",
+			Ways: []control.Way{{Name: "192.0.2.53:53", Why: "TYPE45 does not pass: NOTIMP"}, {Name: "iteration from the root", OK: true}}},
 		Peers: []control.Peer{
 			{Address: netip.MustParseAddr("192.0.2.1"), Names: []string{"bob.example", "b", "c", "d"}, State: control.Protected,
 				Assurance: control.Authenticated, Suite: "aes-gcm-16", Mode: "transport", Since: now.Add(-time.Minute), BytesIn: 12345},
@@ -67,6 +68,7 @@ func TestWriteStatus(t *testing.T) {
   dns        127.0.0.1:53, upstream 192.0.2.53:53
   dnssec     validation: own
   stub       FAIL: a second nameserver
+  dns way    192.0.2.53:53: TYPE45 does not pass: NOTIMP
 
   ADDRESS      NAMES                       STATE      ASSURANCE      SUITE       MODE       SINCE  IN   OUT  WHY
   192.0.2.1    bob.example b c and 1 more  protected  authenticated  aes-gcm-16  transport  1m0s   12k  0
