@@ -205,6 +205,42 @@ func TestLinks(t *testing.T) {
 	}
 }
 
+// Trust is the chain of zones above an answer's links.
+func TestTrust(t *testing.T) {
+	w, a := hierarchy(t)
+	w.set(func(q dns.Question, m *dns.Msg) {
+		if q.Name == "loose.test." && q.Qtype == dns.TypeDNSKEY {
+			m.Answer = nil
+		}
+	})
+	v := New(w, a, WithClock(clock))
+	for _, tt := range []struct {
+		name string
+		want string
+	}{
+		{"www.sub.signed.test.", ". DNSKEY trust anchor, test. DNSKEY DS, signed.test. DNSKEY DS, sub.signed.test. DNSKEY DS"},
+		{"out.signed.test.", ". DNSKEY trust anchor, test. DNSKEY DS, signed.test. DNSKEY DS, hashed.test. DNSKEY DS"},
+		{"away.signed.test.", ". DNSKEY trust anchor, test. DNSKEY DS, signed.test. DNSKEY DS, plain.test. no DS"},
+		{"www.odd.test.", ". DNSKEY trust anchor, test. DNSKEY DS, odd.test. algorithm"},
+		{"host.loose.test.", ". DNSKEY trust anchor, test. DNSKEY DS, loose.test. "},
+	} {
+		got, err := v.Lookup(context.Background(), tt.name, dns.TypeA)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var text []string
+		for _, l := range v.Trust(got) {
+			text = append(text, l.Of+" "+l.Proof)
+			if z := w.zones[strings.TrimSuffix(l.Of, " DNSKEY")]; l.Status == Secure && (l.KeyTag != z.key.KeyTag() || l.Algorithm != z.alg) {
+				t.Errorf("%s: %+v, want key %d", tt.name, l, z.key.KeyTag())
+			}
+		}
+		if got := strings.Join(text, ", "); got != tt.want {
+			t.Errorf("%s: %s, want %s", tt.name, got, tt.want)
+		}
+	}
+}
+
 // RFC 8509: whether a key is a trust anchor of the root is told by failing, to those who ask for addresses and believe in validation.
 func TestSentinel(t *testing.T) {
 	var lines []string

@@ -161,6 +161,9 @@ type found struct {
 		Name, Why string
 		OK        bool
 	}
+	Trust []struct {
+		Of, Algorithm, Proof string
+	} `json:"trust"`
 	Addresses []struct {
 		Address    netip.Addr
 		Decision   string
@@ -266,6 +269,9 @@ func (r judgement) judge(t *testing.T, f found, z authorityZone) {
 	last := addr.Links[len(addr.Links)-1]
 	if last.Proof != r.proof || last.Status == "secure" && last.Algorithm != z.algorithm {
 		t.Errorf("%s: the last link is %+v, want proof %s and %s", r.label, last, r.proof, z.algorithm)
+	}
+	if n := len(f.Trust); n < 2 || f.Trust[0].Proof != "trust anchor" || f.Trust[1].Of != z.apex+" DNSKEY" || f.Trust[1].Proof != "DS" || f.Trust[1].Algorithm != z.algorithm {
+		t.Errorf("%s: the chain of zones is %+v", r.label, f.Trust)
 	}
 	if (r.decision == "") != (len(f.Addresses) == 0) || r.decision != "" && len(f.Addresses) != 2 {
 		t.Errorf("%s: addresses %+v", r.label, f.Addresses)

@@ -69,6 +69,7 @@ address. It needs no daemon, and changes nothing: no negotiation is begun.`,
 // validator is dnssec.Validator.
 type validator interface {
 	Lookup(ctx context.Context, name string, rrtype uint16) (dnssec.Answer, error)
+	Trust(dnssec.Answer) []dnssec.Link
 }
 
 // ways is upstream.Router.
@@ -128,7 +129,7 @@ func (l *lookup) run(ctx context.Context, name string) (*lookupResult, error) {
 		if errs[i] != nil {
 			return nil, errs[i]
 		}
-		r.Queries = append(r.Queries, queries[i])
+		r.add(queries[i], l.validator.Trust(answers[i]))
 	}
 	r.Owner = answers[0].Owner
 	if len(answers[0].RRs) == 0 && len(answers[1].RRs) > 0 {
@@ -145,7 +146,7 @@ func (l *lookup) run(ctx context.Context, name string) (*lookupResult, error) {
 			if key, q, err = l.ask(ctx, a.Owner, dns.TypeIPSECKEY); err != nil {
 				return nil, err
 			}
-			r.Queries = append(r.Queries, q)
+			r.add(q, l.validator.Trust(key))
 		}
 		l.decideAll(r, a, key)
 	}
@@ -161,6 +162,9 @@ func (l *lookup) ask(ctx context.Context, name string, rrtype uint16) (dnssec.An
 	}
 	q := lookupQuery{Name: name, Type: dns.TypeToString[rrtype], Status: a.Status, Rcode: dns.RcodeToString[a.Rcode],
 		Denied: a.Denied, Chain: a.Chain, Data: []string{}, Via: a.Via, Detour: a.Detour, Why: a.Why, Micros: time.Since(began).Microseconds()}
+	if a.EDE != dnssec.NoEDE && a.Status < dnssec.Insecure {
+		q.EDE = &a.EDE
+	}
 	for _, rr := range a.RRs[:min(len(a.RRs), maxShown)] {
 		q.Data = append(q.Data, strings.TrimPrefix(rr.String(), rr.Header().String()))
 	}

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"net/netip"
+	"slices"
 	"strings"
 
 	"github.com/miekg/dns"
@@ -21,6 +22,8 @@ type lookupResult struct {
 	// Validation is "own", or says to whom it is delegated: then all statuses are that resolver's word.
 	Validation string        `json:"validation"`
 	Queries    []lookupQuery `json:"queries"`
+	// Trust is the chain of zones from the trust anchors down that all links hang on.
+	Trust []lookupLink `json:"trust,omitempty"`
 	// Ways are the upstreams, and the authorities where they may be asked, and what a probe found to pass by each.
 	Ways      []upstream.State `json:"ways"`
 	Keys      []lookupKey      `json:"keys"`
@@ -39,6 +42,7 @@ type lookupQuery struct {
 	Links  []lookupLink  `json:"links,omitempty"`
 	Via    string        `json:"via,omitempty"`    // the way that the answer came; empty: from proofs at hand
 	Detour string        `json:"detour,omitempty"` // why not by the first way
+	EDE    *uint16       `json:"ede,omitempty"`    // RFC 8914, where nothing is proven
 	Why    string        `json:"why"`
 	Micros int64         `json:"microseconds"`
 }
@@ -52,6 +56,16 @@ type lookupLink struct {
 	Algorithm string        `json:"algorithm,omitempty"` // its mnemonic (RFC 8624, 3.1)
 	Proof     string        `json:"proof,omitempty"`
 	Why       string        `json:"why,omitempty"`
+}
+
+// add takes a question in, with the zones that its answer hangs on.
+func (r *lookupResult) add(q lookupQuery, trust []dnssec.Link) {
+	r.Queries = append(r.Queries, q)
+	for _, l := range trust {
+		if link := newLookupLink(l); !slices.Contains(r.Trust, link) && len(r.Trust) < maxShown {
+			r.Trust = append(r.Trust, link)
+		}
+	}
 }
 
 func newLookupLink(l dnssec.Link) lookupLink {
@@ -119,6 +133,12 @@ func (r *lookupResult) write(w io.Writer) error {
 	if err := table(w, rows); err != nil {
 		return err
 	}
+	if trust := lines(r.Trust); len(trust) > 0 {
+		fmt.Fprintln(w)
+		if err := table(w, trust); err != nil {
+			return err
+		}
+	}
 	if links := r.links(); len(links) > 0 {
 		fmt.Fprintln(w)
 		if err := table(w, links); err != nil {
@@ -138,7 +158,11 @@ func (r *lookupResult) write(w io.Writer) error {
 	}
 	fmt.Fprintln(w)
 	if len(r.Addresses) == 0 {
-		_, err := fmt.Fprintln(w, "  no address")
+		what := "  no address"
+		if slices.ContainsFunc(r.Queries, func(q lookupQuery) bool { return q.Type != "IPSECKEY" && q.Status < dnssec.Insecure }) {
+			what += ": programs get SERVFAIL"
+		}
+		_, err := fmt.Fprintln(w, what)
 		return err
 	}
 	rows = nil
@@ -181,17 +205,32 @@ func (r *lookupResult) ways() (rows [][]string) {
 }
 
 // links is a line for each link of all answers.
-func (r *lookupResult) links() (rows [][]string) {
-	seen := map[lookupLink]bool{}
+func (r *lookupResult) links() [][]string {
+	var all []lookupLink
 	for _, q := range r.Queries {
-		for _, l := range q.Links {
-			if !seen[l] && len(rows) < maxShown {
-				seen[l] = true
-				rows = append(rows, []string{clean(l.Of), l.Status.String(), clean(l.String())})
-			}
+		all = append(all, q.Links...)
+	}
+	return lines(all)
+}
+
+// lines is a line for each link, none twice.
+func lines(links []lookupLink) (rows [][]string) {
+	seen := map[lookupLink]bool{}
+	for _, l := range links {
+		if !seen[l] && len(rows) < maxShown {
+			seen[l] = true
+			rows = append(rows, []string{clean(l.Of), l.Status.String(), clean(l.String())})
 		}
 	}
 	return rows
+}
+
+// why is the reason, with its code where there is one (RFC 8914).
+func (q lookupQuery) why() string {
+	if q.EDE == nil {
+		return q.Why
+	}
+	return strings.TrimSpace(fmt.Sprintf("%s (EDE %d %s", q.Why, *q.EDE, dns.ExtendedErrorCodeToString[*q.EDE])) + ")"
 }
 
 // rows is a line for each record, or one that says why there is none.
@@ -208,7 +247,7 @@ func (q lookupQuery) rows(what string) (rows [][]string) {
 			none = "there is none"
 		}
 		if q.Why != "" {
-			none += ": " + q.Why
+			none += ": " + q.why()
 		}
 		return [][]string{{what, q.Status.String(), took, none}}
 	}
@@ -219,7 +258,7 @@ func (q lookupQuery) rows(what string) (rows [][]string) {
 		rows = append(rows, []string{what, q.Status.String(), took, d})
 	}
 	if q.Status != dnssec.Secure && q.Why != "" {
-		rows = append(rows, []string{"", "", "", q.Why})
+		rows = append(rows, []string{"", "", "", q.why()})
 	}
 	return rows
 }

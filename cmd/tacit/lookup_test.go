@@ -35,6 +35,15 @@ func (z zone) Lookup(_ context.Context, name string, rrtype uint16) (dnssec.Answ
 	return a, nil
 }
 
+// Trust gives a signed zone below the root to each answer with links.
+func (z zone) Trust(a dnssec.Answer) []dnssec.Link {
+	if len(a.Links) == 0 {
+		return nil
+	}
+	return []dnssec.Link{{Of: ". DNSKEY", Status: dnssec.Secure, KeyTag: 20326, Algorithm: dns.RSASHA256, Proof: "trust anchor", Why: "signed"},
+		{Of: "test. DNSKEY", Status: dnssec.Secure, KeyTag: 12345, Algorithm: dns.ED25519, Proof: "DS", Why: "signed"}}
+}
+
 func rrs(t *testing.T, lines ...string) (all []dns.RR) {
 	t.Helper()
 	for _, l := range lines {
@@ -167,6 +176,9 @@ func TestLookupOutput(t *testing.T) {
   AAAA      secure  1.2 ms  there is none: NSEC at bob.test. has no AAAA
   IPSECKEY  secure  1.2 ms  10 0 4 . O2onvM62pC1io6jQKm8Nc2UyFXcd4kOmOsBIoYtZ2ik=
 
+  . DNSKEY      secure  trust anchor, key 20326 RSASHA256
+  test. DNSKEY  secure  DS, key 12345 ED25519
+
   bob.test. A        secure    signature of test., key 12345 ED25519
   no bob.test. AAAA  secure    NSEC of test., key 12345 ED25519
   no x.test. AAAA    insecure  no DS of x.test.: the delegation of x.test. is unsigned
@@ -180,6 +192,71 @@ func TestLookupOutput(t *testing.T) {
 `
 	if b.String() != want {
 		t.Errorf("got\n%s\nwant\n%s", &b, want)
+	}
+}
+
+// lookups are a name of each status.
+func lookups(t *testing.T) map[string]zone {
+	none := func(s dnssec.Status, why string, ede uint16, links ...dnssec.Link) dnssec.Answer {
+		return dnssec.Answer{Status: s, Denied: true, Why: why, EDE: ede, Links: links}
+	}
+	signed := func(of string) dnssec.Link {
+		return dnssec.Link{Of: of, Status: dnssec.Secure, Zone: "test.", KeyTag: 12345, Algorithm: dns.ED25519, Proof: "signature", Why: of + " signed by key 12345 of zone test."}
+	}
+	insecure := dnssec.Link{Of: "bob.test. A", Status: dnssec.Insecure, Zone: "test.", KeyTag: 7, Algorithm: dns.RSASHA256, Proof: "no DS", Why: "test. is delegated by zone . without DS"}
+	const addr, forged = "bob.test. 300 IN A 192.0.2.1", "the signature of bob.test. A by key 12345 of zone test. is wrong"
+	return map[string]zone{
+		"secure": {
+			"bob.test. A": {Status: dnssec.Secure, EDE: dnssec.NoEDE, Via: "192.0.2.53:53", RRs: rrs(t, addr), Links: []dnssec.Link{signed("bob.test. A")}, Why: "signed"},
+			"bob.test. AAAA": none(dnssec.Secure, "zone test. proves that there is no bob.test. AAAA", dnssec.NoEDE,
+				dnssec.Link{Of: "no bob.test. AAAA", Status: dnssec.Secure, Zone: "test.", KeyTag: 12345, Algorithm: dns.ED25519, Proof: "NSEC3", Why: "proven"}),
+			"bob.test. IPSECKEY": {Status: dnssec.Secure, EDE: dnssec.NoEDE, Via: "iteration from the root", Detour: "192.0.2.53:53: drops TYPE45",
+				RRs: rrs(t, keyRecord(t, "bob.test.", "10 0 4 .")), Links: []dnssec.Link{signed("bob.test. IPSECKEY")}, Why: "signed"},
+		},
+		"insecure": {
+			"bob.test. A":        {Status: dnssec.Insecure, EDE: dnssec.NoEDE, RRs: rrs(t, addr), Links: []dnssec.Link{insecure}, Why: insecure.Why},
+			"bob.test. AAAA":     none(dnssec.Insecure, insecure.Why, dnssec.NoEDE, insecure),
+			"bob.test. IPSECKEY": none(dnssec.Insecure, insecure.Why, dnssec.NoEDE, insecure),
+		},
+		"bogus": {
+			"bob.test. A": {Status: dnssec.Bogus, EDE: dns.ExtendedErrorCodeDNSBogus, RRs: rrs(t, addr), Why: forged,
+				Links: []dnssec.Link{{Of: "bob.test. A", Status: dnssec.Bogus, Zone: "test.", Why: forged}}},
+			"bob.test. AAAA":     none(dnssec.Bogus, "no proof that there is no bob.test. AAAA, but zone test. is signed", dns.ExtendedErrorCodeNSECMissing),
+			"bob.test. IPSECKEY": {Status: dnssec.Secure, EDE: dnssec.NoEDE, RRs: rrs(t, keyRecord(t, "bob.test.", "10 0 4 .")), Links: []dnssec.Link{signed("bob.test. IPSECKEY")}, Why: "signed"},
+		},
+		"indeterminate": {
+			"bob.test. A":        {Status: dnssec.Indeterminate, Rcode: dns.RcodeServerFailure, EDE: dns.ExtendedErrorCodeNoReachableAuthority, Why: "bob.test. A: the upstream says SERVFAIL"},
+			"bob.test. AAAA":     {Status: dnssec.Indeterminate, Rcode: dns.RcodeServerFailure, EDE: dns.ExtendedErrorCodeNetworkError, Why: "bob.test. AAAA: no answer in time"},
+			"bob.test. IPSECKEY": {Status: dnssec.Indeterminate, Rcode: dns.RcodeServerFailure, EDE: dns.ExtendedErrorCodeDNSSECIndeterminate, Why: "no trust anchor at or above bob.test."},
+		},
+	}
+}
+
+// Both forms of output, for each status, are as in testdata/lookup_STATUS.json and .golden; TACIT_UPDATE=1 writes them.
+func TestLookupGolden(t *testing.T) {
+	for status, z := range lookups(t) {
+		r, err := newTestLookup(z).run(t.Context(), "bob.test.")
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i := range r.Queries {
+			r.Queries[i].Micros = 1234
+		}
+		var asJSON, text strings.Builder
+		if err := errors.Join(writeJSON(&asJSON, r), r.write(&text)); err != nil {
+			t.Fatal(err)
+		}
+		for ext, got := range map[string]string{"json": asJSON.String(), "golden": text.String()} {
+			path := filepath.Join("testdata", "lookup_"+status+"."+ext)
+			if os.Getenv("TACIT_UPDATE") != "" {
+				if err := os.WriteFile(path, []byte(got), 0o644); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if want, err := os.ReadFile(path); err != nil || string(want) != got {
+				t.Errorf("%s: %v, got\n%s\nwant\n%s", path, err, got, want)
+			}
+		}
 	}
 }
 
