@@ -138,6 +138,18 @@ var attacks = []attack{
 			m.Answer, m.Ns, m.Rcode = nil, nil, dns.RcodeNameError
 			w.zones["loose.test."].proof(m, "none.wild.loose.test.")
 		}},
+	{name: "A-11 ANY denied where a wildcard has records", ask: "none.wild.signed.test.", rrtype: dns.TypeANY, want: Bogus, ede: 12,
+		do: func(w *world, m *dns.Msg) {
+			m.Answer, m.Ns = nil, nil
+			w.zones["signed.test."].deny(m, "none.wild.signed.test.", true)
+			w.zones["signed.test."].deny(m, "*.wild.signed.test.", false)
+		}},
+	{name: "A-11 ANY denied where a wildcard has records, NSEC3", ask: "none.wild.hashed.test.", rrtype: dns.TypeANY, want: Bogus, ede: 12,
+		do: func(w *world, m *dns.Msg) {
+			m.Answer, m.Ns = nil, nil
+			w.zones["hashed.test."].deny(m, "none.wild.hashed.test.", true)
+			w.zones["hashed.test."].deny(m, "*.wild.hashed.test.", false)
+		}},
 	{name: "A-11 labels field raised", ask: bob, rrtype: dns.TypeA, want: Bogus, ede: 6, why: "name of 5 labels",
 		do: func(_ *world, m *dns.Msg) { m.Answer[1].(*dns.RRSIG).Labels = 5 }},
 	{name: "A-11 labels field below the zone", ask: bob, rrtype: dns.TypeA, want: Bogus, ede: 6, why: "wildcard outside of zone",

@@ -180,6 +180,16 @@ func (c *checker) proveExpansion(name, wildcard string, d *denials) what {
 // has says whether a type bitmap holds t.
 func has(bitmap []uint16, t uint16) bool { return slices.Contains(bitmap, t) }
 
+// answers says whether a wildcard with this bitmap answers a question for a type: with the type, with an alias or, for ANY, with whatever it has.
+func answers(bitmap []uint16, rrtype uint16) bool {
+	return rrtype == dns.TypeANY && anything(bitmap) || has(bitmap, rrtype) || has(bitmap, dns.TypeCNAME)
+}
+
+// anything says whether a bitmap holds more than what DNSSEC itself puts everywhere.
+func anything(bitmap []uint16) bool {
+	return slices.ContainsFunc(bitmap, func(t uint16) bool { return t != dns.TypeRRSIG && t != dns.TypeNSEC })
+}
+
 // delegation says whether a bitmap is that of the parent's side of a zone cut.
 func delegation(bitmap []uint16) bool {
 	return has(bitmap, dns.TypeNS) && !has(bitmap, dns.TypeSOA)
@@ -194,7 +204,7 @@ const typeNXNAME = 128
 // absence of DS. RFC 6840, 4.3: where CNAME is set, the absence of other types says nothing.
 func absent(name string, rrtype uint16, bitmap []uint16) what {
 	switch {
-	case rrtype == dns.TypeANY && slices.ContainsFunc(bitmap, func(t uint16) bool { return t != dns.TypeRRSIG && t != dns.TypeNSEC }):
+	case rrtype == dns.TypeANY && anything(bitmap):
 		return unproven
 	case has(bitmap, rrtype), has(bitmap, dns.TypeCNAME) && rrtype != dns.TypeCNAME && rrtype != dns.TypeDS:
 		return unproven

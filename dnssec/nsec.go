@@ -37,7 +37,7 @@ func wildcardNSEC(encloser string, rrtype uint16, d *denials) what {
 	wild := wildcardOf(encloser)
 	for _, n := range d.nsecs {
 		if dns.CanonicalName(n.Hdr.Name) == wild {
-			if has(n.TypeBitMap, rrtype) || has(n.TypeBitMap, dns.TypeCNAME) {
+			if answers(n.TypeBitMap, rrtype) {
 				return unproven
 			}
 			return noCutOr(noData, rrtype)

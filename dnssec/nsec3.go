@@ -95,7 +95,7 @@ func (c *checker) proveNSEC3(name string, rrtype uint16, nxdomain bool, d *denia
 	}
 	wild := wildcardOf(encloser)
 	if h, ok := c.match(wild, d); ok {
-		if has(h.rr.TypeBitMap, rrtype) || has(h.rr.TypeBitMap, dns.TypeCNAME) {
+		if answers(h.rr.TypeBitMap, rrtype) {
 			return unproven
 		}
 		return max(found, noData)
