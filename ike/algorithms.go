@@ -2,6 +2,7 @@ package ike
 
 import (
 	"crypto"
+	"crypto/aes"
 	_ "crypto/sha256" // registers the hashes of the PRFs
 	_ "crypto/sha512"
 	"fmt"
@@ -57,6 +58,28 @@ func (c cipherSuite) keyMaterial() int {
 		return c.keyLen() + saltLen
 	}
 	return c.keyLen() + c.integ.KeyLen()
+}
+
+// ivLen and icvLen are the octets before and behind what is encrypted, of which align divides the length (RFC 7296, 3.14; RFC 5282, 3).
+func (c cipherSuite) ivLen() int {
+	if c.cipher.Combined() {
+		return 8
+	}
+	return aes.BlockSize
+}
+
+func (c cipherSuite) icvLen() int {
+	if c.cipher.Combined() {
+		return 16
+	}
+	return c.integ.ICVLen()
+}
+
+func (c cipherSuite) align() int {
+	if c.cipher.Combined() {
+		return 1
+	}
+	return aes.BlockSize
 }
 
 func (c cipherSuite) String() string {

@@ -12,15 +12,17 @@ import (
 // childlessPeer is how long a peer that began without a Child SA may stay without.
 const childlessPeer = time.Minute
 
-// sayChildless adds CHILDLESS_IKEV2_SUPPORTED to a response, which nobody has asked for: if it is not longer than its request then, or
-// may be (TRUST.md A-21).
-func (s *sa) sayChildless(out []wire.Payload, request int, long bool) []wire.Payload {
-	n := status(wire.ChildlessIKEv2Supported, nil)
-	if m := (&wire.Message{Payloads: append(out, n)}); m.Len() > request && !long {
-		return out
+// sayChildless marshals an IKE_SA_INIT response with CHILDLESS_IKEV2_SUPPORTED, which nobody has asked for: if it has no more than most octets
+// then (TRUST.md A-21).
+func (s *sa) sayChildless(m wire.Message, most int) ([]byte, error) {
+	more := m
+	more.Payloads = append(m.Payloads, status(wire.ChildlessIKEv2Supported, nil))
+	data, err := more.Marshal()
+	if err != nil || len(data) <= most {
+		s.hs.auths.offersNone = err == nil
+		return data, err
 	}
-	s.hs.auths.offersNone = true
-	return append(out, n)
+	return m.Marshal()
 }
 
 // choosesNone decides, as initiator, that there will be no Child SA.

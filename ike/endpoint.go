@@ -27,6 +27,7 @@ func New(cfg Config) *Endpoint {
 		offer: defaultOffer,
 		sas:   map[SAID]*sa{}, heirs: map[SAID]*sa{}, young: map[youngKey]*sa{}, half: map[halfKey]*sa{},
 		prefixes: map[netip.Prefix]int{}, peers: map[pairOfHosts][]*sa{}, networks: map[netip.Prefix]int{}, spis: map[ipsec.SPI]struct{}{}, work: map[uint64]work{},
+		suites: map[ikeSuite]string{},
 	}
 	e.stats.Drops = map[string]uint64{}
 	e.nextPair = uint32(e.ours(uint64(e.cfg.FirstPair))) + uint32(e.cfg.Shards)
@@ -336,15 +337,19 @@ func (e *Endpoint) transmit(s *sa, datagrams ...[]byte) {
 }
 
 // answer sends a message of no SA back to where d came from.
-func (e *Endpoint) answer(d Datagram, m *wire.Message) []byte {
+func (e *Endpoint) answer(d Datagram, m *wire.Message) {
 	data, err := m.Marshal()
 	if err != nil {
 		e.drop("too-long")
-		return nil
+		return
 	}
+	e.post(d, data)
+}
+
+// post sends data back to where d came from.
+func (e *Endpoint) post(d Datagram, data []byte) {
 	e.stats.Sent++
 	e.out.Send = append(e.out.Send, Datagram{d.Local, d.Remote, data})
-	return data
 }
 
 func (e *Endpoint) drop(why string) {
@@ -361,6 +366,16 @@ func (e *Endpoint) random(n int) []byte {
 		panic("ike: no random numbers: " + err.Error())
 	}
 	return b
+}
+
+// summary is a suite in a few words, the same ones for all SAs that have it.
+func (e *Endpoint) summary(s ikeSuite) string {
+	text, ok := e.suites[s]
+	if !ok {
+		text = s.String()
+		e.suites[s] = text
+	}
+	return text
 }
 
 // newSPI draws the SPI of an inbound SA.

@@ -39,17 +39,16 @@ const (
 // request is our side: at most one request is out.
 type request struct {
 	state exchangeState
-	next  uint32 // Message ID of the next request
 	task  task
-	data  [][]byte // the request, sealed, in one or in fragments
-	sends int
+	sends uint8
+	next  uint32    // Message ID of the next request
+	data  [][]byte  // the request, sealed, in one or in fragments
 	first time.Time // when it was sent first
 	last  time.Time // and last
 	due   time.Time // of the next repeat
 
-	header   wire.Header // and open, to make smaller fragments of it
-	payloads []wire.Payload
-	parts    *reassembly // of the response
+	open  *wire.Message // of a long one, to make smaller fragments of it
+	parts *reassembly   // of the response
 
 	wantProbe, wantDelete bool
 	farewell              []wire.Payload // of a rejected SA
@@ -57,11 +56,11 @@ type request struct {
 
 // window is the peer's side.
 type window struct {
-	next  uint32   // Message ID of the next request
-	busy  bool     // it is in, and not answered yet: repeats are dropped
-	seen  [32]byte // hash of the last request
-	reply [][]byte // and its answer, for repeats
+	next  uint32 // Message ID of the next request
+	busy  bool   // it is in, and not answered yet: repeats are dropped
 	exch  wire.ExchangeType
+	seen  [32]byte    // hash of the last request
+	reply [][]byte    // and its answer, for repeats
 	parts *reassembly // of the next request
 	open  *sealer     // what the last request was opened with, if the keys have changed since
 }
@@ -75,7 +74,7 @@ func (s *sa) send(t task, x wire.ExchangeType, ps ...wire.Payload) {
 		return
 	}
 	if s.frag.on && (len(data) > 1 || len(data[0]) > leastIPv4-28) {
-		s.out.header, s.out.payloads = h, ps
+		s.out.open = &wire.Message{Header: h, Payloads: ps}
 	}
 	s.launch(t, data...)
 }
@@ -110,7 +109,7 @@ func (s *sa) retransmit() {
 	if s.out.state != waiting || !due(s.out.due, s.e.now) {
 		return
 	}
-	if s.out.sends < len(s.e.cfg.Retransmit) {
+	if int(s.out.sends) < len(s.e.cfg.Retransmit) {
 		s.e.stats.Retransmitted++
 		s.repeat()
 		return
@@ -133,7 +132,7 @@ func (s *sa) retransmit() {
 
 // answered ends the exchange.
 func (s *sa) answered() {
-	s.out.state, s.out.data, s.out.payloads, s.out.due = idle, nil, nil, time.Time{}
+	s.out.state, s.out.data, s.out.open, s.out.due = idle, nil, nil, time.Time{}
 	s.e.release(&s.out.parts)
 	s.out.next++
 }

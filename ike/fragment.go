@@ -30,13 +30,13 @@ var errPartial = errors.New("a fragment")
 
 // fragments is what an IKE SA knows about fragmentation (RFC 7383).
 type fragments struct {
-	on   bool // both ends have said that they can
-	path int  // octets of an IP datagram that pass; 0: Config.Path
+	on   bool   // both ends have said that they can
+	path uint16 // octets of an IP datagram that pass; 0: Config.Path
 }
 
 // room is how long a message may be to travel in one IP datagram.
 func (s *sa) room() int {
-	path, overhead := s.frag.path, 20+8
+	path, overhead := int(s.frag.path), 20+8
 	if path == 0 {
 		path = s.e.cfg.Path
 	}
@@ -61,7 +61,7 @@ func (s *sa) sealed(h wire.Header, ps []wire.Payload, other int) ([][]byte, erro
 		return [][]byte{data}, err
 	}
 	k := s.keys.seal
-	step := s.room() - wire.HeaderLen - 8 - k.ivLen - k.align - k.aead.Overhead()
+	step := s.room() - wire.HeaderLen - 8 - k.suite.ivLen() - k.suite.align() - k.suite.icvLen()
 	return k.cut(h, first, plain, max((len(plain)+step-1)/step, other+1))
 }
 
@@ -88,12 +88,12 @@ func (s *sealer) cut(h wire.Header, first wire.PayloadType, plain []byte, total 
 // from those before (RFC 7383, 2.5.1 and 2.6). Only IPv4 has smaller ones.
 func (s *sa) shrink() {
 	r := &s.out
-	if r.sends != shrinkAt || r.payloads == nil || s.remote.Addr().Unmap().Is6() || s.e.cfg.Path <= leastIPv4 {
+	if r.sends != shrinkAt || r.open == nil || s.remote.Addr().Unmap().Is6() || s.e.cfg.Path <= leastIPv4 {
 		return
 	}
 	before := s.frag.path
 	s.frag.path = leastIPv4
-	if data, err := s.sealed(r.header, r.payloads, len(r.data)); err == nil && len(data) <= maxFragments {
+	if data, err := s.sealed(r.open.Header, r.open.Payloads, len(r.data)); err == nil && len(data) <= maxFragments {
 		r.data = data
 		return
 	}
@@ -182,7 +182,7 @@ func (s *sa) collect(r **reassembly, p *wire.EncryptedFragment, plain, data []by
 // answerInKind: fragments that are smaller than ours say that the peer has found ours not to pass.
 func (s *sa) answerInKind(longest int) {
 	if !s.remote.Addr().Unmap().Is6() && longest <= leastIPv4-20-8 {
-		s.frag.path = min(s.e.cfg.Path, leastIPv4)
+		s.frag.path = uint16(min(s.e.cfg.Path, leastIPv4))
 	}
 }
 

@@ -125,7 +125,8 @@ type Endpoint struct {
 	prefixes map[netip.Prefix]int // how many of them, by network
 	spis     map[ipsec.SPI]struct{}
 	timers   timers
-	work     map[uint64]work // key exchanges that are out, by token
+	work     map[uint64]work     // key exchanges that are out, by token
+	suites   map[ikeSuite]string // their summaries
 
 	peers       map[pairOfHosts][]*sa // established, oldest first
 	networks    map[netip.Prefix]int  // how many of them, by the peer's network

@@ -25,12 +25,17 @@ func prf(h crypto.Hash, key []byte, s ...[]byte) []byte {
 // prfPlus is prf+(K, S) of RFC 7296, 2.13: T1 | T2 | ..., where Tn = prf(K, Tn-1 | S | n). It gives n octets, of which
 // there are at most 255 blocks; the suites here need fewer than ten.
 func prfPlus(h crypto.Hash, key, s []byte, n int) []byte {
-	var out, t []byte
+	m := hmac.New(h.New, key)
+	out := make([]byte, 0, (n+h.Size()-1)/h.Size()*h.Size())
 	for i := byte(1); len(out) < n; i++ {
-		t = prf(h, key, t, s, []byte{i})
-		out = append(out, t...)
+		m.Write(s)
+		m.Write([]byte{i})
+		t := len(out)
+		out = m.Sum(out)
+		m.Reset()
+		m.Write(out[t:])
 	}
-	return out[:n]
+	return out[:n:n]
 }
 
 // skeyseed is SKEYSEED = prf(Ni | Nr, g^ir) of RFC 7296, 2.14.

@@ -451,10 +451,10 @@ func TestSealNonces(t *testing.T) {
 		seen := map[string]bool{}
 		for range 100 {
 			b, err := s.seal(wire.Header{InitiatorSPI: 1, Exchange: wire.Informational}, nil)
-			if err != nil || seen[string(b[wire.HeaderLen+4:wire.HeaderLen+4+s.ivLen])] {
+			if err != nil || seen[string(b[wire.HeaderLen+4:wire.HeaderLen+4+s.suite.ivLen()])] {
 				t.Fatalf("%v: an IV occurs twice (%v)", c, err)
 			}
-			seen[string(b[wire.HeaderLen+4:wire.HeaderLen+4+s.ivLen])] = true
+			seen[string(b[wire.HeaderLen+4:wire.HeaderLen+4+s.suite.ivLen()])] = true
 			if ps, err := s.open(b); err != nil || len(ps) != 0 {
 				t.Errorf("%v: %v %v", c, ps, err)
 			}

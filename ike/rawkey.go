@@ -1,6 +1,7 @@
 package ike
 
 import (
+	"bytes"
 	"crypto"
 	"crypto/x509"
 
@@ -33,7 +34,7 @@ func rawKeys(ps []wire.Payload) []crypto.PublicKey {
 		if len(c.Data) > maxRawKey {
 			return nil
 		}
-		pub, err := x509.ParsePKIXPublicKey(c.Data)
+		pub, err := x509.ParsePKIXPublicKey(bytes.Clone(c.Data)) // the key may be a part of it, and keeps all of it then
 		if err != nil {
 			return nil
 		}

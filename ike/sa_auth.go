@@ -255,7 +255,7 @@ func (s *sa) emitEstablished(rtt time.Duration) {
 	s.key, s.remoteID = a.remoteKey, a.remoteID
 	s.emit(Established{
 		SA: s.id, Local: s.local, Remote: s.remote, Initiator: s.initiator,
-		RemoteID: a.remoteID, Key: a.remoteKey, Raw: a.remoteRaw, NAT: s.nat.facts(), Summary: s.keys.suite.String(), RTT: rtt,
+		RemoteID: a.remoteID, Key: a.remoteKey, Raw: a.remoteRaw, NAT: s.nat.facts(), Summary: s.e.summary(s.keys.suite), RTT: rtt,
 	})
 }
 

@@ -265,17 +265,18 @@ func (s *sa) encapsulates() bool {
 	return s.nat.supported && (s.nat.local || s.nat.remote || s.e.cfg.Encapsulate)
 }
 
+// newCrypto takes copies of the keys that last: the others are as long again, and are not needed after the handshake.
 func newCrypto(suite ikeSuite, k saKeys, initiator bool) (*saCrypto, error) {
 	sealKey, openKey, _, _ := k.local(initiator)
-	seal, err := newSealer(suite.cipher, sealKey)
+	seal, err := newSealer(suite.cipher, bytes.Clone(sealKey))
 	if err != nil {
 		return nil, err
 	}
-	open, err := newSealer(suite.cipher, openKey)
+	open, err := newSealer(suite.cipher, bytes.Clone(openKey))
 	if err != nil {
 		return nil, err
 	}
-	return &saCrypto{suite: suite, d: k.d, seal: seal, open: open}, nil
+	return &saCrypto{suite: suite, d: bytes.Clone(k.d), seal: seal, open: open}, nil
 }
 
 // onInitRequest takes the first message of an initiator. Until it has shown, by a cookie, that it is where it says, and until
@@ -439,17 +440,23 @@ func (s *sa) finishInit(d Datagram, ps []wire.Payload, suite ikeSuite, sap *wire
 	if e.cfg.AskKeys {
 		out = append(out, &wire.CertReq{Encoding: wire.CertRawKey})
 	}
-	out = s.sayChildless(out, len(d.Data), shown)
-	s.initDone(crypto, keys, d, ps)
-	s.hs.ni, s.hs.nr = ni, nr
-	m := &wire.Message{Header: s.header(wire.IKESAInit, 0, true), Payloads: out}
-	if !shown && m.Len() > len(d.Data) { // what was asked for in few octets, and is sent in many
+	most := len(d.Data)
+	if shown {
+		most = wire.MaxMessage
+	}
+	data, err := s.sayChildless(wire.Message{Header: s.header(wire.IKESAInit, 0, true), Payloads: out}, most)
+	if err != nil {
+		return err
+	}
+	if len(data) > most { // what was asked for in few octets, and is sent in many
 		e.demandCookie(d, wire.Header{InitiatorSPI: s.spiI}, ni)
 		e.forget(s)
 		return nil
 	}
-	s.hs.message2 = e.answer(d, m)
-	s.in.busy, s.in.reply = false, [][]byte{s.hs.message2}
+	s.initDone(crypto, keys, d, ps)
+	s.hs.ni, s.hs.nr, s.hs.message2 = ni, nr, data
+	e.post(d, data)
+	s.in.busy, s.in.reply = false, [][]byte{data}
 	return nil
 }
 

@@ -5,6 +5,7 @@ import (
 	"crypto/cipher"
 	"encoding/binary"
 	"errors"
+	"fmt"
 
 	"golang.org/x/crypto/chacha20poly1305"
 
@@ -18,58 +19,64 @@ var errSealed = errors.New("the encrypted payload does not open")
 // IV, which count up: each direction has a key of its own, so no nonce occurs twice. The IV of AES-CBC, which must be unpredictable, is
 // the encrypted count (NIST SP 800-38A, appendix C).
 type sealer struct {
-	aead  cipher.AEAD
-	salt  []byte
-	block cipher.Block // AES-CBC
-	ivLen int
-	align int // octets of which the plain text with its padding is a multiple
+	suite cipherSuite
+	key   ipsec.Secret // the cipher's, with a salt or the key of the integrity algorithm behind it
 	count uint64
 }
 
-// newSealer makes a sealer of its part of the key schedule: the cipher's key with a salt or the key of the integrity algorithm.
+// newSealer makes a sealer of its part of the key schedule.
 func newSealer(c cipherSuite, material ipsec.Secret) (*sealer, error) {
-	key, rest := material[:c.keyLen()], material[c.keyLen():]
-	s := &sealer{salt: rest, ivLen: 8, align: 1}
-	var err error
-	if c.cipher == ipsec.ChaCha20Poly1305 {
-		s.aead, err = chacha20poly1305.New(key)
-		return s, err
+	if len(material) != c.keyMaterial() {
+		return nil, fmt.Errorf("%v with %d octets of keys", c, len(material))
 	}
-	block, err := aes.NewCipher(key)
-	if err != nil {
-		return nil, err
+	return &sealer{suite: c, key: material}, nil
+}
+
+// algorithms are made for a message and forgotten: that takes half a microsecond, and an SA that says something once a minute would keep a
+// kilobyte of tables for each of its keys. block is nil with a combined-mode cipher.
+func (s *sealer) algorithms() (aead cipher.AEAD, block cipher.Block, err error) {
+	key, rest := s.key[:s.suite.keyLen()], s.key[s.suite.keyLen():]
+	if s.suite.cipher == ipsec.ChaCha20Poly1305 {
+		aead, err = chacha20poly1305.New(key)
+		return aead, nil, err
 	}
-	if c.cipher.Combined() {
-		s.aead, err = cipher.NewGCM(block)
-		return s, err
+	if block, err = aes.NewCipher(key); err != nil {
+		return nil, nil, err
 	}
-	return &sealer{aead: newCBC(block, c.integ, rest), block: block, ivLen: aes.BlockSize, align: aes.BlockSize}, nil
+	if s.suite.cipher.Combined() {
+		aead, err = cipher.NewGCM(block)
+		return aead, nil, err
+	}
+	return newCBC(block, s.suite.integ, rest), block, nil
 }
 
 // fillIV writes the next IV.
-func (s *sealer) fillIV(iv []byte) {
+func (s *sealer) fillIV(iv []byte, block cipher.Block) {
 	s.count++
 	clear(iv)
 	binary.BigEndian.PutUint64(iv[len(iv)-8:], s.count)
-	if s.block != nil {
-		s.block.Encrypt(iv, iv)
+	if block != nil {
+		block.Encrypt(iv, iv)
 	}
 }
 
-// nonce is the IV, with the salt before it.
+// nonce is the IV, with the salt of a combined-mode cipher before it.
 func (s *sealer) nonce(iv []byte) []byte {
-	if len(s.salt) == 0 {
+	if !s.suite.cipher.Combined() {
 		return iv
 	}
-	return append(append(make([]byte, 0, saltLen+8), s.salt...), iv...)
+	return append(append(make([]byte, 0, saltLen+8), s.key[s.suite.keyLen():]...), iv...)
 }
 
 // padding is how many octets stand between n octets of plain text and the pad length (RFC 7296, 3.14): none with a combined-mode
 // cipher (RFC 5282, 3).
-func (s *sealer) padding(n int) int { return (s.align - (n+1)%s.align) % s.align }
+func (s *sealer) padding(n int) int {
+	align := s.suite.align()
+	return (align - (n+1)%align) % align
+}
 
 // size is the length of the body around n octets of plain text.
-func (s *sealer) size(n int) int { return s.ivLen + n + s.padding(n) + 1 + s.aead.Overhead() }
+func (s *sealer) size(n int) int { return s.suite.ivLen() + n + s.padding(n) + 1 + s.suite.icvLen() }
 
 // seal builds the message of header h around the payloads, encrypted.
 func (s *sealer) seal(h wire.Header, ps []wire.Payload) ([]byte, error) {
@@ -83,6 +90,10 @@ func (s *sealer) seal(h wire.Header, ps []wire.Payload) ([]byte, error) {
 // enclose encrypts plain into the body of the message's only payload, which wrap makes. All before the body is associated data
 // (RFC 5282, 5.1).
 func (s *sealer) enclose(h wire.Header, plain []byte, wrap func(body []byte) wire.Payload) ([]byte, error) {
+	aead, block, err := s.algorithms()
+	if err != nil {
+		return nil, err
+	}
 	body := make([]byte, s.size(len(plain)))
 	m := wire.Message{Header: h, Payloads: []wire.Payload{wrap(body)}}
 	b, err := m.Marshal()
@@ -90,12 +101,12 @@ func (s *sealer) enclose(h wire.Header, plain []byte, wrap func(body []byte) wir
 		return nil, err
 	}
 	at := len(b) - len(body)
-	text := at + s.ivLen
-	s.fillIV(b[at:text])
+	text := at + s.suite.ivLen()
+	s.fillIV(b[at:text], block)
 	n := copy(b[text:], plain)
 	in := b[text : text+n+s.padding(n)+1]
 	in[len(in)-1] = byte(len(in) - n - 1)
-	s.aead.Seal(in[:0], s.nonce(b[at:text:text]), in, b[:at])
+	aead.Seal(in[:0], s.nonce(b[at:text:text]), in, b[:at])
 	return b, nil
 }
 
@@ -129,7 +140,12 @@ func (s *sealer) disclose(data []byte) (wire.Payload, []byte, error) {
 	if len(body) < s.size(0) {
 		return nil, nil, errSealed
 	}
-	plain, err := s.aead.Open(nil, s.nonce(body[:s.ivLen:s.ivLen]), body[s.ivLen:], data[:len(data)-len(body)])
+	aead, _, err := s.algorithms()
+	if err != nil {
+		return nil, nil, err
+	}
+	iv := s.suite.ivLen()
+	plain, err := aead.Open(nil, s.nonce(body[:iv:iv]), body[iv:], data[:len(data)-len(body)])
 	if err != nil {
 		return nil, nil, errSealed
 	}

@@ -237,7 +237,7 @@ func (s *sa) succeed(t *sa) {
 	t.out.wantProbe, t.out.wantDelete = s.out.wantProbe, s.out.wantDelete
 	s.out.wantProbe, s.out.wantDelete = false, false
 	s.quiet, t.quiet = true, false
-	t.emit(Rekeyed{SA: t.id, Initiator: t.initiator, Summary: t.keys.suite.String()})
+	t.emit(Rekeyed{SA: t.id, Initiator: t.initiator, Summary: t.e.summary(t.keys.suite)})
 	s.e.schedule(t)
 }
 

@@ -41,9 +41,15 @@ func (r *reader) counted(field string) (first, second uint8, body reader) {
 	return first, second, r.sub(field, n-genericLen)
 }
 
+// What a buffer begins with: most bodies and messages fit, and need not be copied to a larger one.
+const (
+	usualBody  = 64
+	usualChain = 512
+)
+
 // addCounted is counted's other direction: it writes the two octets, the length, and what f writes.
 func addCounted(b *cryptobyte.Builder, first, second uint8, f func(*cryptobyte.Builder)) {
-	body := cryptobyte.NewBuilder(nil)
+	body := cryptobyte.NewBuilder(make([]byte, 0, usualBody))
 	f(body)
 	octets, err := body.Bytes()
 	if err == nil && len(octets)+genericLen > 0xffff {
@@ -144,15 +150,6 @@ func Parse(b []byte) (*Message, error) {
 		return nil, *r.err
 	}
 	return &Message{Header: h, Payloads: ps}, nil
-}
-
-// Len is the length of what Marshal writes; MaxMessage+1 of what it does not.
-func (m *Message) Len() int {
-	_, chain, err := marshalChain(m.Payloads, true)
-	if err != nil {
-		return MaxMessage + 1
-	}
-	return HeaderLen + len(chain)
 }
 
 // Marshal writes the message. With a last payload *Encrypted whose Body has room for IV, ciphertext and ICV, the caller

@@ -118,7 +118,7 @@ func marshalChain(ps []Payload, outside bool) (first PayloadType, b []byte, err 
 	if len(ps) > MaxPayloads {
 		return 0, nil, fmt.Errorf("wire: more than %d payloads", MaxPayloads)
 	}
-	out := cryptobyte.NewBuilder(nil)
+	out := cryptobyte.NewBuilder(make([]byte, 0, usualChain))
 	for i, p := range ps {
 		next, flags := PayloadNone, uint8(0)
 		if i+1 < len(ps) {
