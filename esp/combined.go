@@ -28,7 +28,7 @@ type combined struct {
 	esn  bool
 }
 
-func newCombined(sa ipsec.SA) (transform, layout, error) {
+func newCombined(sa ipsec.SA) (transform, error) {
 	c := &combined{salt: [saltLen]byte(sa.Salt), esn: sa.ESN}
 	var err error
 	if sa.Cipher == ipsec.ChaCha20Poly1305 {
@@ -40,9 +40,9 @@ func newCombined(sa ipsec.SA) (transform, layout, error) {
 		}
 	}
 	if err != nil {
-		return nil, layout{}, fmt.Errorf("esp: %w", err)
+		return nil, fmt.Errorf("esp: %w", err)
 	}
-	return c, layout{iv: combinedIV, icv: combinedICV, align: combinedAlign}, nil
+	return c, nil
 }
 
 // seal uses the sequence number as the IV: it must never repeat under one key (RFC 4106, 3.1; RFC 7634, 2), and need be nothing else.

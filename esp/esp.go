@@ -7,6 +7,7 @@
 package esp
 
 import (
+	"crypto/aes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -81,11 +82,20 @@ func (l layout) fits(n int) bool {
 	return text >= l.align && text%l.align == 0
 }
 
-// newTransform checks an SA and makes what its algorithms are.
-func newTransform(sa ipsec.SA) (transform, layout, error) {
+// checked says what an SA's packets are like, if there is nothing wrong with it.
+func checked(sa ipsec.SA) (layout, error) {
 	if err := sa.Check(); err != nil {
-		return nil, layout{}, fmt.Errorf("esp: %w", err)
+		return layout{}, fmt.Errorf("esp: %w", err)
 	}
+	if sa.Cipher.Combined() {
+		return layout{iv: combinedIV, icv: combinedICV, align: combinedAlign}, nil
+	}
+	return layout{iv: aes.BlockSize, icv: sa.Integrity.ICVLen(), align: aes.BlockSize}, nil
+}
+
+// newTransform makes what the algorithms of an SA are. Sealer and Opener do so with the first packet: of thousands of SAs most carry none for a long
+// time, and their tables and windows are a kilobyte each.
+func newTransform(sa ipsec.SA) (transform, error) {
 	if sa.Cipher.Combined() {
 		return newCombined(sa)
 	}

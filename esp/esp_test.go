@@ -80,7 +80,38 @@ func pair(t testing.TB, sa ipsec.SA) (*Sealer, *Opener) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	if _, err := s.begin(); err != nil || o.begin() != nil { // for tests that look inside
+		t.Fatal(err)
+	}
 	return s, o
+}
+
+// An SA that carries nothing keeps no tables and no window; its first packet is like any other.
+func TestFirstPacketMakesTheTransform(t *testing.T) {
+	for _, tt := range sas {
+		s, err := NewSealer(tt.sa)
+		if err != nil {
+			t.Fatal(err)
+		}
+		o, err := NewOpener(tt.sa)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if s.made.Load() != nil || o.opening != nil {
+			t.Errorf("%s: made before there was a packet", tt.name)
+		}
+		var packets [8][]byte
+		var all sync.WaitGroup
+		for i := range packets { // several goroutines may be the first
+			all.Go(func() { packets[i], _ = s.Seal(nil, 17, []byte("payload")) })
+		}
+		all.Wait()
+		for _, p := range packets {
+			if got, next, err := o.Open(nil, p); err != nil || next != 17 || string(got) != "payload" {
+				t.Errorf("%s: %q, %d, %v", tt.name, got, next, err)
+			}
+		}
+	}
 }
 
 func seal(t testing.TB, s *Sealer, nextHeader uint8, payload []byte) []byte {
@@ -96,10 +127,10 @@ func seal(t testing.TB, s *Sealer, nextHeader uint8, payload []byte) []byte {
 func forge(s *Sealer, text []byte) []byte {
 	seq := s.seq.Add(1)
 	packet := make([]byte, s.header()+len(text)+s.icv)
-	binary.BigEndian.PutUint32(packet, uint32(s.spi))
+	binary.BigEndian.PutUint32(packet, uint32(s.sa.SPI))
 	binary.BigEndian.PutUint32(packet[4:], uint32(seq))
 	copy(packet[s.header():], text)
-	s.seal(packet, seq, make([]byte, Scratch))
+	(*s.made.Load()).seal(packet, seq, make([]byte, Scratch))
 	return packet
 }
 

@@ -8,21 +8,37 @@ import (
 
 // Opener opens the packets of an inbound SA. One goroutine at a time may use it: the data plane serialises per SA.
 type Opener struct {
-	transform
 	layout
-	spi     ipsec.SPI
-	esn     bool
+	sa       ipsec.SA
+	*opening // nil until the first packet
+}
+
+// opening is what an Opener needs besides its SA.
+type opening struct {
+	transform
 	scratch [Scratch]byte
 	window  Window
 }
 
 // NewOpener checks the SA and makes its Opener.
 func NewOpener(sa ipsec.SA) (*Opener, error) {
-	t, l, err := newTransform(sa)
+	l, err := checked(sa)
 	if err != nil {
 		return nil, err
 	}
-	return &Opener{transform: t, layout: l, spi: sa.SPI, esn: sa.ESN}, nil
+	return &Opener{layout: l, sa: sa}, nil
+}
+
+// begin makes what the first packet needs.
+func (o *Opener) begin() error {
+	if o.opening != nil {
+		return nil
+	}
+	t, err := newTransform(o.sa)
+	if err == nil {
+		o.opening = &opening{transform: t}
+	}
+	return err
 }
 
 // Open checks and decrypts a packet and appends its payload to dst. With dst nil it works in place: the payload is then
@@ -35,14 +51,18 @@ func NewOpener(sa ipsec.SA) (*Opener, error) {
 func (o *Opener) Open(dst, packet []byte) (payload []byte, nextHeader uint8, err error) {
 	// 1. Shape.
 	spi, ok := ParseSPI(packet)
-	if !ok || spi != o.spi || !o.fits(len(packet)) {
+	if !ok || spi != o.sa.SPI || !o.fits(len(packet)) {
 		return nil, 0, ErrMalformed
+	}
+
+	if err := o.begin(); err != nil {
+		return nil, 0, err
 	}
 
 	// 2. Replay, before anything costs (RFC 4303, 3.4.3).
 	low := binary.BigEndian.Uint32(packet[4:])
 	seq, ok := uint64(low), true
-	if o.esn {
+	if o.sa.ESN {
 		seq, ok = o.window.Infer(low)
 	}
 	if !ok || !o.window.Check(seq) {

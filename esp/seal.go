@@ -11,11 +11,11 @@ import (
 
 // Sealer makes the packets of an outbound SA. Several goroutines may use it at once.
 type Sealer struct {
-	transform
 	layout
-	spi   ipsec.SPI
+	sa    ipsec.SA
 	limit uint64        // the last sequence number
 	seq   atomic.Uint64 // the last one that was taken
+	made  atomic.Pointer[transform]
 }
 
 // lastESN ends an SA with 64 bit numbers in the middle of their range: no number of refused calls can then carry the
@@ -24,15 +24,28 @@ const lastESN = math.MaxInt64
 
 // NewSealer checks the SA and makes its Sealer, once for an SA: a second one would repeat its numbers, and so its IVs.
 func NewSealer(sa ipsec.SA) (*Sealer, error) {
-	t, l, err := newTransform(sa)
+	l, err := checked(sa)
 	if err != nil {
 		return nil, err
 	}
-	s := &Sealer{transform: t, layout: l, spi: sa.SPI, limit: math.MaxUint32}
+	s := &Sealer{layout: l, sa: sa, limit: math.MaxUint32}
 	if sa.ESN {
 		s.limit = lastESN
 	}
 	return s, nil
+}
+
+// begin makes what the first packet needs. Of several first ones each makes its own, and all use the same.
+func (s *Sealer) begin() (transform, error) {
+	if t := s.made.Load(); t != nil {
+		return *t, nil
+	}
+	t, err := newTransform(s.sa)
+	if err != nil {
+		return nil, err
+	}
+	s.made.CompareAndSwap(nil, &t)
+	return *s.made.Load(), nil
 }
 
 // PacketLen is the length of the packet that Seal makes of a payload of n octets.
@@ -51,6 +64,10 @@ func (s *Sealer) Seal(dst []byte, nextHeader uint8, payload []byte) ([]byte, err
 	n := s.packetLen(len(payload))
 	if n > math.MaxUint16 {
 		return dst, errLength
+	}
+	t, err := s.begin()
+	if err != nil {
+		return dst, err
 	}
 	// RFC 4303, 2.2: "the transmitted sequence number must never be allowed to cycle". It may be the IV as well, which must never
 	// repeat under one key: the counter only goes up, and what is refused is not given back.
@@ -72,12 +89,12 @@ func (s *Sealer) Seal(dst []byte, nextHeader uint8, payload []byte) ([]byte, err
 	text[end], text[end+1] = byte(s.padLen(len(payload))), nextHeader
 
 	// 2. The header.
-	binary.BigEndian.PutUint32(packet, uint32(s.spi))
+	binary.BigEndian.PutUint32(packet, uint32(s.sa.SPI))
 	binary.BigEndian.PutUint32(packet[4:], uint32(seq))
 
 	// 3. IV, encryption in place, ICV. What the cipher needs besides stands behind the packet: on the stack it would escape through
 	// the interface, and in the Sealer two goroutines would meet. The salt does not stay there.
-	s.seal(packet, seq, scratch)
+	t.seal(packet, seq, scratch)
 	clear(scratch)
 	return dst[:at+n], nil
 }

@@ -40,10 +40,10 @@ type reusable interface {
 	SetIV([]byte)
 }
 
-func newSeparate(sa ipsec.SA) (transform, layout, error) {
+func newSeparate(sa ipsec.SA) (transform, error) {
 	block, err := aes.NewCipher(sa.Key)
 	if err != nil {
-		return nil, layout{}, fmt.Errorf("esp: %w", err)
+		return nil, fmt.Errorf("esp: %w", err)
 	}
 	s := &separate{block: block, key: append(ipsec.Secret(nil), sa.AuthKey...), icv: sa.Integrity.ICVLen(), esn: sa.ESN}
 	switch sa.Integrity {
@@ -54,7 +54,7 @@ func newSeparate(sa ipsec.SA) (transform, layout, error) {
 	case ipsec.HMACSHA512:
 		s.hash = sha512.New
 	}
-	return s, layout{iv: aes.BlockSize, icv: s.icv, align: aes.BlockSize}, nil
+	return s, nil
 }
 
 // seal draws the IV: "The IV MUST be chosen at random, and MUST be unpredictable" (RFC 3602, 3). A counter would not do.

@@ -89,7 +89,7 @@ type Address struct {
 
 // NewAddress returns the empty state of an address. linger is how long a proof holds (R9).
 func NewAddress(x netip.Addr, linger time.Duration) *Address {
-	return &Address{Addr: x, linger: linger, claims: make(map[string]Claim), failures: make(map[failureKey]failure)}
+	return &Address{Addr: x, linger: linger}
 }
 
 // State is what Ask makes of a claim.
@@ -219,6 +219,9 @@ func (a *Address) Fail(now time.Time, c Claim, why string) time.Time {
 	f.count++
 	f.why = why
 	f.until = now.Add(backOff(f.count))
+	if a.failures == nil { // of most addresses nothing is ever claimed
+		a.failures = make(map[failureKey]failure)
+	}
 	a.failures[k] = f
 	return f.until
 }
@@ -297,6 +300,9 @@ func (a *Address) remember(now time.Time, c Claim) {
 			}
 			delete(a.claims, weak[0])
 		}
+	}
+	if a.claims == nil {
+		a.claims = make(map[string]Claim)
 	}
 	a.claims[c.Name] = c
 }

@@ -31,7 +31,7 @@ func (p *Plane) latch(in *inbound, buf []byte) bool {
 func (p *Plane) arm(in *inbound) {
 	p.mu.Lock()
 	pr := in.pair
-	gone := p.closed || pr.ins[in.spi] != in
+	gone := p.closed || pr.inbound(in.spi) != in
 	var err error
 	if !gone {
 		err = p.armPair(pr, in.next)
@@ -79,7 +79,7 @@ func (p *Plane) armPair(pr *pair, out *outbound) error {
 
 // current is the outbound SA that the flow sends with.
 func (f *flow) current() *outbound {
-	best, ok := plane.Prefer(f.armed, func(pr *pair) bool { return pr.spec.Authenticated })
+	best, ok := plane.Prefer(f.armed, func(pr *pair) bool { return pr.authenticated })
 	if !ok {
 		return nil
 	}

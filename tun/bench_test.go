@@ -46,7 +46,7 @@ func testPlane(t testing.TB, mode ipsec.Mode) (*Plane, *sink) {
 		t.Fatal(err)
 	}
 	f := p.policies.Flow(guard.Key{Own: alice4, Peer: bob4})
-	pr := &pair{spec: ipsec.Pair{Mode: mode}, flow: f}
+	pr := &pair{mode: mode, flow: f}
 	out := &outbound{pair: pr, sealer: sealer, expire: expireAfter(testSA(1000)), tunnel: mode == ipsec.Tunnel, mtu: 1500, fits: 1472, mss: 1400}
 	out.segments.Store(true)
 	f.out.Store(out)

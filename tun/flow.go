@@ -46,16 +46,33 @@ type pair struct {
 	flow *flow
 
 	// Under the Plane's lock.
-	spec  ipsec.Pair // without keys; Redirect changes it
-	ins   map[ipsec.SPI]*inbound
-	out   *outbound // in use, once armed
-	armed bool
+	local, remote netip.AddrPort // outer; Redirect changes them
+	mode          ipsec.Mode
+	authenticated bool
+	ins           []*inbound
+	out           *outbound // in use, once armed
+	armed         bool
 
 	// Counters.
 	inPackets, outPackets, inBytes, outBytes atomic.Uint64
 	lastIn, lastOut                          atomic.Int64 // UnixNano
 	replayed, invalid                        atomic.Uint64
 	moved                                    atomic.Int64 // UnixNano of the last Moved event
+}
+
+// spec is the Pair as it was installed, without its SAs.
+func (pr *pair) spec() ipsec.Pair {
+	return ipsec.Pair{ID: pr.id, Local: pr.local, Remote: pr.remote, Mode: pr.mode, Selector: pr.flow.Selector(), Authenticated: pr.authenticated}
+}
+
+// inbound finds an inbound SA; nil: it has none of that SPI.
+func (pr *pair) inbound(spi ipsec.SPI) *inbound {
+	for _, in := range pr.ins {
+		if in.spi == spi {
+			return in
+		}
+	}
+	return nil
 }
 
 // outbound is an outbound SA and where its packets go. It does not change: a change makes another around the same Sealer.

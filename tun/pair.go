@@ -82,24 +82,25 @@ func (p *Plane) installInbound(spec ipsec.Pair) (*inbound, error) {
 	}
 	pr, ok := p.pairs[spec.ID]
 	if ok {
-		if err := plane.CheckRekey(pr.spec, spec); err != nil {
+		if err := plane.CheckRekey(pr.spec(), spec); err != nil {
 			return nil, err
 		}
 	}
 	// Nothing can go wrong from here on.
 	if !ok {
-		pr = &pair{id: spec.ID, spec: spec.WithoutKeys(), flow: p.policies.Flow(key), ins: make(map[ipsec.SPI]*inbound)}
+		pr = &pair{id: spec.ID, flow: p.policies.Flow(key), mode: spec.Mode, authenticated: spec.Authenticated}
 		pr.flow.pairs++
 		p.pairs[spec.ID] = pr
 	}
-	pr.spec.Local, pr.spec.Remote = spec.Local, spec.Remote
+	pr.local, pr.remote = spec.Local, spec.Remote
 	p.order++
 	out := &outbound{pair: pr, order: p.order, spi: spec.Out.SPI, sealer: sealer, expire: expireAfter(spec.Out), tunnel: spec.Mode == ipsec.Tunnel}
 	p.address(out, spec)
 	in := &inbound{pair: pr, spi: spec.In.SPI, next: out, local: key.Own, peer: key.Peer, mode: spec.Mode,
 		encap: spec.Encapsulated(), mss: out.mss, opener: opener}
-	in.outer.Store(&spec.Remote)
-	pr.ins[in.spi] = in
+	outer := spec.Remote // not all of spec
+	in.outer.Store(&outer)
+	pr.ins = append(pr.ins, in)
 	p.spis.put(in.spi, in)
 	return in, nil
 }
@@ -118,7 +119,7 @@ func (p *Plane) installOutbound(spec ipsec.Pair) error {
 		return plane.ErrClosed
 	}
 	if pr, ok := p.pairs[spec.ID]; ok {
-		if in, ok := pr.ins[spec.In.SPI]; ok {
+		if in := pr.inbound(spec.In.SPI); in != nil {
 			if in.next.spi != spec.Out.SPI {
 				return fmt.Errorf("outbound SPI %v was not installed with inbound %v", spec.Out.SPI, spec.In.SPI)
 			}
@@ -147,8 +148,8 @@ func (p *Plane) Retire(id uint32, spi ipsec.SPI) error {
 	if !ok {
 		return plane.Wrap("retire", id, plane.ErrPair)
 	}
-	in, ok := pr.ins[spi]
-	if !ok {
+	in := pr.inbound(spi)
+	if in == nil {
 		return plane.Wrap("retire", id, fmt.Errorf("no inbound SA %v", spi))
 	}
 	p.dropInbound(in)
@@ -172,7 +173,7 @@ func (pr *pair) replace(gone *outbound) {
 
 // dropInbound ends an inbound SA. A packet that is being opened with it is still delivered.
 func (p *Plane) dropInbound(in *inbound) {
-	delete(in.pair.ins, in.spi)
+	in.pair.ins = plane.Without(in.pair.ins, in)
 	p.spis.remove(in.spi)
 }
 
@@ -213,12 +214,12 @@ func (p *Plane) Redirect(id uint32, local, remote netip.AddrPort) error {
 	if !ok {
 		return plane.Wrap("redirect", id, plane.ErrPair)
 	}
-	spec := pr.spec
+	spec := pr.spec()
 	spec.Local, spec.Remote = local, remote
-	if err := errors.Join(plane.CheckRedirect(pr.spec, spec), p.checkSocket(spec)); err != nil {
+	if err := errors.Join(plane.CheckRedirect(pr.spec(), spec), p.checkSocket(spec)); err != nil {
 		return plane.Wrap("redirect", id, err)
 	}
-	pr.spec = spec
+	pr.local, pr.remote = local, remote
 	moved := make(map[*outbound]*outbound)
 	move := func(old *outbound) *outbound {
 		if old != nil && moved[old] == nil {
