@@ -18,7 +18,7 @@ import (
 const DefaultPath = "/etc/tacit/tacit.toml"
 
 // maxSize bounds the file, in octets.
-const maxSize = 256 << 10
+const maxSize = 1 << 20
 
 // Config is tacit.toml with its defaults filled in.
 type Config struct {

@@ -1,6 +1,10 @@
 package daemon
 
 import (
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/ed25519"
+	"crypto/elliptic"
 	"crypto/rand"
 	"fmt"
 	"net/netip"
@@ -121,7 +125,7 @@ func (l *loop) engineEvent(now time.Time, e ike.Event) {
 		l.refusals.asked[e.SA] = e
 		l.admit(now, e)
 	case ike.SignatureWanted:
-		l.sign(e)
+		l.sign(now, e)
 	case ike.SharedSecretWanted:
 		l.compute(e)
 	case ike.ChildWanted:
@@ -206,15 +210,31 @@ func (l *loop) adopt(now time.Time, e ike.Established) *peer {
 	return p
 }
 
-// sign has our key sign, beside the loop.
-func (l *loop) sign(e ike.SignatureWanted) {
+// sign has our key sign: beside the loop, unless that takes no longer than to hand it over.
+func (l *loop) sign(now time.Time, e ike.SignatureWanted) {
+	r := ike.Signature{Token: e.Token}
+	if quick(l.d.cfg.Signer) {
+		r.Sig, r.Err = l.d.cfg.Signer.Sign(rand.Reader, e.Data, e.Opts)
+		l.output(now, l.engine.Supply(now, e.SA, r))
+		return
+	}
 	go func() {
 		l.signers <- struct{}{}
-		r := ike.Signature{Token: e.Token}
 		r.Sig, r.Err = l.d.cfg.Signer.Sign(rand.Reader, e.Data, e.Opts)
 		<-l.signers
 		l.report(func(now time.Time) { l.output(now, l.engine.Supply(now, e.SA, r)) })
 	}()
+}
+
+// quick reports whether a key signs in some tens of microseconds.
+func quick(s crypto.Signer) bool {
+	switch k := s.(type) {
+	case ed25519.PrivateKey:
+		return true
+	case *ecdsa.PrivateKey:
+		return k.Curve == elliptic.P256()
+	}
+	return false
 }
 
 // compute does the arithmetic of a key exchange beside the loop.

@@ -89,13 +89,12 @@ func TestNobodyHasANATsAddress(t *testing.T) {
 func TestAnswerWaitsForTheSuccessor(t *testing.T) {
 	fake := ipsectest.NewFake()
 	p := newProven(t)
-	p.p.sas[1].armed = true
+	p.p.sa(1).armed = true
 	l := newTestLoop(t, fake, p.p.local, "", nil, func() time.Time { return p.now })
 	l.peers[p.p.key], l.bySA[1] = p.p, p.p
 	var order []string
 	fake.OnSend(func(ipsectest.Datagram) { order = append(order, "answer") })
-	pair := p.p.sas[1].pair
-	pair.Selector = ipsec.Host(p.p.local, p.p.remote)
+	pair := ipsec.Pair{ID: p.p.sa(1).pair.ID, Selector: ipsec.Host(p.p.local, p.p.remote)}
 	pair.In.SPI, pair.Out.SPI = 300, 301
 	if err := fake.InstallInbound(pair); err != nil {
 		t.Fatal(err)

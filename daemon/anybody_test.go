@@ -81,7 +81,7 @@ func TestSomebodyBeforeAnybody(t *testing.T) {
 		if ok, no, _ := p.outcome(any); ok == fails || no != fails {
 			t.Errorf("fails %v: anybody's outcome %v, %v", fails, ok, no)
 		}
-		if !fails && !p.p.sas[1].deleting {
+		if !fails && !p.p.sa(1).deleting {
 			t.Error("the anonymous SA stays beside the authenticated one")
 		}
 	}

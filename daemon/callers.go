@@ -9,6 +9,7 @@ import (
 
 	"github.com/miekg/dns"
 
+	"tacit/config"
 	"tacit/dnssec"
 	"tacit/ike"
 	"tacit/ipsec"
@@ -74,6 +75,10 @@ func (l *loop) admit(now time.Time, e ike.AuthorizationWanted) {
 			l.judge(now, e, known, "")
 			return
 		}
+	}
+	if known, ok := l.d.pinned(c); ok {
+		l.judge(now, e, known, "")
+		return
 	}
 	q, why := l.inquire(c)
 	if q == nil {
@@ -271,12 +276,30 @@ func (l *loop) named(now time.Time, p *peer, sa ike.SAID, key crypto.PublicKey) 
 	}
 }
 
+// pinned is what the administrator says of a name at an address.
+func (d *Daemon) pinned(c calling) (pad.Claim, bool) {
+	p := d.pins[c]
+	if p == nil {
+		return pad.Claim{}, false
+	}
+	return pad.Claim{Name: c.name, Addr: c.remote, Keys: pad.Pinned(p.Pin, nil), Until: d.now().Add(2 * lookAnyway)}, true
+}
+
+// pinsOf finds the endpoints with an address of their own.
+func pinsOf(peers []config.Peer) map[calling]*config.Peer {
+	pins := map[calling]*config.Peer{}
+	for i := range peers {
+		if p := &peers[i]; p.Address.IsValid() {
+			pins[calling{p.Name, p.Address}] = p
+		}
+	}
+	return pins
+}
+
 // findClaim is what the administrator, or DNS, says of a name that an initiator at an address tells: it must be the address's, and hold a key. It may take the whole hold.
 func (d *Daemon) findClaim(name string, remote netip.Addr) (c pad.Claim, why string) {
-	for _, p := range d.cfg.File.Peer {
-		if p.Name == name && p.Address == remote {
-			return pad.Claim{Name: name, Addr: remote, Keys: pad.Pinned(p.Pin, nil), Until: d.now().Add(2 * lookAnyway)}, ""
-		}
+	if known, ok := d.pinned(calling{name, remote}); ok {
+		return known, ""
 	}
 	typ := uint16(dns.TypeAAAA)
 	if remote.Is4() {

@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"tacit/config"
 	"tacit/dnssec"
 	"tacit/ike"
 	"tacit/ipsec"
@@ -197,6 +198,31 @@ func TestInquiriesAreBounded(t *testing.T) {
 	}
 }
 
+// An endpoint that the administrator has pinned at its address is judged at once: nobody is asked for its name, there or elsewhere another is.
+func TestPinnedInitiatorIsNotLookedUp(t *testing.T) {
+	p := newPlay(t)
+	l := idleLoop(t, p)
+	defer close(l.ended)
+	pinned, other := netip.MustParseAddr("198.51.100.7"), netip.MustParseAddr("198.51.100.8")
+	l.d.now = func() time.Time { return p.now }
+	l.d.pins = pinsOf([]config.Peer{{Name: "alice.example.", Address: pinned, Pin: []string{"SHA256:x"}}, {Name: "bob.example.", Pin: []string{"SHA256:y"}}})
+	l.d.find = func(string, netip.Addr) (pad.Claim, string) { return pad.Claim{}, "no answer" }
+	for i, tt := range []struct {
+		name   string
+		from   netip.Addr
+		lookup int
+	}{{"alice.example", pinned, 0}, {"alice.example", other, 1}, {"bob.example", pinned, 2}} {
+		l.admit(p.now, ike.AuthorizationWanted{SA: ike.SAID(i), ID: ike.ID{Kind: ike.IDFQDN, Value: tt.name},
+			Local: netip.AddrPortFrom(p.p.local, 500), Remote: netip.AddrPortFrom(tt.from, 500)})
+		if n := len(l.callers.inquiries); n != tt.lookup {
+			t.Errorf("%s at %v: %d lookups, want %d", tt.name, tt.from, n, tt.lookup)
+		}
+	}
+	if c := l.callers.claims[0]; c.Name != "alice.example." || len(c.Keys) != 1 || c.Keys[0].ID != "SHA256:x" {
+		t.Errorf("claim %+v", c)
+	}
+}
+
 // TestClaimOf: everything that a name's claim on the address that its host stands at needs.
 func TestClaimOf(t *testing.T) {
 	remote := netip.MustParseAddr("192.0.2.1")
@@ -250,7 +276,7 @@ func TestKeyBesideTheLiveOne(t *testing.T) {
 	if k, _, _ := p.p.pad.Key(); k.ID != pad.KeyOf(testKey(1)).ID {
 		t.Error("a name that lists bob's key has taken the address")
 	}
-	if a := p.p.sas[sa]; a != nil && a.up && !a.deleting {
+	if a := p.p.sa(sa); a != nil && a.up && !a.deleting {
 		t.Error("its SA stays")
 	}
 }

@@ -56,7 +56,7 @@ func (p *peer) next() pad.Claim {
 
 // alive is an authenticated message. An incumbent that answered keeps the address (R3).
 func (p *peer) alive(now time.Time, id ike.SAID) []action {
-	a := p.sas[id]
+	a := p.sa(id)
 	if a == nil {
 		return nil
 	}

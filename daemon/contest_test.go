@@ -89,7 +89,7 @@ func TestIncumbentHasItsSecond(t *testing.T) {
 		p.lookup("next.example.", 2)
 		p.now = p.now.Add(200 * time.Millisecond)
 		p.event(evTick{})
-		if p.p.sas[1].deleting {
+		if p.p.sa(1).deleting {
 			t.Error("the incumbent lost 200 ms after it was contested")
 		}
 	})
@@ -97,9 +97,9 @@ func TestIncumbentHasItsSecond(t *testing.T) {
 		p := newProven(t)
 		w := p.lookup("next.example.", 2)
 		p.now = p.now.Add(tick)
-		p.event(evUsage{101, ipsec.Usage{Armed: true, LastIn: p.now.Add(-100 * time.Millisecond)}})
+		p.event(&evUsage{101, ipsec.Usage{Armed: true, LastIn: p.now.Add(-100 * time.Millisecond)}})
 		p.event(evTick{})
-		if p.p.sas[1].deleting {
+		if p.p.sa(1).deleting {
 			t.Error("the incumbent lost although its ESP came after the question")
 		}
 		p.wantWithheld(w)

@@ -64,6 +64,7 @@ type Daemon struct {
 	shards   *shards // nil when observing
 	resolver *resolver.Server
 	upstream *upstream.Router
+	pins     map[calling]*config.Peer // endpoints with an address of their own
 	// find is what DNS says of the name that an initiator at an address tells: findClaim.
 	find     func(name string, remote netip.Addr) (c pad.Claim, why string)
 	rollover *dnssec.Rollover // nil without a TrustPoint
@@ -77,6 +78,7 @@ func New(cfg Config) (*Daemon, error) {
 	}
 	d := &Daemon{cfg: cfg, now: cfg.Now, log: cfg.Log, started: cfg.Now()}
 	d.obey(cfg.File)
+	d.pins = pinsOf(cfg.File.Peer)
 	h, err := newHost(cfg.File)
 	if err != nil {
 		return nil, err
@@ -165,6 +167,7 @@ func (d *Daemon) Run(ctx context.Context) error {
 	g.Go(func() error { return control.Serve(gctx, d.cfg.File.Socket, handler{d}) })
 	g.Go(func() error { d.host.watch(gctx, d.log, d.upstream.Renew); return nil })
 	g.Go(func() error { d.upstream.Run(gctx); return nil })
+	g.Go(func() error { settle(gctx); return nil })
 	if d.shards != nil {
 		for _, p := range d.cfg.File.Peer {
 			if p.Start == "now" {

@@ -11,6 +11,7 @@ import (
 
 	"tacit/dnssec"
 	"tacit/ike"
+	"tacit/ipsec"
 	"tacit/ipseckey"
 	"tacit/pad"
 	"tacit/policy"
@@ -109,8 +110,8 @@ func TestGrantEndsBeforeTheSA(t *testing.T) {
 		step func(g *grantPlay)
 	}{
 		{"the SA goes down", func(g *grantPlay) { g.ended(1, nil) }},
-		{"the SA is being deleted", func(g *grantPlay) { g.p.end(g.p.sas[1]) }},
-		{"an incumbent loses", func(g *grantPlay) { g.p.lose(g.now, g.p.sas[1]) }},
+		{"the SA is being deleted", func(g *grantPlay) { g.p.end(g.p.sa(1)) }},
+		{"an incumbent loses", func(g *grantPlay) { g.p.lose(g.now, g.p.sa(1)) }},
 		{"the address proves another key", func(g *grantPlay) { g.established(2, true, 2) }},
 		{"the loop stops", func(g *grantPlay) { g.l.withdraw() }},
 	} {
@@ -159,7 +160,7 @@ func TestWatchAsksTheLoopOnlyWithoutAGrant(t *testing.T) {
 
 func TestGrantSurvivesARekey(t *testing.T) {
 	g := newGrantPlay(t)
-	g.event(ike.ChildUp{SA: 1, Pair: g.p.sas[1].pair, Rekey: true})
+	g.event(ike.ChildUp{SA: 1, Pair: ipsec.Pair{ID: g.p.sa(1).pair.ID}, Rekey: true})
 	g.l.publish(g.p)
 	g.want(true, "after a rekey of the Child SA")
 }

@@ -1,10 +1,6 @@
 package daemon
 
-import (
-	"maps"
-	"slices"
-	"time"
-)
+import "time"
 
 // tick begins the second's housekeeping. The counters of the Pairs are read beside the loop: a data plane may need a system call or two for
 // each, and a loop that waits for thousands of them answers nobody. A round that takes long is followed by a rest three times as long.
@@ -13,9 +9,13 @@ func (l *loop) tick(now time.Time) {
 		return
 	}
 	l.measuring = true
-	ids := slices.Collect(maps.Keys(l.pairs))
+	usages := l.usages[:0]
+	for id := range l.pairs {
+		usages = append(usages, evUsage{pair: id})
+	}
+	l.usages = usages
 	go func() {
-		usages := l.measure(ids)
+		usages := l.measure(usages)
 		l.report(func(done time.Time) {
 			l.measuring, l.measured = false, done.Add(3*done.Sub(now))
 			l.housekeep(done, usages)
@@ -23,20 +23,22 @@ func (l *loop) tick(now time.Time) {
 	}()
 }
 
-// measure reads the counters of Pairs. One that has gone has none.
-func (l *loop) measure(ids []uint32) []evUsage {
-	usages := make([]evUsage, 0, len(ids))
-	for _, id := range ids {
-		if u, err := l.dp.Usage(id); err == nil {
-			usages = append(usages, evUsage{id, u})
+// measure reads the counters of Pairs, in their place. One that has gone has none.
+func (l *loop) measure(usages []evUsage) []evUsage {
+	n := 0
+	for _, e := range usages {
+		if u, err := l.dp.Usage(e.pair); err == nil {
+			usages[n] = evUsage{e.pair, u}
+			n++
 		}
 	}
-	return usages
+	return usages[:n]
 }
 
 // housekeep gives the peers the counters, which may show that they live, and then their timers.
 func (l *loop) housekeep(now time.Time, usages []evUsage) {
-	for _, u := range usages {
+	for i := range usages {
+		u := &usages[i]
 		if p := l.pairs[u.pair]; p != nil {
 			l.step(now, p, u)
 			l.spoke(p, u)
@@ -48,10 +50,10 @@ func (l *loop) housekeep(now time.Time, usages []evUsage) {
 }
 
 // spoke tells the engine of ESP that has left: a NAT that has seen it needs no keepalive.
-func (l *loop) spoke(p *peer, u evUsage) {
-	for id, a := range p.sas {
+func (l *loop) spoke(p *peer, u *evUsage) {
+	for _, a := range p.sas {
 		if a.up && a.pair.ID == u.pair {
-			l.engine.Spoke(id, u.u.LastOut)
+			l.engine.Spoke(a.id, u.u.LastOut)
 		}
 	}
 }

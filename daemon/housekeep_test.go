@@ -129,7 +129,7 @@ func TestESPKeepsTheNAT(t *testing.T) {
 	p := newPlay(t)
 	l := newTestLoop(t, ipsectest.NewFake(), p.p.local, "", nil, func() time.Time { return p.now })
 	sa, pair := behindNAT(t, p, l)
-	p.p.sas[sa] = &association{id: sa, initiator: true, up: true, armed: true, pair: ipsec.Pair{ID: pair}}
+	p.p.sas = append(p.p.sas, &association{id: sa, initiator: true, up: true, armed: true, pair: carried{ID: pair}})
 	l.pairs[pair] = p.p
 	keepalives := func(seconds int, esp bool) (n int) {
 		for range seconds {

@@ -24,6 +24,7 @@ type loop struct {
 	refusals refusals
 
 	datagrams chan ike.Datagram
+	strangers chan ike.Datagram // first messages: whoever sends many of them fills no queue but theirs
 	events    chan ipsec.Event
 	calls     chan func(now time.Time)     // from lookups and status
 	jobs      chan func()                  // to the data plane's goroutine, in order
@@ -31,6 +32,7 @@ type loop struct {
 	done      chan func(now time.Time)     // what jobs and signers found
 	wake      time.Time                    // of the engine
 	measuring bool                         // the Pairs' counters are being read
+	usages    []evUsage                    // what was read last; its room is used again
 	measured  time.Time                    // when they may be read again
 	leaving   bool                         // the SAs are being ended: no new ones
 	ended     chan struct{}                // closed when the loop has
@@ -45,7 +47,7 @@ const (
 func newLoop(s *shared, engine *ike.Endpoint) *loop {
 	return &loop{
 		shared: s, engine: engine, peers: map[key]*peer{}, bySA: map[ike.SAID]*peer{}, pairs: map[uint32]*peer{}, callers: newCallers(), refusals: refusals{asked: map[ike.SAID]ike.AuthorizationWanted{}},
-		datagrams: make(chan ike.Datagram, 1024), events: make(chan ipsec.Event, 1024), calls: make(chan func(time.Time), 64), jobs: make(chan func()),
+		datagrams: make(chan ike.Datagram, 1024), strangers: make(chan ike.Datagram, 256), events: make(chan ipsec.Event, 1024), calls: make(chan func(time.Time), 64), jobs: make(chan func()),
 		done: make(chan func(time.Time), 64), ended: make(chan struct{}), unheld: map[ipsec.Selector]time.Time{},
 	}
 }
@@ -75,6 +77,8 @@ func (l *loop) run(ctx context.Context) error {
 			l.stop()
 			return nil
 		case d := <-l.datagrams:
+			l.receive(l.now(), d)
+		case d := <-l.strangers:
 			l.receive(l.now(), d)
 		case f := <-l.calls:
 			f(l.now())
@@ -268,9 +272,9 @@ func (l *loop) event(now time.Time, e ipsec.Event) {
 		}
 	case ipsec.Expiring:
 		if p := l.pairs[e.ID]; p != nil {
-			for id, a := range p.sas {
+			for _, a := range p.sas {
 				if a.pair.ID == e.ID {
-					l.output(now, l.engine.Do(now, id, ike.RekeyChild))
+					l.output(now, l.engine.Do(now, a.id, ike.RekeyChild))
 				}
 			}
 		}

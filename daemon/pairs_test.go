@@ -13,16 +13,16 @@ func TestRekeyedIsNotRenewed(t *testing.T) {
 	p := newProven(t)
 	for range 10 {
 		for end := p.now.Add(testLifetime * 8 / 10); p.now.Before(end); p.pass(tick) {
-			p.event(evUsage{101, ipsec.Usage{Armed: true, LastIn: p.now, LastOut: p.now}})
+			p.event(&evUsage{101, ipsec.Usage{Armed: true, LastIn: p.now, LastOut: p.now}})
 		}
 		p.lookup("bob.example.", 1)
 		p.event(ike.Rekeyed{SA: 1, Initiator: true, Summary: "new"})
 	}
-	if n := count[doInitiate](p); n != 1 || p.p.sas[1].suite != "new" {
-		t.Errorf("%d negotiations, suite %q", n, p.p.sas[1].suite)
+	if n := count[doInitiate](p); n != 1 || p.p.sa(1).suite != "new" {
+		t.Errorf("%d negotiations, suite %q", n, p.p.sa(1).suite)
 	}
 	p.event(ike.Rekeyed{SA: 1, Summary: "new"}) // now the peer is to rekey, half as long again
-	if got, want := p.p.sas[1].renew.Sub(p.now), p.p.renew*3/2; got != want {
+	if got, want := p.p.sa(1).renew.Sub(p.now), p.p.renew*3/2; got != want {
 		t.Errorf("renewed in %v, want %v", got, want)
 	}
 }
@@ -36,7 +36,7 @@ func TestMorePairs(t *testing.T) {
 	p.event(ike.ChildDown{SA: 1, Pair: 8})
 	p.event(ike.ChildDown{SA: 1, Pair: 101})
 	p.wantState(protected)
-	if a := p.p.sas[1]; a.pair.ID != 7 || len(a.more) != 0 || count[doHold](p) != 0 {
+	if a := p.p.sa(1); a.pair.ID != 7 || len(a.more) != 0 || count[doHold](p) != 0 {
 		t.Errorf("pair %d, %d more, %d holds", a.pair.ID, len(a.more), count[doHold](p))
 	}
 	p.event(ike.ChildDown{SA: 1, Pair: 7})

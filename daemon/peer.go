@@ -70,8 +70,8 @@ type association struct {
 	claim     pad.Claim // a responder's: the initiator's name, proven by DNS and by its key; asked is when it was looked up last
 	asked     time.Time
 	suite     string
-	pair      ipsec.Pair   // without keys; ID 0: no child yet
-	more      []ipsec.Pair // that the peer has asked for beside it
+	pair      carried   // ID 0: no child yet
+	more      []carried // that the peer has asked for beside it
 	up        bool
 	armed     bool
 	born      time.Time // the IKE SA
@@ -107,7 +107,7 @@ type peer struct {
 	pad     *pad.Address
 	last    pad.Claim // the claim that the address proved last: whom an Acquire means
 	attempt *attempt
-	sas     map[ike.SAID]*association
+	sas     []*association // the oldest first
 	waiting []waiter
 	anybody anybody
 	held    time.Time // until when a Hold policy of ours stands; zero: none
@@ -167,7 +167,7 @@ type (
 )
 
 func newPeer(k key, linger, lifetime time.Duration, now time.Time) *peer {
-	return &peer{key: k, linger: linger, renew: lifetime - lifetime/20, pad: pad.NewAddress(k.remote, linger), since: now, sas: map[ike.SAID]*association{}}
+	return &peer{key: k, linger: linger, renew: lifetime - lifetime/20, pad: pad.NewAddress(k.remote, linger), since: now}
 }
 
 // setState is the only place where the state changes. why is a sentence for people.
@@ -213,7 +213,7 @@ func (p *peer) step(now time.Time, e any) (do []action, wake time.Time) {
 		do = p.probeAll(now)
 	case evContest:
 		do = p.contest(now)
-	case evUsage:
+	case *evUsage:
 		do = p.used(now, e)
 	case evElsewhere:
 		do = p.elsewhere(e)
@@ -279,7 +279,7 @@ func (p *peer) forget(w waiter) {
 // nobody can speak as the one who proved himself.
 func (p *peer) established(now time.Time, e ike.Established) (do []action) {
 	p.called = p.called || !e.Initiator
-	p.sas[e.SA] = &association{id: e.SA, initiator: e.Initiator, key: e.Key, remoteID: e.RemoteID, suite: e.Summary, born: now, renew: now.Add(p.renew), since: now}
+	p.sas = append(p.sas, &association{id: e.SA, initiator: e.Initiator, key: e.Key, remoteID: e.RemoteID, suite: e.Summary, born: now, renew: now.Add(p.renew), since: now})
 	if e.Initiator {
 		return nil
 	}
@@ -354,8 +354,8 @@ func (p *peer) rest(now time.Time, why string) []action {
 
 // closed ends an IKE SA; if it was our attempt, the next name's turn comes.
 func (p *peer) closed(now time.Time, e ike.Closed) (do []action) {
-	a := p.sas[e.SA]
-	delete(p.sas, e.SA)
+	a := p.sa(e.SA)
+	p.sas = slices.DeleteFunc(p.sas, func(a *association) bool { return a.id == e.SA })
 	if p.attempt == nil || p.attempt.id != e.SA {
 		do = p.retry(now)
 		if errors.Is(e.Err, ike.ErrCrashed) && !p.covered() {

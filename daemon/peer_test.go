@@ -94,7 +94,7 @@ func newProven(t *testing.T) *play {
 }
 
 func (p *play) ended(sa ike.SAID, err error) {
-	if a := p.p.sas[sa]; a != nil && a.up {
+	if a := p.p.sa(sa); a != nil && a.up {
 		p.event(ike.ChildDown{SA: sa, Pair: a.pair.ID, Err: err})
 	}
 	p.event(ike.Closed{SA: sa, Err: err})
@@ -289,7 +289,7 @@ func TestConversationDoesNotGoOnInClear(t *testing.T) {
 		p.established(7, false, 0)
 		p.event(evFirst{107})
 		p.now = p.now.Add(time.Minute)
-		p.event(evUsage{107, ipsec.Usage{LastIn: p.now, Armed: true}})
+		p.event(&evUsage{107, ipsec.Usage{LastIn: p.now, Armed: true}})
 		p.now = p.now.Add(c.idle)
 		p.ended(7, c.err)
 		if c.hold == 0 {
@@ -378,7 +378,7 @@ func TestSAsOfAPeerAreBounded(t *testing.T) {
 	if kept > maxSAs || count[doRemove](p) != 100-kept {
 		t.Errorf("%d SAs kept and %d Pairs removed of 100", kept, count[doRemove](p))
 	}
-	if p.p.sas[100].deleting {
+	if p.p.sa(100).deleting {
 		t.Error("the youngest went")
 	}
 }
@@ -386,7 +386,7 @@ func TestSAsOfAPeerAreBounded(t *testing.T) {
 func TestSilenceIsProbed(t *testing.T) {
 	p := newProven(t)
 	p.pass(10 * tick)
-	p.event(evUsage{101, ipsec.Usage{Armed: true, LastIn: p.now.Add(-5 * time.Second), LastOut: p.now}})
+	p.event(&evUsage{101, ipsec.Usage{Armed: true, LastIn: p.now.Add(-5 * time.Second), LastOut: p.now}})
 	p.event(evTick{})
 	if n := count[doCommand](p); n != 1 {
 		t.Errorf("%d commands for a peer that does not answer our packets, want a probe", n)
@@ -428,7 +428,7 @@ func TestRenewedBeforeItExpires(t *testing.T) {
 	p := newProven(t)
 	busy := func(d time.Duration) {
 		for end := p.now.Add(d); p.now.Before(end); p.pass(tick) {
-			p.event(evUsage{101, ipsec.Usage{Armed: true, LastIn: p.now, LastOut: p.now}})
+			p.event(&evUsage{101, ipsec.Usage{Armed: true, LastIn: p.now, LastOut: p.now}})
 		}
 	}
 	busy(testLifetime * 8 / 10)
@@ -453,7 +453,7 @@ func TestRenewedBeforeItExpires(t *testing.T) {
 func silentPeer(t *testing.T) *play {
 	p := newProven(t)
 	p.pass(10 * tick)
-	p.event(evUsage{101, ipsec.Usage{Armed: true, LastIn: p.now.Add(-2 * silence), LastOut: p.now}})
+	p.event(&evUsage{101, ipsec.Usage{Armed: true, LastIn: p.now.Add(-2 * silence), LastOut: p.now}})
 	p.event(evTick{})
 	if n := count[doCommand](p); n != 1 {
 		t.Fatalf("%d commands, want a probe", n)

@@ -20,7 +20,7 @@ const askedAgain = time.Minute
 
 // childUp is the data plane's acknowledgement: what waits for this key may leave.
 func (p *peer) childUp(now time.Time, e ike.ChildUp) (do []action) {
-	a := p.sas[e.SA]
+	a := p.sa(e.SA)
 	if a == nil {
 		return nil
 	}
@@ -80,14 +80,14 @@ func (p *peer) isLive(a *association) bool {
 
 // named notes whom DNS says the initiator to be.
 func (p *peer) named(now time.Time, e evNamed) {
-	if a := p.sas[e.sa]; a != nil {
+	if a := p.sa(e.sa); a != nil {
 		a.claim, a.asked = e.claim, now
 	}
 }
 
 // promoted: who came in as nobody has proved a key by now (R7).
 func (p *peer) promoted(now time.Time, e ike.Promoted) []action {
-	a := p.sas[e.SA]
+	a := p.sa(e.SA)
 	if a == nil {
 		return nil
 	}
@@ -186,7 +186,7 @@ func (p *peer) arm(now time.Time, a *association) (do []action) {
 }
 
 // used takes a Pair's counters. Valid ESP is a proof (TRUST.md 2).
-func (p *peer) used(now time.Time, e evUsage) (do []action) {
+func (p *peer) used(now time.Time, e *evUsage) (do []action) {
 	for _, a := range p.sas {
 		if a.pair.ID != e.pair || !a.up {
 			continue

@@ -22,9 +22,9 @@ func try(p *play, l *loop, rules ...policy.Rule) (left []ike.SAID, clear bool) {
 	f.Policy = append(rules, policy.Default())
 	l.d.obey(&f)
 	l.reconsider(p.now, old, l.d.rules.Load())
-	for id, a := range p.p.sas {
+	for _, a := range p.p.sas {
 		if a.up && !a.deleting {
-			left = append(left, id)
+			left = append(left, a.id)
 		}
 	}
 	return left, !p.p.pad.Held(p.now)

@@ -99,12 +99,12 @@ func (s *shards) of(remote netip.Addr) *loop {
 	return s.loops[maphash.Comparable(s.seed, remote.Unmap())%uint64(len(s.loops))]
 }
 
-// ofDatagram is the loop of an IKE message.
-func (s *shards) ofDatagram(d ike.Datagram) *loop {
+// ofDatagram is the queue of an IKE message.
+func (s *shards) ofDatagram(d ike.Datagram) chan<- ike.Datagram {
 	if i, ok := ike.ShardOf(d.Data, len(s.loops)); ok {
-		return s.loops[i]
+		return s.loops[i].datagrams
 	}
-	return s.of(d.Remote.Addr())
+	return s.of(d.Remote.Addr()).strangers
 }
 
 // ofEvent is the loop of what the packet path saw: of a Pair's, or else of its address's.
@@ -166,7 +166,7 @@ func (s *shards) read(at netip.AddrPort, c ipsec.Conn) {
 		}
 		d := ike.Datagram{Local: local, Remote: remote, Data: append([]byte(nil), b[:n]...)}
 		select {
-		case s.ofDatagram(d).datagrams <- d:
+		case s.ofDatagram(d) <- d:
 		default: // overload: the peer sends again
 		}
 	}

@@ -1,11 +1,14 @@
 package daemon
 
 import (
+	"encoding/binary"
 	"fmt"
+	"hash/maphash"
 	"net/netip"
 	"testing"
 	"time"
 
+	"tacit/ike"
 	"tacit/ipsec"
 	"tacit/ipsec/ipsectest"
 )
@@ -70,5 +73,27 @@ func TestShards(t *testing.T) {
 	}
 	if n := alice.s.known.Load(); n != hosts {
 		t.Errorf("%d peers are counted, want %d", n, hosts)
+	}
+}
+
+// However many first messages wait, those of the SAs that there are have a queue of their own.
+func TestStrangersWaitApart(t *testing.T) {
+	s := &shards{seed: maphash.MakeSeed(), loops: []*loop{newLoop(nil, nil), newLoop(nil, nil)}}
+	message := func(responder uint64) ike.Datagram {
+		b := make([]byte, 28)
+		b[7], b[17], b[18], b[19], b[27] = 1, 0x20, 34, 8, 28 // IKE_SA_INIT of an initiator
+		binary.BigEndian.PutUint64(b[8:], responder)
+		return ike.Datagram{Remote: netip.MustParseAddrPort("192.0.2.7:500"), Data: b}
+	}
+	for range 10_000 {
+		select {
+		case s.ofDatagram(message(0)) <- ike.Datagram{}:
+		default:
+		}
+	}
+	for spi := range uint64(2) {
+		if q := s.ofDatagram(message(16 + spi)); q != (chan<- ike.Datagram)(s.loops[spi].datagrams) || len(q) != 0 {
+			t.Errorf("SPI %d: its queue has %d messages", spi, len(q))
+		}
 	}
 }

@@ -99,8 +99,8 @@ func (p *peer) row(now time.Time) (control.Peer, *association) {
 	if a == nil {
 		return r, nil
 	}
-	r.Assurance, r.Suite, r.Mode = control.Anonymous, a.suite, a.pair.Mode.String()
-	if a.pair.Encapsulated() {
+	r.Assurance, r.Suite, r.Mode = control.Anonymous, a.suite, a.pair.mode.String()
+	if a.pair.encapsulated {
 		r.Mode += "-udp"
 	}
 	if a.key != nil {
