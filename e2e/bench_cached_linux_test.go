@@ -1,10 +1,6 @@
 package e2e
 
 import (
-	"fmt"
-	"os"
-	"strconv"
-	"strings"
 	"testing"
 	"time"
 
@@ -41,13 +37,13 @@ func benchCachedLookup(t *testing.T) {
 		cachedRun(t, a)
 	}
 	var with, without samples
-	before := [2]time.Duration{alice.processor(), open.processor()}
+	before := [2]time.Duration{processor(t, alice.cmd.Process.Pid), processor(t, open.cmd.Process.Pid)}
 	for range cachedRuns {
 		with.add(cachedRun(t, ours), time.Microsecond)
 		without.add(cachedRun(t, theirs), time.Microsecond)
 	}
 	t.Logf("processor time of a query in the daemons: live claim %v, clear %v",
-		(alice.processor()-before[0])/(cachedRuns*cachedQueries), (open.processor()-before[1])/(cachedRuns*cachedQueries))
+		(processor(t, alice.cmd.Process.Pid)-before[0])/(cachedRuns*cachedQueries), (processor(t, open.cmd.Process.Pid)-before[1])/(cachedRuns*cachedQueries))
 	ours.address("bob.example", addr)
 	theirs.address("bob.example", addr)
 	w.sync()
@@ -71,24 +67,4 @@ func cachedRun(t *testing.T, a *asker) time.Duration {
 		}
 	}
 	return time.Since(from) / cachedQueries
-}
-
-// processor is the processor time that the daemon has used, in steps of 10 ms (proc(5)).
-func (d *tacit) processor() time.Duration {
-	d.t.Helper()
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", d.cmd.Process.Pid))
-	if err != nil {
-		d.t.Fatal(err)
-	}
-	_, rest, _ := strings.Cut(string(b), ") ")
-	f := strings.Fields(rest) // from field 3 on; utime and stime are 14 and 15
-	var sum time.Duration
-	for _, i := range []int{11, 12} {
-		n, err := strconv.Atoi(f[i])
-		if err != nil {
-			d.t.Fatal(err)
-		}
-		sum += time.Duration(n) * 10 * time.Millisecond
-	}
-	return sum
 }

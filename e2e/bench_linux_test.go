@@ -21,6 +21,8 @@ var benchmarks = []struct {
 }{
 	{"first-contact", benchFirstContact},
 	{"cached-lookup", benchCachedLookup},
+	{"setup", benchSetup},
+	{"rekey-flood", benchRekeyFlood},
 	{"pair-install", benchPairInstall},
 	{"hold-release", benchHoldRelease},
 	{"throughput-xfrm", benchThroughputXFRM},
