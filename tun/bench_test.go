@@ -61,9 +61,6 @@ func testPlane(t testing.TB, mode ipsec.Mode) (*Plane, *sink) {
 
 func testReceiver() *receiver {
 	r := &receiver{sock: &socket{port: plane.PortNATT}, ready: make([][]byte, 0, deviceBatch), now: time.Now()}
-	for range deviceBatch {
-		r.bufs = append(r.bufs, make([]byte, deviceOffset+maxPacket+ipv6Header))
-	}
 	return r
 }
 

@@ -44,9 +44,6 @@ type receiver struct {
 // receiveLoop moves packets from a socket to the device until the Plane is closed.
 func (p *Plane) receiveLoop(s *socket) {
 	r := &receiver{sock: s, in: newRecvBatch(s, receiveMessages, receiveBuffer), ready: make([][]byte, 0, deviceBatch)}
-	for range deviceBatch {
-		r.bufs = append(r.bufs, make([]byte, deviceOffset+maxPacket+ipv6Header))
-	}
 	for {
 		n, err := r.in.read()
 		if err != nil {
@@ -61,6 +58,14 @@ func (p *Plane) receiveLoop(s *socket) {
 		}
 		p.deliver(r)
 	}
+}
+
+// buffer is where the next packet is opened. They are made as batches come to need them: a socket that carries no ESP has none.
+func (r *receiver) buffer() []byte {
+	if len(r.ready) == len(r.bufs) {
+		r.bufs = append(r.bufs, make([]byte, deviceOffset+maxPacket+ipv6Header))
+	}
+	return r.bufs[len(r.ready)]
 }
 
 // deliver hands the opened packets to the device.
@@ -125,7 +130,7 @@ func (p *Plane) receiveESP(r *receiver, data []byte, from *sockaddr, c control) 
 	if len(r.ready) == cap(r.ready) {
 		p.deliver(r)
 	}
-	buf := r.bufs[len(r.ready)]
+	buf := r.buffer()
 	room := deviceOffset + in.headerRoom()
 
 	in.mu.Lock()
