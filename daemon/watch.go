@@ -34,6 +34,21 @@ func (d *Daemon) timeServer(name string) bool {
 		slices.ContainsFunc(d.cfg.File.DNS.TimeServers, func(zone string) bool { return name == zone || strings.HasSuffix(name, "."+zone) })
 }
 
+// Known is what Watch would say where all addresses may leave: by grants, or because nothing is to be protected.
+func (w *watcher) Known(f resolver.Found) (resolver.Verdict, bool) {
+	d := (*Daemon)(w)
+	if v, ok := d.granted(&f); ok {
+		return v, true
+	}
+	rules, env := d.rules.Load(), d.host.environment()
+	for _, addr := range f.Addrs {
+		if Decide(rules, *env, f, addr).Outcome != policy.Answer {
+			return resolver.Verdict{}, false
+		}
+	}
+	return resolver.Verdict{}, true
+}
+
 // Watch decides over each address of an answer and returns when all that are to be protected are, or when ctx ends.
 func (w *watcher) Watch(ctx context.Context, f resolver.Found) resolver.Verdict {
 	d := (*Daemon)(w)

@@ -96,6 +96,9 @@ func hooks(s sets, device string) []chain {
 	in.add(concat(fromDevice(device), setMark(MarkDivert), accept))
 	in.add(concat(fromDevice("lo"), accept)) // resets that out_block made
 	leak.add(concat(toDevice(device), accept))
+	// What goes to this host itself is no peer's, and there is much of it: every lookup of a program goes this way twice.
+	out.add(concat(toDevice("lo"), accept))
+	leak.add(concat(toDevice("lo"), accept))
 	for i := range s.divert {
 		out.add(concat(loadKey(i, false), lookup(s.divert[i]), []expr.Any{jumpTo("out_divert")}))
 		leak.add(concat(loadKey(i, false), lookup(s.divert[i]), []expr.Any{jumpTo("out_leak")}))

@@ -235,6 +235,9 @@ func (t *Table) For(name string, addr netip.Addr) Rule {
 // ForChain is For where the name that was asked is an alias of another, the owner of the address. A rule that names one of them is
 // more specific than any prefix; if rules name both the stricter counts: an alias is no way around the rule of the name that it leads to.
 func (t *Table) ForChain(asked, owner string, addr netip.Addr) Rule {
+	if asked == owner {
+		return t.For(asked, addr)
+	}
 	a, o := t.For(asked, addr), t.For(owner, addr)
 	_, named := t.named(canonical(asked))
 	_, ownerNamed := t.named(canonical(owner))

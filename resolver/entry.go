@@ -16,8 +16,47 @@ import (
 // maxKeys is how many keys of an RRset the Watcher is given, usable ones first, by precedence.
 const maxKeys = 8
 
-// entryOverhead is the memory of an entry beside its records, roughly, in octets.
-const entryOverhead = 512
+// entryOverhead is the memory of an entry beside its records and its name, roughly, in octets.
+const entryOverhead = 224
+
+// question is a canonical name and a type of class IN.
+type question struct {
+	name string
+	typ  uint16
+}
+
+// entry is what one lookup brought: filtered, read and packed once. It never changes, but for its place in the cache. There are many:
+// what few have is in more.
+type entry struct {
+	newer, older *entry // in the cache
+
+	q      question
+	owner  string        // where the chain of aliases ended
+	at     time.Time     // when it came
+	life   time.Duration // how long the cache keeps it
+	proven time.Duration // for how long it is proven; 0: nothing says
+	wire   string        // the records that may be released, packed: the answer section's, then the authority section's
+	addrs  []netip.Addr  // the addresses in it, of A and AAAA
+	more   *details
+
+	answers, authorities uint16 // how many records there are
+	status               dnssec.Status
+	rcode                uint8
+	answered             bool // there was a message
+	denied               bool // it says that there are no such records
+	unclocked            bool // see dnssec.Answer
+	bare                 bool // a denial whose records are not kept: see withoutProof
+}
+
+// details are what an entry may have besides.
+type details struct {
+	why    string // of what is no proven answer, and of keys
+	ede    uint16
+	given  []*dns.EDNS0_EDE // the upstream's own reasons
+	groups []group          // of hints
+	keys   []ipseckey.Record
+	keyWhy string
+}
 
 // group is the addresses of one owner in an answer: of the final owner for A and AAAA, of each TargetName for hints.
 type group struct {
@@ -28,20 +67,146 @@ type group struct {
 
 // newEntry filters a validated answer to what may be released, and reads its addresses or keys.
 func newEntry(q question, a dnssec.Answer, now time.Time) *entry {
-	if a.Owner == "" {
-		a.Owner = q.name
+	e := &entry{q: q, owner: cmp.Or(a.Owner, q.name), at: now, status: a.Status, denied: a.Denied, unclocked: a.Unclocked}
+	if e.owner == q.name {
+		e.owner = q.name // one string, not two
 	}
-	e := &entry{ans: a, at: now, size: entryOverhead}
+	a.Owner = e.owner
+	if !a.Until.IsZero() {
+		e.proven = max(1, a.Until.Sub(now))
+	}
+	if a.Rcode > 0xf { // an extended one is of the hop to the upstream
+		e.rcode = dns.RcodeServerFailure
+	} else {
+		e.rcode = uint8(a.Rcode)
+	}
+	var answer []dns.RR
+	m := details{ede: a.EDE}
 	if a.Msg != nil {
-		e.answer, e.ns = answerSection(q.typ, &a), authoritySection(&a)
-		e.size += 2 * a.Msg.Len()
+		answer = answerSection(q.typ, &a)
+		if err := e.pack(answer, authoritySection(&a)); err != nil {
+			a.Msg, a.Status, a.Why, m.ede = nil, dnssec.Indeterminate, err.Error(), dns.ExtendedErrorCodeInvalidData
+			e.status, answer = a.Status, nil
+		} else {
+			e.answered, m.given = true, given(a.Msg)
+		}
 	}
-	e.groups = groups(a.Owner, e.answer)
+	if gs := groups(e.owner, answer); len(gs) == 1 && !gs[0].hint && gs[0].owner == e.owner {
+		e.addrs = slices.Clip(gs[0].addrs)
+	} else {
+		m.groups = gs
+	}
 	if q.typ == dns.TypeIPSECKEY && a.Status >= dnssec.Insecure {
-		e.keys, e.keyWhy = Keys(a.RRs)
+		m.keys, m.keyWhy = Keys(a.RRs)
 	}
-	e.until = lifetime(&a, e.answer, now)
+	if !e.good() || q.typ == dns.TypeIPSECKEY && (a.Status != dnssec.Secure || !a.Denied) {
+		m.why = a.Why
+	}
+	if m.why != "" || m.given != nil || m.groups != nil || m.keys != nil || !e.good() {
+		e.more = &m
+	}
+	e.life = lifetime(&a, answer, now)
 	return e
+}
+
+// pack keeps the records of both sections.
+func (e *entry) pack(answer, authority []dns.RR) error {
+	b, err := packRecords(nil, e.q.name, answer)
+	if err != nil {
+		return err
+	}
+	if b, err = packRecords(b, e.q.name, authority); err != nil {
+		return err
+	}
+	e.wire, e.answers, e.authorities = string(b), uint16(len(answer)), uint16(len(authority))
+	return nil
+}
+
+// sections are the records again.
+func (e *entry) sections() (answer, authority []dns.RR) {
+	answer, n := unpackRecords(e.q, e.wire, int(e.answers))
+	authority, _ = unpackRecords(e.q, e.wire[n:], int(e.authorities))
+	return answer, authority
+}
+
+// withoutProof is the entry of a proven denial without its records, for those who only want to know: nobody but the Watcher asks for
+// most keys, and there are as many denials of keys as names. Whoever asks for the records has them looked up again, which the validator
+// can often answer out of its proofs. What is no such denial stays as it is.
+func (e *entry) withoutProof() *entry {
+	if e.q.typ != dns.TypeIPSECKEY || !e.good() || !e.denied || e.status != dnssec.Secure || e.more != nil {
+		return e
+	}
+	bare := *e
+	bare.wire, bare.answers, bare.authorities, bare.bare = "", 0, 0, true
+	return &bare
+}
+
+// good says whether the entry is data or a denial, and not a failure.
+func (e *entry) good() bool { return e.status >= dnssec.Insecure && e.answered }
+
+// size is the memory that it takes, roughly, in octets.
+func (e *entry) size() int {
+	n := entryOverhead + len(e.q.name) + len(e.wire) + 24*len(e.addrs)
+	if e.more != nil {
+		n += entryOverhead + len(e.more.why) + len(e.wire) // what was read of the records is about as large as they
+	}
+	return n
+}
+
+// until is when what proves it ends; zero if nothing says.
+func (e *entry) until() time.Time {
+	if e.proven == 0 {
+		return time.Time{}
+	}
+	return e.at.Add(e.proven)
+}
+
+// groups are the addresses by owner.
+func (e *entry) groups() []group {
+	switch {
+	case len(e.addrs) > 0:
+		return []group{{owner: e.owner, addrs: e.addrs}}
+	case e.more != nil:
+		return e.more.groups
+	}
+	return nil
+}
+
+// why is the reason of what is no proven answer.
+func (e *entry) why() string {
+	if e.more == nil {
+		return ""
+	}
+	return e.more.why
+}
+
+// ede is the entry's own code, or the general one of its status (RFC 8914, 4).
+func (e *entry) ede() uint16 {
+	code := uint16(dnssec.NoEDE)
+	if e.more != nil {
+		code = e.more.ede
+	}
+	switch {
+	case e.status == dnssec.Bogus && (code == dnssec.NoEDE || code == 0):
+		return dns.ExtendedErrorCodeDNSBogus
+	case code == dnssec.NoEDE:
+		return dns.ExtendedErrorCodeDNSSECIndeterminate
+	}
+	return code
+}
+
+// given are the reasons in the upstream's message.
+func given(m *dns.Msg) (es []*dns.EDNS0_EDE) {
+	opt := m.IsEdns0()
+	if opt == nil {
+		return nil
+	}
+	for _, o := range opt.Option {
+		if e, ok := o.(*dns.EDNS0_EDE); ok && len(es) < maxEDE {
+			es = append(es, e)
+		}
+	}
+	return es
 }
 
 // answerSection keeps the alias chain and the RRset asked for. Of a secure answer the RRset is the one that was verified;

@@ -1,6 +1,7 @@
 package resolver
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"net/netip"
@@ -31,13 +32,14 @@ func (v *verdicts) add(w Verdict) {
 func (s *Server) watch(ctx context.Context, q *query, e *entry, key pending) verdicts {
 	v := verdicts{withheld: map[netip.Addr]Withheld{}}
 	now := s.now()
-	if len(e.groups) == 1 {
-		v.add(s.watchGroup(ctx, q, e, e.groups[0], key, now))
+	gs := e.groups()
+	if len(gs) == 1 {
+		v.add(s.watchGroup(ctx, q, e, gs[0], key, now))
 		return v
 	}
-	said := make([]Verdict, len(e.groups))
+	said := make([]Verdict, len(gs))
 	var wg sync.WaitGroup
-	for i, g := range e.groups {
+	for i, g := range gs {
 		wg.Go(func() {
 			defer func() {
 				if p := recover(); p != nil {
@@ -68,7 +70,7 @@ func (s *Server) watchGroup(ctx context.Context, q *query, e *entry, g group, ke
 	f := s.found(ctx, q, e, g, key, addrAt)
 	// CD lets bogus data out, but not in place of an address whose name has a proven key.
 	if f.AddrStatus < dnssec.Insecure && f.KeyStatus == dnssec.Secure && !f.Denied {
-		return withholdAll(g.addrs, edeOf(&e.ans), "not the proven address of a name with a key: "+e.ans.Why)
+		return withholdAll(g.addrs, e.ede(), "not the proven address of a name with a key: "+e.why())
 	}
 	if f.KeyStatus == dnssec.Secure && !f.Denied && (q.typ == dns.TypeA || q.typ == dns.TypeAAAA) {
 		// A peer that does not answer takes the whole hold, and then there is no time to ask.
@@ -81,30 +83,35 @@ func (s *Server) watchGroup(ctx context.Context, q *query, e *entry, g group, ke
 // found joins the addresses of one owner with the key beside them.
 func (s *Server) found(ctx context.Context, q *query, e *entry, g group, key pending, addrAt time.Time) Found {
 	f := Found{
-		Asked: q.name, Owner: g.owner, Addrs: g.addrs, AddrStatus: e.ans.Status, Until: e.ans.Until,
+		Asked: q.name, Owner: g.owner, Addrs: g.addrs, AddrStatus: e.status, Until: e.until(),
 		AskedAt: q.in, AddrAt: addrAt, CD: q.cd, Hint: g.hint,
 	}
 	k := s.keyOf(ctx, q, e, g, key)
 	if k == nil {
 		return f
 	}
-	f.Keys, f.KeyStatus, f.Denied, f.KeyAt = k.keys, k.ans.Status, k.ans.Denied, s.now()
-	f.KeyWhy = k.ans.Why
-	if k.keyWhy != "" && f.KeyWhy == "" {
-		f.KeyWhy = k.keyWhy
-	}
-	if !k.ans.Until.IsZero() && (f.Until.IsZero() || k.ans.Until.Before(f.Until)) {
-		f.Until = k.ans.Until
-	}
+	f.KeyAt = s.now()
+	f.key(k)
 	// The weakest link of the chain: hints of a target in an unsigned zone are no more than its own addresses would be.
-	if g.hint && g.owner != e.ans.Owner && k.ans.Status == dnssec.Insecure && f.AddrStatus == dnssec.Secure {
+	if g.hint && g.owner != e.owner && k.status == dnssec.Insecure && f.AddrStatus == dnssec.Secure {
 		f.AddrStatus = dnssec.Insecure
+	}
+	return f
+}
+
+// key takes what a key answer says.
+func (f *Found) key(k *entry) {
+	f.KeyStatus, f.Denied = k.status, k.denied
+	if m := k.more; m != nil {
+		f.Keys, f.KeyWhy = m.keys, cmp.Or(m.why, m.keyWhy)
+	}
+	if until := k.until(); !until.IsZero() && (f.Until.IsZero() || until.Before(f.Until)) {
+		f.Until = until
 	}
 	// What a Watcher may take for a denial has to be one.
 	if f.KeyStatus == dnssec.Secure && len(f.Keys) == 0 && !f.Denied {
 		f.KeyStatus, f.KeyWhy = dnssec.Indeterminate, "neither keys nor a denial"
 	}
-	return f
 }
 
 // Find is what DNS says of the addresses of a name, A or AAAA, and of the key beside them, for the host itself: no Watcher is asked, or two
@@ -116,10 +123,11 @@ func (s *Server) Find(ctx context.Context, name string, typ uint16) Found {
 	q := &query{name: dns.CanonicalName(name), typ: typ, in: s.now()}
 	key := s.start(q.name, dns.TypeIPSECKEY)
 	e := s.lookup(ctx, q.name, typ)
-	if len(e.groups) == 0 {
-		return Found{Asked: q.name, Owner: e.ans.Owner, AddrStatus: e.ans.Status, KeyWhy: e.ans.Why, AskedAt: q.in}
+	gs := e.groups()
+	if len(gs) == 0 {
+		return Found{Asked: q.name, Owner: e.owner, AddrStatus: e.status, KeyWhy: e.why(), AskedAt: q.in}
 	}
-	return s.found(ctx, q, e, e.groups[0], key, s.now())
+	return s.found(ctx, q, e, gs[0], key, s.now())
 }
 
 // keyOf is the key answer at the owner of the addresses; nil where nobody has to wait for one: the key of an insecure address
@@ -131,9 +139,9 @@ func (s *Server) keyOf(ctx context.Context, q *query, e *entry, g group, key pen
 	if g.hint && g.owner != q.name {
 		key = s.start(g.owner, dns.TypeIPSECKEY)
 	}
-	if e.ans.Status == dnssec.Insecure {
+	if e.status == dnssec.Insecure {
 		k := key.ready()
-		if k == nil || k.ans.Owner != g.owner {
+		if k == nil || k.owner != g.owner {
 			return nil
 		}
 		return k
@@ -147,21 +155,21 @@ func (s *Server) keyOf(ctx context.Context, q *query, e *entry, g group, key pen
 		}
 	}
 	k := s.waitKey(ctx, blamed, question{q.name, dns.TypeIPSECKEY}, key)
-	if k.ans.Owner == g.owner {
+	if k.owner == g.owner {
 		return k
 	}
 	if !g.hint {
 		// They took different ways, or the key's way is broken: the owner of the addresses is the one to ask.
 		k = s.waitKey(ctx, zone, question{g.owner, dns.TypeIPSECKEY}, s.start(g.owner, dns.TypeIPSECKEY))
-		if k.ans.Owner == g.owner {
+		if k.owner == g.owner {
 			return k
 		}
 	}
-	if k.ans.Status < dnssec.Insecure {
+	if k.status < dnssec.Insecure {
 		return k
 	}
 	return failed(question{g.owner, dns.TypeIPSECKEY}, s.now(), dns.ExtendedErrorCodeOther,
-		fmt.Sprintf("the key is of %s, the addresses are of %s", k.ans.Owner, g.owner))
+		fmt.Sprintf("the key is of %s, the addresses are of %s", k.owner, g.owner))
 }
 
 // waitKey waits for a key until ctx ends; where the zone is known to let everybody wait, only a moment: its other names are
@@ -193,12 +201,13 @@ func (s *Server) waitKey(ctx context.Context, zone string, q question, p pending
 
 // signer is the zone that signed the addresses, by their RRSIG; without one it is the owner.
 func signer(e *entry) string {
-	for _, rr := range e.answer {
-		if sig, ok := rr.(*dns.RRSIG); ok && sig.TypeCovered == e.ans.Type {
+	answer, _ := e.sections()
+	for _, rr := range answer {
+		if sig, ok := rr.(*dns.RRSIG); ok && sig.TypeCovered == e.q.typ {
 			return dns.CanonicalName(sig.SignerName)
 		}
 	}
-	return e.ans.Owner
+	return e.owner
 }
 
 func otherFamily(typ uint16) uint16 {

@@ -12,8 +12,9 @@ import (
 
 // flight is a lookup under way. Everybody who asks the same question waits for it, each as long as he likes; it ends by itself.
 type flight struct {
-	done chan struct{}
-	e    *entry // after done
+	done  chan struct{}
+	whole bool   // somebody wants the records; the server's mutex
+	e     *entry // after done
 }
 
 // pending is an answer that is here (e) or on its way (f).
@@ -35,24 +36,28 @@ func (p pending) ready() *entry {
 	}
 }
 
-// start takes the answer from the cache, or joins the lookup under way, or begins one.
-func (s *Server) start(name string, typ uint16) pending {
+// start takes the answer from the cache, or joins the lookup under way, or begins one. A denial of a key may come without its proof.
+func (s *Server) start(name string, typ uint16) pending { return s.begin(name, typ, false) }
+
+// begin is start; whole wants the records of a denial, too.
+func (s *Server) begin(name string, typ uint16, whole bool) pending {
 	q := question{name, typ}
 	now := s.now()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if e := s.cache.get(q, now); e != nil {
+	if e := s.cache.get(q, now); e != nil && !(whole && e.bare) {
 		s.stats.cached.Add(1)
 		return pending{e: e}
 	}
 	if f := s.flights[q]; f != nil {
+		f.whole = f.whole || whole
 		return pending{f: f}
 	}
 	if s.closed || len(s.flights) >= maxFlights {
 		s.stats.overload.Add(1)
 		return pending{e: failed(q, now, dns.ExtendedErrorCodeNotReady, "too many lookups under way")}
 	}
-	f := &flight{done: make(chan struct{})}
+	f := &flight{done: make(chan struct{}), whole: whole}
 	s.flights[q] = f
 	s.wg.Add(1)
 	go s.fly(q, f)
@@ -68,7 +73,11 @@ func (s *Server) fly(q question, f *flight) {
 	e := s.ask(ctx, q)
 	s.mu.Lock()
 	delete(s.flights, q)
-	s.cache.put(q, e)
+	if f.whole {
+		s.cache.put(e)
+	} else {
+		s.cache.put(e.withoutProof())
+	}
 	s.mu.Unlock()
 	f.e = e
 	close(f.done)
@@ -105,17 +114,14 @@ func (s *Server) wait(ctx context.Context, q question, p pending) *entry {
 	}
 }
 
-// lookup is start and wait.
+// lookup is begin and wait, with all records.
 func (s *Server) lookup(ctx context.Context, name string, typ uint16) *entry {
-	return s.wait(ctx, question{name, typ}, s.start(name, typ))
+	return s.wait(ctx, question{name, typ}, s.begin(name, typ, true))
 }
 
 // failed is the entry of a lookup that brought nothing.
 func failed(q question, now time.Time, ede uint16, why string) *entry {
-	return &entry{
-		ans: dnssec.Answer{Name: q.name, Type: q.typ, Owner: q.name, Status: dnssec.Indeterminate, Rcode: dns.RcodeServerFailure, Why: why, EDE: ede},
-		at:  now, until: now.Add(failureTime), size: entryOverhead,
-	}
+	return newEntry(q, dnssec.Answer{Status: dnssec.Indeterminate, Rcode: dns.RcodeServerFailure, Why: why, EDE: ede}, now)
 }
 
 // Flush forgets every answer, as after a change of network; lookups under way go on.

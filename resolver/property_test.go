@@ -96,11 +96,13 @@ func randomAnswer(rnd *rand.Rand, typ uint16) dnssec.Answer {
 	for range rnd.IntN(4) {
 		ttl, n := rnd.IntN(100), rnd.IntN(250)+1
 		texts = append(texts, map[uint16]string{
-			1:             fmt.Sprintf("%s %d IN A 192.0.2.%d", owner, ttl, n),
-			28:            fmt.Sprintf("%s %d IN AAAA 2001:db8::%x", owner, ttl, n),
-			16:            fmt.Sprintf("%s %d IN TXT \"%d\"", owner, ttl, n),
-			dns.TypeMX:    fmt.Sprintf("%s %d IN MX %d z.example.", owner, ttl, n),
-			dns.TypeHTTPS: fmt.Sprintf("%s %d IN HTTPS %d %s ipv4hint=192.0.2.%d,192.0.2.%d", owner, ttl, n, []string{".", "z.example."}[n%2], n, n/2),
+			1:                fmt.Sprintf("%s %d IN A 192.0.2.%d", owner, ttl, n),
+			28:               fmt.Sprintf("%s %d IN AAAA 2001:db8::%x", owner, ttl, n),
+			16:               fmt.Sprintf("%s %d IN TXT \"%d\"", owner, ttl, n),
+			dns.TypeNSEC:     fmt.Sprintf("%s %d IN NSEC z%d.example. A RRSIG", owner, ttl, n),
+			dns.TypeIPSECKEY: fmt.Sprintf("%s %d IN IPSECKEY %d 0 4 . Gb9ECWmEzf6FQbrBZ9w7lshQhqowtrbLDFw4rXAxZuE=", owner, ttl, n),
+			dns.TypeMX:       fmt.Sprintf("%s %d IN MX %d z.example.", owner, ttl, n),
+			dns.TypeHTTPS:    fmt.Sprintf("%s %d IN HTTPS %d %s ipv4hint=192.0.2.%d,192.0.2.%d", owner, ttl, n, []string{".", "z.example."}[n%2], n, n/2),
 		}[typ])
 	}
 	texts = append(texts, fmt.Sprintf("%s 60 IN RRSIG %s 15 2 60 20300101000000 20200101000000 1 example. AAAA", owner, dns.TypeToString[typ]))

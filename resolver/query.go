@@ -67,10 +67,10 @@ func (s *Server) resolve(ctx context.Context, q *query) (r *dns.Msg) {
 	if s.cfg.Observe {
 		return s.reply(q, e, nil, 0)
 	}
-	if s.interest(e.ans.Owner) == Refuse {
-		return s.block(q, e.ans.Owner)
+	if s.interest(e.owner) == Refuse {
+		return s.block(q, e.owner)
 	}
-	if carriesAddresses(q.typ) && e.ans.Owner != q.name && s.interest(e.ans.Owner) == AskKey {
+	if carriesAddresses(q.typ) && e.owner != q.name && s.interest(e.owner) == AskKey {
 		return s.guarded(ctx, q) // which name's rule counts is the Watcher's to weigh, who is told both
 	}
 	return s.plain(q, e)
@@ -91,7 +91,7 @@ func (s *Server) block(q *query, name string) *dns.Msg {
 // bootstraps says whether an answer that cannot be proven for want of a clock is one to set the clock by (TRUST.md, A-43). It claims nothing: it is for
 // addresses only, goes out without AD and with a TTL of 0, and no policy follows from it.
 func (s *Server) bootstraps(q *query, e *entry) bool {
-	return e.ans.Unclocked && e.ans.Msg != nil && (q.typ == dns.TypeA || q.typ == dns.TypeAAAA) && s.cfg.TimeServer != nil && s.cfg.TimeServer(q.name)
+	return e.unclocked && e.answered && (q.typ == dns.TypeA || q.typ == dns.TypeAAAA) && s.cfg.TimeServer != nil && s.cfg.TimeServer(q.name)
 }
 
 // plain releases an answer without addresses, or of a name that no key is asked for.
@@ -99,7 +99,7 @@ func (s *Server) plain(q *query, e *entry) *dns.Msg {
 	if s.bootstraps(q, e) {
 		return s.reply(q, e, nil, 0)
 	}
-	if !e.good() && !(q.cd && e.ans.Msg != nil) {
+	if !e.good() && !(q.cd && e.answered) {
 		return s.unproven(q, e)
 	}
 	return s.reply(q, e, nil, 0)
@@ -108,22 +108,11 @@ func (s *Server) plain(q *query, e *entry) *dns.Msg {
 // unproven is the answer to what is bogus or could not be found out: SERVFAIL and the reason. RFC 4035, 5.5: "If the resolver
 // ... was unable to verify ... the name server MUST return RCODE 2 to the originating client", unless CD is set.
 func (s *Server) unproven(q *query, e *entry) *dns.Msg {
-	if e.ans.Status == dnssec.Bogus {
+	if e.status == dnssec.Bogus {
 		s.stats.bogus.Add(1)
 	}
-	s.log.Debug("unproven", "name", q.name, "type", dns.Type(q.typ), "state", e.ans.Status, "why", e.ans.Why)
-	return failure(q.req, dns.RcodeServerFailure, edeOf(&e.ans), e.ans.Why)
-}
-
-// edeOf is the answer's own code, or the general one of its status (RFC 8914, 4).
-func edeOf(a *dnssec.Answer) uint16 {
-	switch {
-	case a.Status == dnssec.Bogus && (a.EDE == dnssec.NoEDE || a.EDE == 0):
-		return dns.ExtendedErrorCodeDNSBogus
-	case a.EDE == dnssec.NoEDE:
-		return dns.ExtendedErrorCodeDNSSECIndeterminate
-	}
-	return a.EDE
+	s.log.Debug("unproven", "name", q.name, "type", dns.Type(q.typ), "state", e.status, "why", e.why())
+	return failure(q.req, dns.RcodeServerFailure, e.ede(), e.why())
 }
 
 // guarded answers a query for addresses of a name that deserves a key. Address and key are asked in parallel.
@@ -139,15 +128,16 @@ func (s *Server) guarded(ctx context.Context, q *query) *dns.Msg {
 	if s.bootstraps(q, e) {
 		return s.reply(q, e, nil, 0)
 	}
-	if !e.good() && !(q.cd && e.ans.Msg != nil) {
+	if !e.good() && !(q.cd && e.answered) {
 		return s.unproven(q, e)
 	}
-	for _, g := range append([]group{{owner: e.ans.Owner}}, e.groups...) {
+	gs := e.groups()
+	for _, g := range append([]group{{owner: e.owner}}, gs...) {
 		if g.owner != q.name && s.interest(g.owner) == Refuse {
 			return s.block(q, g.owner)
 		}
 	}
-	if len(e.groups) == 0 {
+	if len(gs) == 0 {
 		return s.reply(q, e, nil, 0)
 	}
 	return s.release(ctx, q, e, s.watch(ctx, q, e, key))
@@ -156,7 +146,7 @@ func (s *Server) guarded(ctx context.Context, q *query) *dns.Msg {
 // observe lets the Watcher decide beside the answer, for its log (--observe). It takes a slot of its own, so that observing is
 // bounded as answering is; when there is none the decision is not made, and nobody is harmed.
 func (s *Server) observe(q *query, e *entry, key pending) {
-	if len(e.groups) == 0 {
+	if len(e.groups()) == 0 {
 		return
 	}
 	select {

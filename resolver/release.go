@@ -23,7 +23,8 @@ func (s *Server) release(ctx context.Context, q *query, e *entry, v verdicts) *d
 	// find that the signature does not fit the set that is left, and cannot tell us from an attacker.
 	keep := func(rr dns.RR) bool { return released(rr, v.withheld) }
 	left, lost := 0, false
-	for _, rr := range e.answer {
+	answer, _ := e.sections()
+	for _, rr := range answer {
 		switch {
 		case !keep(rr):
 			lost = true
@@ -36,7 +37,7 @@ func (s *Server) release(ctx context.Context, q *query, e *entry, v verdicts) *d
 	}
 	s.stats.withheld.Add(1)
 	reasons := slices.SortedFunc(maps.Values(v.withheld), func(a, b Withheld) int { return a.Addr.Compare(b.Addr) })
-	s.log.Debug("withheld", "name", q.name, "type", dns.Type(q.typ), "owner", e.ans.Owner, "addr", reasons[0].Addr,
+	s.log.Debug("withheld", "name", q.name, "type", dns.Type(q.typ), "owner", e.owner, "addr", reasons[0].Addr,
 		"why", reasons[0].Why, "left", left)
 	var r *dns.Msg
 	switch {
@@ -70,7 +71,7 @@ func released(rr dns.RR, withheld map[netip.Addr]Withheld) bool {
 // for service records, one of the hints that were not withheld. After the hold only what is known already counts.
 func (s *Server) elsewhere(ctx context.Context, q *query, e *entry, v verdicts) bool {
 	if q.typ != dns.TypeA && q.typ != dns.TypeAAAA {
-		return slices.ContainsFunc(e.groups, func(g group) bool { return remains(g, v) })
+		return slices.ContainsFunc(e.groups(), func(g group) bool { return remains(g, v) })
 	}
 	if ctx.Err() != nil {
 		// The Watcher answers at once then, from its claims.
@@ -81,11 +82,11 @@ func (s *Server) elsewhere(ctx context.Context, q *query, e *entry, v verdicts) 
 	other := *q
 	other.typ = otherFamily(q.typ)
 	o := s.lookup(ctx, q.name, other.typ)
-	if !o.good() || len(o.groups) == 0 {
+	if !o.good() || len(o.groups()) == 0 {
 		return false
 	}
 	ov := s.watch(ctx, &other, o, s.start(q.name, dns.TypeIPSECKEY))
-	return slices.ContainsFunc(o.groups, func(g group) bool { return remains(g, ov) })
+	return slices.ContainsFunc(o.groups(), func(g group) bool { return remains(g, ov) })
 }
 
 func remains(g group, v verdicts) bool {
@@ -103,11 +104,11 @@ func (s *Server) whole(ctx context.Context, q *query, guard bool) *dns.Msg {
 	if q.typ == dns.TypeANY {
 		e = s.lookup(ctx, q.name, q.typ)
 	}
-	if e.ans.Msg == nil || e.ans.Status != dnssec.Unchecked && !e.good() && !q.cd {
+	if !e.answered || e.status != dnssec.Unchecked && !e.good() && !q.cd {
 		return s.unproven(q, e)
 	}
 	r := s.reply(q, e, func(rr dns.RR) bool { return !guard || !carriesAddresses(covered(rr)) }, 0)
-	if guard && slices.ContainsFunc(e.answer, func(rr dns.RR) bool { return carriesAddresses(covered(rr)) }) {
+	if answer, _ := e.sections(); guard && slices.ContainsFunc(answer, func(rr dns.RR) bool { return carriesAddresses(covered(rr)) }) {
 		r.AuthenticatedData = false
 		addEDE(r, dns.ExtendedErrorCodeFiltered, "addresses are given to queries for their own type")
 	}
@@ -128,11 +129,12 @@ func (s *Server) signatures(ctx context.Context, q *query) *entry {
 	if err != nil {
 		return failed(ask, s.now(), dns.ExtendedErrorCodeNetworkError, err.Error())
 	}
-	e := &entry{at: s.now(), ans: dnssec.Answer{Name: q.name, Type: q.typ, Owner: q.name, Msg: a, Rcode: a.Rcode, EDE: dnssec.NoEDE}}
-	for _, rr := range a.Answer {
-		if t := rr.Header().Rrtype; t == dns.TypeRRSIG || t == dns.TypeCNAME {
-			e.answer = append(e.answer, rr)
-		}
+	a.Answer = slices.DeleteFunc(a.Answer, func(rr dns.RR) bool {
+		return rr.Header().Rrtype != dns.TypeRRSIG && rr.Header().Rrtype != dns.TypeCNAME
+	})
+	e := &entry{q: ask, owner: q.name, at: s.now(), rcode: uint8(a.Rcode & 0xf), answered: true, more: &details{ede: dnssec.NoEDE, given: given(a)}}
+	if err := e.pack(a.Answer, nil); err != nil {
+		return failed(ask, s.now(), dns.ExtendedErrorCodeInvalidData, err.Error())
 	}
 	return e
 }

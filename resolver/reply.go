@@ -1,6 +1,7 @@
 package resolver
 
 import (
+	"slices"
 	"strings"
 	"time"
 
@@ -86,66 +87,68 @@ func shorten(s string) string {
 // reply is the upstream's answer without the records that keep refuses (nil: all stay) and, for clients that did not ask for
 // them, without DNSSEC's. TTLs are counted down and capped; nothing is added or changed (I6). AD: see vouched.
 func (s *Server) reply(q *query, e *entry, keep func(dns.RR) bool, ttlCap time.Duration) *dns.Msg {
-	if e.ans.Msg == nil {
-		return failure(q.req, dns.RcodeServerFailure, edeOf(&e.ans), e.ans.Why)
+	if !e.answered {
+		return failure(q.req, dns.RcodeServerFailure, e.ede(), e.why())
 	}
 	r := blank(q.req)
-	r.Rcode = e.ans.Rcode & 0xf // an extended one is of the hop to the upstream
-	if e.ans.Rcode > 0xf {
-		r.Rcode = dns.RcodeServerFailure
-	}
-	// Three limits on every TTL: its age in the cache, the end of what proves it, and the Watcher's claim. No client may keep
-	// an address longer than policy stands on it (TRUST.md, R9).
-	now := s.now()
-	age := max(0, now.Sub(e.at))
-	limit := uint32(1<<31 - 1)
-	if ttlCap > 0 {
-		limit = min(limit, uint32(ttlCap/time.Second))
-	}
-	if !e.ans.Until.IsZero() {
-		limit = min(limit, uint32(min(max(0, e.ans.Until.Sub(now)/time.Second), 1<<31-1)))
-	}
-	if e.ans.Status == dnssec.Bogus || e.ans.Status == dnssec.Indeterminate {
-		limit = min(limit, uint32(failureTime/time.Second))
-	}
+	r.Rcode = int(e.rcode)
+	ttl := e.ttls(s.now(), ttlCap)
 	// Whoever asked first gave the cached records their letters; each client gets its own (0x20 is for stubs too).
 	asked := q.req.Question[0].Name
-	section := func(rrs []dns.RR) (out []dns.RR) {
-		for _, rr := range rrs {
-			if keep != nil && !keep(rr) || !q.do && isDNSSEC(rr, q.typ) {
-				continue
-			}
-			c := dns.Copy(rr)
-			h := c.Header()
+	section := func(rrs []dns.RR) []dns.RR {
+		return slices.DeleteFunc(rrs, func(rr dns.RR) bool {
+			h := rr.Header()
 			if strings.EqualFold(h.Name, asked) {
 				h.Name = asked
 			}
-			h.Ttl = min(countDown(h.Ttl, age), limit)
-			out = append(out, c)
-		}
-		return out
+			h.Ttl = ttl.of(h.Ttl)
+			return keep != nil && !keep(rr) || !q.do && dnssecType(h.Rrtype, q.typ)
+		})
 	}
-	r.Answer, r.Ns = section(e.answer), section(e.ns)
-	r.AuthenticatedData = vouched(q, e)
-	passEDE(r, e.ans.Msg)
+	answer, authority := e.sections()
+	r.Answer, r.Ns = section(answer), section(authority)
+	r.AuthenticatedData = e.vouched(q.do, q.ad)
+	if e.more != nil { // the client gets the reasons that the upstream gave us
+		for _, o := range e.more.given {
+			addEDE(r, o.InfoCode, o.ExtraText)
+		}
+	}
 	return r
 }
 
 // vouched: AD is set when we validated, and the client asked for it with AD or DO (RFC 6840, 5.7 and 5.8).
-func vouched(q *query, e *entry) bool { return e.ans.Status == dnssec.Secure && (q.do || q.ad) }
+func (e *entry) vouched(do, ad bool) bool { return e.status == dnssec.Secure && (do || ad) }
 
-// countDown takes the age in the cache off a TTL, without going below 0.
-func countDown(ttl uint32, age time.Duration) uint32 {
-	t := seconds(ttl)
-	if age >= t {
-		return 0
+// ttls is what becomes of the TTLs of an entry in an answer.
+type ttls struct{ age, limit uint32 }
+
+// ttls has three limits on every TTL: its age in the cache, the end of what proves it, and the Watcher's claim. No client may keep an
+// address longer than policy stands on it (TRUST.md, R9).
+func (e *entry) ttls(now time.Time, claim time.Duration) ttls {
+	age := max(0, now.Sub(e.at))
+	limit := time.Duration(1<<31-1) * time.Second
+	if claim > 0 {
+		limit = min(limit, claim)
 	}
-	return uint32((t - age.Truncate(time.Second)) / time.Second)
+	if e.proven > 0 {
+		limit = min(limit, max(0, e.proven-age))
+	}
+	if e.status == dnssec.Bogus || e.status == dnssec.Indeterminate {
+		limit = min(limit, failureTime)
+	}
+	return ttls{uint32(min(age/time.Second, 1<<31-1)), uint32(limit / time.Second)}
 }
 
-// isDNSSEC says whether a record is there for validators only, and was not itself asked for (RFC 4035, 3.2.1).
-func isDNSSEC(rr dns.RR, asked uint16) bool {
-	t := rr.Header().Rrtype
+// of takes the age off a TTL, without going below 0. One with the highest bit set is 0 (RFC 2181, 8).
+func (t ttls) of(ttl uint32) uint32 {
+	if ttl > 1<<31-1 || t.age >= ttl {
+		return 0
+	}
+	return min(ttl-t.age, t.limit)
+}
+
+// dnssecType says whether records of a type are there for validators only, and were not themselves asked for (RFC 4035, 3.2.1).
+func dnssecType(t, asked uint16) bool {
 	if t == asked || asked == dns.TypeANY {
 		return false
 	}
@@ -158,17 +161,4 @@ func covered(rr dns.RR) uint16 {
 		return sig.TypeCovered
 	}
 	return rr.Header().Rrtype
-}
-
-// passEDE gives the client the reasons that the upstream gave us.
-func passEDE(r, upstream *dns.Msg) {
-	opt := upstream.IsEdns0()
-	if opt == nil {
-		return
-	}
-	for _, o := range opt.Option {
-		if e, ok := o.(*dns.EDNS0_EDE); ok {
-			addEDE(r, e.InfoCode, e.ExtraText)
-		}
-	}
 }

@@ -51,7 +51,7 @@ type Server struct {
 	now    func() time.Time
 	base   context.Context // ends with Close: lookups and queries hang on it
 	cancel context.CancelFunc
-	udp    []*net.UDPConn
+	udp    []*batch
 	tcp    []*net.TCPListener
 	slots  chan struct{} // one for each query being answered
 	stats  counters
@@ -61,7 +61,7 @@ type Server struct {
 	// Queries run in goroutines of their own and meet in the cache only, for less time than a message to an owner
 	// would take; so a mutex.
 	mu      sync.Mutex
-	cache   cache
+	cache   *cache
 	flights map[question]*flight
 	closed  bool
 }
@@ -73,12 +73,12 @@ func New(cfg Config) (*Server, error) {
 	}
 	s := newServer(cfg)
 	for _, a := range cfg.Listen {
-		u, t, err := listen(a)
+		us, t, err := listen(a)
 		if err != nil {
 			s.Close()
 			return nil, fmt.Errorf("resolver: %w", err)
 		}
-		s.udp, s.tcp = append(s.udp, u), append(s.tcp, t)
+		s.udp, s.tcp = append(s.udp, us...), append(s.tcp, t)
 	}
 	return s, nil
 }
@@ -105,30 +105,11 @@ func newServer(cfg Config) *Server {
 	return s
 }
 
-// listen opens UDP and TCP on one port. For port 0 the kernel draws it for UDP, and TCP has to have it too.
-func listen(a netip.AddrPort) (*net.UDPConn, *net.TCPListener, error) {
-	for try := 0; ; try++ {
-		u, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(a))
-		if err != nil {
-			return nil, nil, err
-		}
-		got := netip.AddrPortFrom(a.Addr(), u.LocalAddr().(*net.UDPAddr).AddrPort().Port())
-		t, err := net.ListenTCP("tcp", net.TCPAddrFromAddrPort(got))
-		if err == nil {
-			return u, t, nil
-		}
-		u.Close()
-		if a.Port() != 0 || try == 9 {
-			return nil, nil, err
-		}
-	}
-}
-
 // Addrs is where the server listens, with the drawn port where the configuration says 0.
 func (s *Server) Addrs() []netip.AddrPort {
 	var as []netip.AddrPort
-	for _, u := range s.udp {
-		a := u.LocalAddr().(*net.UDPAddr).AddrPort()
+	for _, t := range s.tcp {
+		a := t.Addr().(*net.TCPAddr).AddrPort()
 		as = append(as, netip.AddrPortFrom(a.Addr().Unmap(), a.Port()))
 	}
 	return as
@@ -156,7 +137,7 @@ func (s *Server) Serve(ctx context.Context) error {
 	s.cancel()
 	past := time.Unix(1, 0)
 	for _, u := range s.udp {
-		_ = u.SetReadDeadline(past) // ends the reading, and leaves the socket open for the last answers
+		u.stop()
 	}
 	for _, t := range s.tcp {
 		_ = t.SetDeadline(past)
@@ -181,7 +162,7 @@ func (s *Server) Close() {
 	s.mu.Unlock()
 	s.cancel()
 	for _, u := range s.udp {
-		u.Close()
+		u.close()
 	}
 	for _, t := range s.tcp {
 		t.Close()

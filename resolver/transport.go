@@ -1,7 +1,6 @@
 package resolver
 
 import (
-	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -11,39 +10,7 @@ import (
 	"time"
 
 	"github.com/miekg/dns"
-	"golang.org/x/net/ipv4"
-	"golang.org/x/net/ipv6"
 )
-
-// serveUDP reads until the socket closes, and returns when every datagram is answered. An answer leaves from the address that the
-// query came to, also where the socket listens on every address.
-func (s *Server) serveUDP(u *net.UDPConn) error {
-	var wg sync.WaitGroup
-	defer wg.Wait()
-	// One of the two fits the socket's family; without it a host of several addresses answers from the wrong one.
-	err4 := ipv4.NewPacketConn(u).SetControlMessage(ipv4.FlagDst|ipv4.FlagInterface, true)
-	err6 := ipv6.NewPacketConn(u).SetControlMessage(ipv6.FlagDst|ipv6.FlagInterface, true)
-	if err4 != nil && err6 != nil {
-		return fmt.Errorf("udp %s: %w", u.LocalAddr(), err4)
-	}
-	b := make([]byte, maxUDPReply)
-	for {
-		n, from, err := dns.ReadFromSessionUDP(u, b)
-		switch {
-		case s.base.Err() != nil || errors.Is(err, net.ErrClosed):
-			return nil
-		case err != nil: // an ICMP error about an earlier answer, or no memory
-			time.Sleep(time.Millisecond)
-			continue
-		}
-		packet := bytes.Clone(b[:n])
-		wg.Go(func() {
-			if out := s.serve(packet, true); out != nil {
-				_, _ = dns.WriteToSessionUDP(u, out, from) // a client that is gone asks again
-			}
-		})
-	}
-}
 
 // udpLimit is the size of datagrams that the client takes (RFC 6891, 6.2.3), at most maxUDPReply.
 func udpLimit(req *dns.Msg) int {

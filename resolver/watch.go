@@ -52,6 +52,8 @@ type Verdict struct {
 // Watcher decides over names and addresses. It is called by many goroutines at once, for each answer anew, also from the cache.
 type Watcher interface {
 	Interest(name string) Interest
+	// Known is what Watch would say, where that is to release all addresses and takes neither waiting nor doing anything; else false.
+	Known(f Found) (Verdict, bool)
 	// Watch returns when the answer may leave. It honours ctx, whose deadline is the hold.
 	Watch(ctx context.Context, f Found) Verdict
 }
