@@ -231,9 +231,8 @@ func TestThousandRecords(t *testing.T) {
 	}
 }
 
-// percentile is the time that all but one in a hundred of n lookups take: honest ones, with a cold cache.
-func percentile(t *testing.T, v *Validator, n int) time.Duration {
-	var took []time.Duration
+// honest are the times of n lookups with a cold cache.
+func honest(t *testing.T, v *Validator, n int) (took []time.Duration) {
 	for range n {
 		v.Flush()
 		start := time.Now()
@@ -242,8 +241,13 @@ func percentile(t *testing.T, v *Validator, n int) time.Duration {
 		}
 		took = append(took, time.Since(start))
 	}
+	return took
+}
+
+// p99 is the time that all but one in a hundred take.
+func p99(took []time.Duration) time.Duration {
 	slices.Sort(took)
-	return took[n*99/100]
+	return took[len(took)*99/100]
 }
 
 // however many lookups are heavy, an honest one stands behind one of their operations at a time, and does so at most for each of its own.
@@ -279,10 +283,10 @@ func TestLanes(t *testing.T) {
 	})
 }
 
-// lookups of traps leave the others' p99 at most doubled: on a quiet machine, with TACIT_LONG=1.
+// lookups of traps leave the others' p99 at most doubled, with TACIT_LONG=1.
 func TestOthersUnharmed(t *testing.T) {
 	if os.Getenv("TACIT_LONG") != "1" {
-		t.Skip("wants a quiet machine: TACIT_LONG=1")
+		t.Skip("takes long: TACIT_LONG=1")
 	}
 	trap := newZone(t, "trap.", nsec, dns.RSASHA256, "a.trap. 60 IN A 192.0.2.1")
 	w, a := newWorld(t, newZone(t, ".", nsec, dns.ED25519, ""), trap, newZone(t, "good.", nsec, dns.ED25519, "www.good. 60 IN A 192.0.2.2"))
@@ -304,26 +308,32 @@ func TestOthersUnharmed(t *testing.T) {
 		}
 		return nil, errors.New("not canned")
 	})
-	const n, most = 2000, 2
+	// In turn, so that whatever else the machine does is in both.
+	const rounds, n, most = 40, 50, 2
 	v := New(up, a, WithClock(clock))
-	quiet := percentile(t, v, n)
-	ctx, stop := context.WithCancel(context.Background())
-	var wg sync.WaitGroup
-	for range 16 {
-		wg.Go(func() {
-			attacked := New(up, a, WithClock(clock))
-			attacked.lanes = v.lanes
-			for ctx.Err() == nil {
-				attacked.Flush()
-				_, _ = attacked.Lookup(ctx, "a.trap.", dns.TypeA)
-			}
-		})
+	var quiet, under []time.Duration
+	for range rounds {
+		quiet = append(quiet, honest(t, v, n)...)
+		ctx, stop := context.WithCancel(context.Background())
+		var wg sync.WaitGroup
+		for range 16 {
+			wg.Go(func() {
+				attacked := New(up, a, WithClock(clock))
+				attacked.lanes = v.lanes
+				for ctx.Err() == nil {
+					attacked.Flush()
+					_, _ = attacked.Lookup(ctx, "a.trap.", dns.TypeA)
+				}
+			})
+		}
+		time.Sleep(20 * time.Millisecond) // until the attack is what it is
+		under = append(under, honest(t, v, n)...)
+		stop()
+		wg.Wait()
 	}
-	under := percentile(t, v, n)
-	stop()
-	wg.Wait()
-	t.Logf("p99 of honest lookups: %v, under attack %v", quiet, under)
-	if under > most*quiet+2*time.Millisecond {
-		t.Errorf("p99 %v, under attack %v", quiet, under)
+	q, u := p99(quiet), p99(under)
+	t.Logf("p99 of honest lookups: %v, under attack %v; medians %v and %v", q, u, quiet[len(quiet)/2], under[len(under)/2])
+	if u > most*q {
+		t.Errorf("p99 %v, under attack %v", q, u)
 	}
 }

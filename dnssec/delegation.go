@@ -133,6 +133,9 @@ func (c *checker) judgeKeys(name string, msg *dns.Msg, ds []*dns.DS, trusted []*
 	if set == nil {
 		return &zone{name: name, verdict: bogus(dns.ExtendedErrorCodeDNSKEYMissing, "zone %s has no DNSKEY, but its parent vouches for one", name)}
 	}
+	if len(set.sigs) > fastSetSigs {
+		c.work.odd.Store(true) // before its keys are looked at
+	}
 	all := &zone{name: name, keys: usableKeys(set), verdict: verdict{until: until}}
 	entry := &zone{name: name, verdict: verdict{until: until}}
 	for _, k := range all.keys {
@@ -176,11 +179,18 @@ func (c *checker) vouched(k zoneKey, ds []*dns.DS) bool {
 		if !c.work.digest() {
 			return false
 		}
-		if made := k.rr.ToDS(d.DigestType); made != nil && strings.EqualFold(made.Digest, d.Digest) {
+		if c.digest(k.rr, d) {
 			return true
 		}
 	}
 	return false
+}
+
+// digest says whether d is of this key, when it is its turn.
+func (c *checker) digest(k *dns.DNSKEY, d *dns.DS) bool {
+	defer c.lanes.enter(c.work.heavy())()
+	made := k.ToDS(d.DigestType)
+	return made != nil && strings.EqualFold(made.Digest, d.Digest)
 }
 
 // same says whether the key is one of the trusted ones.

@@ -80,7 +80,7 @@ func (c *checker) check(sig *dns.RRSIG, k *dns.DNSKEY, set *rrset) bool {
 		verify = c.rules.legacy
 	}
 	if verify(sig, k, set) != nil {
-		c.work.wrong.Add(1)
+		c.work.odd.Store(true)
 		return false
 	}
 	return true
@@ -99,6 +99,9 @@ func (c *checker) verify(set *rrset, z *zone) signed {
 		v := bogus(dns.ExtendedErrorCodeRRSIGsMissing, "%s is not signed, but zone %s is", set, z.name)
 		v.zone = z.name
 		return signed{verdict: v}
+	}
+	if len(set.sigs) > fastSetSigs {
+		c.work.odd.Store(true)
 	}
 	fail := bogus(dns.ExtendedErrorCodeRRSIGsMissing, "%s has no signature by zone %s", set, z.name)
 	for i, sig := range set.sigs {
