@@ -231,6 +231,34 @@ func TestThousandRecords(t *testing.T) {
 	}
 }
 
+// a lookup that meets more signatures than an honest zone has, or one that does not hold, is heavy from then on; an honest one never is.
+func TestTrapsAreHeavy(t *testing.T) {
+	z := newZone(t, "test.", nsec, dns.ED25519, "www.test. 60 IN A 192.0.2.1")
+	set := func(bad, good int) *rrset {
+		s := &rrset{name: "www.test.", rrtype: dns.TypeA, rrs: z.node["www.test."][dns.TypeA]}
+		for range bad {
+			sig := z.sign(s.rrs)
+			sig.Signature = base64.StdEncoding.EncodeToString(make([]byte, 64))
+			s.sigs = append(s.sigs, sig)
+		}
+		for range good {
+			s.sigs = append(s.sigs, z.sign(s.rrs))
+		}
+		return s
+	}
+	keys := &zone{name: z.name, verdict: verdict{status: Secure, until: testNow.Add(1e12)}, keys: []zoneKey{{z.key.KeyTag(), z.key}}}
+	for _, tt := range []struct {
+		bad, good int
+		want      bool
+	}{{0, 1, false}, {0, fastSetSigs, false}, {0, fastSetSigs + 1, true}, {1, 1, true}, {1, 0, true}} {
+		c := checker{now: testNow, rules: &rules{iterations: maxIterations}, work: newBudget()}
+		c.verify(set(tt.bad, tt.good), keys)
+		if got := c.work.heavy(); got != tt.want {
+			t.Errorf("%d wrong and %d good signatures: heavy %v, want %v", tt.bad, tt.good, got, tt.want)
+		}
+	}
+}
+
 // honest are the times of n lookups with a cold cache.
 func honest(t *testing.T, v *Validator, n int) (took []time.Duration) {
 	for range n {

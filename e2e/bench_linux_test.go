@@ -23,6 +23,10 @@ var benchmarks = []struct {
 	{"cached-lookup", benchCachedLookup},
 	{"setup", benchSetup},
 	{"rekey-flood", benchRekeyFlood},
+	{"dns-cached", benchDNSCached},
+	{"dns-validated", benchDNSValidated},
+	{"dns-trigger", benchDNSTrigger},
+	{"dns-memory", benchDNSMemory},
 	{"pair-install", benchPairInstall},
 	{"hold-release", benchHoldRelease},
 	{"throughput-xfrm", benchThroughputXFRM},
@@ -65,6 +69,9 @@ func figure(t *testing.T, name, unit string, ours samples, peer string, theirs s
 	t.Helper()
 	t.Logf("%s ours %s: %s", name, unit, ours.spread())
 	t.Logf("%s %s %s: %s", name, peer, unit, theirs.spread())
+	if os.Getenv("TACIT_BENCH") == "" {
+		return // the benchmark was tried
+	}
 	f, err := os.OpenFile(os.Getenv("TACIT_BENCH"), os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o644)
 	if err != nil {
 		t.Fatal(err)

@@ -22,6 +22,7 @@ type tacit struct {
 	t    *testing.T
 	host *lab.Host
 	cmd  *lab.Cmd
+	env  []string
 }
 
 // options is what tests say about a daemon; the rest of its configuration is the same for all.
@@ -36,7 +37,8 @@ type options struct {
 	policy    string   // whole [[policy]] tables
 	observe   bool
 
-	dataplane string // default: dataplane()
+	dataplane string   // default: dataplane()
+	env       []string // more of the environment
 }
 
 // upstreamList is the list as TOML has it.
@@ -78,7 +80,7 @@ trust-anchors = "/run/root.key"
 	put(t, h, "/run/tacit.toml", conf.String())
 	put(t, h, "/run/root.key", anchor)
 	put(t, h, "/etc/resolv.conf", "nameserver 127.0.0.1\n")
-	d := &tacit{t: t, host: h}
+	d := &tacit{t: t, host: h, env: o.env}
 	d.start(o.observe)
 	return d
 }
@@ -94,7 +96,7 @@ func (d *tacit) start(observe bool) {
 	if observe {
 		args = append(args, "--observe")
 	}
-	d.cmd = start(d.t, d.host, exe, args...)
+	d.cmd = startEnv(d.t, d.host, d.env, exe, args...)
 	if err := d.host.AwaitTCP(d.t.Context(), d.cmd, "127.0.0.1:53"); err != nil {
 		d.t.Fatalf("%v\n%s", err, tail(d.log(), 20))
 	}

@@ -71,13 +71,19 @@ func put(t *testing.T, h *lab.Host, path, text string) {
 // start starts a process on a host with its output in a file of the host's /run, shown when the test fails.
 func start(t *testing.T, h *lab.Host, name string, args ...string) *lab.Cmd {
 	t.Helper()
+	return startEnv(t, h, nil, name, args...)
+}
+
+// startEnv is start with more of an environment.
+func startEnv(t *testing.T, h *lab.Host, env []string, name string, args ...string) *lab.Cmd {
+	t.Helper()
 	base := filepath.Base(name)
 	log, err := os.OpenFile(h.File("/run/"+base+".log"), os.O_CREATE|os.O_APPEND|os.O_RDWR, 0o644)
 	if err != nil {
 		t.Fatal(err)
 	}
 	c := h.Command(context.Background(), name, args...)
-	c.Stdout, c.Stderr = log, log
+	c.Stdout, c.Stderr, c.Env = log, log, append(os.Environ(), env...)
 	if err := c.Start(); err != nil {
 		t.Fatal(err)
 	}

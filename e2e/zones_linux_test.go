@@ -155,6 +155,7 @@ func startNSD(t *testing.T, h *lab.Host, dir string) {
 	zonelistfile: "/run/nsd.list"
 	xfrdir: "/run"
 	server-count: 1
+	rrl-ratelimit: 0
 remote-control:
 	control-enable: no
 `, h.Addr4(), h.Addr6(), dir)
