@@ -70,3 +70,48 @@ func TestClassicSignatures(t *testing.T) {
 		}
 	}
 }
+
+// RFC 7427, 4: each end says which hashes it reads, also to an initiator that says nothing since it expects no signature itself, as
+// libreswan does with rightauth=null. Else that could sign with SHA-1 only, or not at all.
+func TestHashesToldUnasked(t *testing.T) {
+	for _, kind := range []string{"rsa", "ed25519", "p256"} {
+		a := newHost(t, "alice.example", addrA, testKeys()[kind], Config{})
+		b := newHost(t, "bob.example", addrB, testKeys()["p256"], Config{}) // whose classic method needs no word of alice's
+		w := newWorld(t, a, b)
+		var methods []uint8
+		look := rewrite(t, a, func(ps []wire.Payload) []wire.Payload {
+			if a := get[*wire.Auth](ps); a != nil {
+				methods = append(methods, a.Method)
+			}
+			return ps
+		})
+		w.tap = func(from *host, d *Datagram) bool {
+			h, _ := wire.ParseHeader(d.Data)
+			if from != a || h.Exchange != wire.IKESAInit {
+				return look(from, d)
+			}
+			m, err := wire.Parse(d.Data)
+			if err != nil {
+				t.Fatal(err)
+			}
+			m.Payloads = slices.DeleteFunc(m.Payloads, func(p wire.Payload) bool {
+				n, ok := p.(*wire.Notify)
+				return ok && n.Type == wire.SignatureHashAlgorithms
+			})
+			if d.Data, err = m.Marshal(); err != nil {
+				t.Fatal(err)
+			}
+			for _, s := range a.e.sas {
+				s.hs.attempts[0].message = slices.Clone(d.Data)
+			}
+			return true
+		}
+		establish(t, w, a, b, named(a, b))
+		if len(methods) == 0 || slices.ContainsFunc(methods, func(m uint8) bool { return m != wire.AuthDigitalSignature }) {
+			t.Errorf("%s: methods %v, want the digital signature", kind, methods)
+		}
+		if proved, _ := find[Established](b); !sameKey(proved.Key, a.key.Public()) {
+			t.Errorf("%s: proved %v", kind, proved.Key)
+		}
+	}
+}

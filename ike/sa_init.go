@@ -425,9 +425,7 @@ func (s *sa) finishInit(d Datagram, ps []wire.Payload, suite ikeSuite, sap *wire
 	if s.nat.supported {
 		out = append(out, e.natPayloads(s.spiI, s.spiR, d.Local, d.Remote)...)
 	}
-	if notify(ps, wire.SignatureHashAlgorithms) != nil {
-		out = append(out, status(wire.SignatureHashAlgorithms, ourHashes()))
-	}
+	out = append(out, status(wire.SignatureHashAlgorithms, ourHashes())) // also to who says none: it may be the one that signs (RFC 7427, 4)
 	if notify(ps, wire.IKEv2FragmentationSupport) != nil {
 		out = append(out, status(wire.IKEv2FragmentationSupport, nil))
 	}
