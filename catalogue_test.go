@@ -56,7 +56,7 @@ var rootCauses = []rootCause{
 	{"message id far ahead", "ike", "TestBadRequests", "exchange.go", "case h.MessageID != s.in.next || s.in.busy:", "case s.in.busy:"},
 	{"SPI zero", "ike/wire", "TestInitiatorSPIZero", "message.go", "if *r.err == nil && h.InitiatorSPI == 0 {", "if false {"},
 	{"own SPI reflected", "ike", "TestRolesAreChecked", "endpoint.go", "case s.initiator == fromInitiator:", "case false:"},
-	{"simultaneous initiation", "ike", "TestLowestNonceLoses", "crossing.go", "if bytes.Compare(c.low, o.kin.cross.low) > 0 {", "if true {"},
+	{"simultaneous initiation", "ike", "TestLowestNonceLoses", "crossing.go", "first, ruled := bytes.Compare(c.low, o.kin.cross.low) < 0,", "first, ruled := false,"},
 	{"simultaneous rekey of a Child SA", "ike", "TestRekeyCrossing", "rekey.go", "mine := lower(n.ni, nr); bytes.Compare(mine, r.low) > 0", "true"},
 	{"simultaneous rekey of an IKE SA", "ike", "Test282SimultaneousIKERekey", "succession.go", "if r.rivalLives() && bytes.Compare(low, r.rivalLow) < 0 {", "if r.rivalLives() {"},
 	{"simultaneous rekey of both, lost halves", "ike", "Test282LostHalves", "succession.go", "case s.state == rekeying && s.kin.rekey.rivalLives():", "case false:"},

@@ -13,10 +13,13 @@ import (
 // Both ends may begin at once, and then there are two IKE SAs where one would do. No RFC says which of them goes. Here both are kept for
 // a while, so that nothing depends on the order of messages; then the one in whose IKE_SA_INIT the lowest of the four nonces is
 // ends, and the end that began it deletes it, as RFC 7296, 2.8.1 has it for rekeys. Before that both ends send with the other.
+//
+// Who is no tacit does not know that rule, and deletes neither. Then the one ends that was finished first: others take the last one for
+// theirs. When that ends, libreswan begins again, and openiked takes away the policies of both.
 
 const (
 	youngFor = 10 * time.Second // from established to when the loser goes
-	patient  = 20 * time.Second // longer than that we wait for a peer that does not delete its own: it may not know the rule
+	patient  = 20 * time.Second // longer than that we wait for a peer that does not delete its own
 )
 
 // youngKey finds the SA that crosses another: that with the same peer and the other role.
@@ -28,18 +31,21 @@ type youngKey struct {
 // crossing is what an SA keeps while it is young, and a loser until it ends.
 type crossing struct {
 	key  youngKey
-	low  []byte // the lower nonce of its IKE_SA_INIT
-	twin *sa    // what it has lost against
-	ours bool   // a loser: we began it
+	low  []byte    // the lower nonce of its IKE_SA_INIT
+	done time.Time // when the peer had it, as much earlier as a message takes to it
+	twin *sa       // what it has lost against
+	ours bool      // a loser: we are to end it
 	at   time.Time
 }
 
 // remember keeps the nonces of an SA that has just been authenticated.
 func (s *sa) remember() {
 	s.named = s.hs.auths.ours.Method != wire.AuthNull
-	s.family().cross = &crossing{
-		key: youngKey{s.remote.Addr(), s.initiator}, low: bytes.Clone(lower(s.hs.ni, s.hs.nr)), at: s.e.now.Add(youngFor),
+	c := &crossing{key: youngKey{s.remote.Addr(), s.initiator}, low: bytes.Clone(lower(s.hs.ni, s.hs.nr)), done: s.e.now, at: s.e.now.Add(youngFor)}
+	if s.initiator { // the peer had it when it answered
+		c.done = c.done.Add(-s.hs.rtt)
 	}
+	s.family().cross = c
 }
 
 // meet looks, when the first Child SA is up, for an SA that crosses this one.
@@ -54,11 +60,15 @@ func (s *sa) meet() {
 		return
 	}
 	loser, winner := s, o
-	if bytes.Compare(c.low, o.kin.cross.low) > 0 {
+	first, ruled := bytes.Compare(c.low, o.kin.cross.low) < 0, s.token != nil && o.token != nil // between tacits
+	if !ruled {
+		first = c.done.Before(o.kin.cross.done)
+	}
+	if !first {
 		loser, winner = o, s
 	}
 	l := loser.kin.cross
-	l.twin, l.ours, l.at = winner, l.key.initiator, s.e.now.Add(youngFor)
+	l.twin, l.ours, l.at = winner, l.key.initiator || !ruled, s.e.now.Add(youngFor)
 	if !l.ours {
 		l.at = l.at.Add(patient)
 	}

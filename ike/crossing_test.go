@@ -22,8 +22,8 @@ const (
 
 // crossed is two hosts that begin at once: the second that much later.
 func crossed(t testing.TB, seed uint64, how proof, later time.Duration) (a, b *host, w *world) {
-	a = newHost(t, "alice.example", addrA, testKeys()["other"], Config{Rand: newSeeded(seed)})
-	b = newHost(t, "bob.example", addrB, testKeys()["ed25519"], Config{Rand: newSeeded(seed + 1<<32)})
+	a = newHost(t, "alice.example", addrA, testKeys()["other"], Config{Rand: newSeeded(seed), CrashSecret: crashSecret})
+	b = newHost(t, "bob.example", addrB, testKeys()["ed25519"], Config{Rand: newSeeded(seed + 1<<32), CrashSecret: crashSecret})
 	w = newWorld(t, a, b)
 	w.rng = rand.New(rand.NewPCG(seed, 11))
 	begin := func(from, to *host) {
@@ -129,7 +129,41 @@ func TestLowestNonceLoses(t *testing.T) {
 	}
 }
 
-// A peer that does not know the rule deletes nothing: after a while we do.
+// Who gives no token is no tacit, and does not know the rule: then the SA goes that the peer had first, whoever began it, and no other
+// end deletes it. libreswan takes the last for its own and begins again when that ends; openiked takes away the policies of both.
+func TestCrossedWithAStrangerLeavesTheLast(t *testing.T) {
+	began := map[bool]int{}
+	for seed := range uint64(60) {
+		a, b, w := crossed(t, seed, bothNamed, time.Duration(1+seed%8)*time.Millisecond)
+		stranger := []*host{a, b}[seed%2] // either the one that began first, or the other
+		stranger.e.cfg.CrashSecret = nil
+		w.run(time.Second)
+		var last *sa
+		for _, e := range stranger.events {
+			if e, ok := e.(Established); ok {
+				last = stranger.e.sas[e.SA]
+			}
+		}
+		for _, s := range stranger.e.sas {
+			s.kin.cross = nil
+		}
+		drive(w, 15*time.Second, 20*time.Millisecond)
+		if n := count[Closed](stranger); n != 1 {
+			t.Errorf("seed %d: %d SAs ended in time", seed, n)
+		}
+		w.run(time.Minute)
+		settled(t, a, b)
+		if s := only(t, stranger); s != last || a.lost+b.lost > 0 {
+			t.Errorf("seed %d: the first is left, %d and %d packets lost\n%s\n%s", seed, a.lost, b.lost, a.dump(), b.dump())
+		}
+		began[last.initiator]++
+	}
+	if len(began) != 2 {
+		t.Errorf("the last was always begun by the same end: %v", began)
+	}
+}
+
+// A peer that does not delete its own: after a while we do.
 func TestCrossedWithAStranger(t *testing.T) {
 	for seed := range uint64(20) {
 		a, b, w := crossed(t, seed, bothNamed, 0)

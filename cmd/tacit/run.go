@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"io/fs"
 	"log/slog"
@@ -115,6 +116,9 @@ func open(file *config.Config, load func() (*config.Config, error), observe bool
 	if cfg.SaveTrust = dnssec.SaveFile(file.DNS.TrustAnchorState, 0o644); observe {
 		cfg.SaveTrust = func([]byte) error { return nil }
 	}
+	// Every tacit gives a token: by it others know that it ends crossing SAs as they do. An anonymous client's does not outlive the process.
+	cfg.CrashSecret = make([]byte, 32)
+	rand.Read(cfg.CrashSecret)
 	if file.Name != "" { // an anonymous client has nothing to prove
 		if cfg.Signer, err = readKey(file.Identity); err != nil {
 			return nil, err
