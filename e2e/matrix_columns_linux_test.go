@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
-	"regexp"
 	"strings"
 	"sync"
 	"testing"
@@ -17,9 +16,9 @@ import (
 
 // matrixColumn is something that two hosts do. It finds the SAs of both families up, and leaves them so.
 type matrixColumn struct {
-	name   string
-	always bool // also in a short run's rows that are not full
-	run    func(*matrixRun, *testing.T)
+	name string
+	from depth // of a row, for which it is in a short run
+	run  func(*matrixRun, *testing.T)
 }
 
 // matrixGroup is what one start of tacit serves.
@@ -34,25 +33,25 @@ type matrixGroup struct {
 
 var matrixGroups = []matrixGroup{
 	{name: "plain", columns: []matrixColumn{
-		{"traffic", true, (*matrixRun).traffic},
-		{"child rekey by peer", true, (*matrixRun).childRekeyByPeer},
-		{"IKE rekey by peer", false, (*matrixRun).ikeRekeyByPeer},
-		{"liveness by peer", false, (*matrixRun).livenessByPeer},
-		{"delete by peer", false, (*matrixRun).deleteByPeer},
-		{"delete by tacit", true, (*matrixRun).deleteByTacit},
+		{"traffic", brief, (*matrixRun).traffic},
+		{"child rekey by peer", brief, (*matrixRun).childRekeyByPeer},
+		{"IKE rekey by peer", usual, (*matrixRun).ikeRekeyByPeer},
+		{"liveness by peer", usual, (*matrixRun).livenessByPeer},
+		{"delete by peer", usual, (*matrixRun).deleteByPeer},
+		{"delete by tacit", brief, (*matrixRun).deleteByTacit},
 	}},
 	{name: "short lives", top: "child-lifetime = \"2s\"\nike-lifetime = \"7s\"", columns: []matrixColumn{
-		{"child rekey by tacit", false, (*matrixRun).childRekeyByTacit},
-		{"IKE rekey by tacit", false, (*matrixRun).ikeRekeyByTacit},
+		{"child rekey by tacit", full, (*matrixRun).childRekeyByTacit},
+		{"IKE rekey by tacit", full, (*matrixRun).ikeRekeyByTacit},
 	}},
 	{name: "narrow", top: "linger = \"3s\"", before: (*matrixRun).narrow, columns: []matrixColumn{
-		{"fragments of peer", false, func(r *matrixRun, t *testing.T) { r.fragments(t, r.bob) }},
-		{"fragments of tacit", false, func(r *matrixRun, t *testing.T) { r.fragments(t, r.alice) }},
-		{"liveness by tacit", false, (*matrixRun).livenessByTacit},
+		{"fragments of peer", full, func(r *matrixRun, t *testing.T) { r.fragments(t, r.bob) }},
+		{"fragments of tacit", full, func(r *matrixRun, t *testing.T) { r.fragments(t, r.alice) }},
+		{"liveness by tacit", full, (*matrixRun).livenessByTacit},
 	}},
-	{name: "busy peer", by: "tacit", raw: true, columns: []matrixColumn{{"cookie of peer", false, (*matrixRun).cookieOfPeer}}},
-	{name: "busy tacit", by: "peer", raw: true, columns: []matrixColumn{{"cookie of tacit", false, (*matrixRun).cookieOfTacit}}},
-	{name: "crossing", by: "tacit", raw: true, columns: []matrixColumn{{"both at once", false, (*matrixRun).bothAtOnce}}},
+	{name: "busy peer", by: "tacit", raw: true, columns: []matrixColumn{{"cookie of peer", full, (*matrixRun).cookieOfPeer}}},
+	{name: "busy tacit", by: "peer", raw: true, columns: []matrixColumn{{"cookie of tacit", full, (*matrixRun).cookieOfTacit}}},
+	{name: "crossing", by: "tacit", raw: true, columns: []matrixColumn{{"both at once", usual, (*matrixRun).bothAtOnce}}},
 }
 
 // matrixColumns are the names of all columns, in order.
@@ -71,7 +70,9 @@ type matrixRun struct {
 	matrixRow
 	tacit *tacit
 	began int  // length of tacit's log
-	over  bool // tacit has ended
+	over  bool // tacit has ended, or nothing was protected
+
+	cannot string // why the peer cannot do what a column wants, which the tap has shown
 }
 
 // slower is a duration, doubled under a slow kernel.
@@ -151,7 +152,9 @@ func (r *matrixRun) log() string { return r.tacit.log()[r.began:] }
 // await is eventually, but shows what the peer has when it does not come.
 func (r *matrixRun) await(t *testing.T, most time.Duration, what string, cond func() bool) {
 	t.Helper()
-	for end := time.Now().Add(most); !cond(); time.Sleep(50 * time.Millisecond) {
+	pause := slower(50 * time.Millisecond) // longer and longer: all packets are listed, or the peer is asked
+	for end := time.Now().Add(most); !cond(); time.Sleep(pause) {
+		pause = min(pause+pause/4, slower(500*time.Millisecond))
 		if time.Now().After(end) {
 			i, c := r.peer.sas(t, r)
 			t.Fatalf("not within %v: %s; the peer has %d IKE SAs and %d Child SAs", most, what, i, c)
@@ -168,112 +171,26 @@ func (r *matrixRun) counts(t *testing.T, ike, child int) {
 	})
 }
 
-// protected is onlyProtected for a subtest.
+// protected is onlyProtected for a subtest, but for what a peer answers in clear that has the SA and not yet its policy.
 func (r *matrixRun) protected(t *testing.T) {
+	t.Helper()
+	r.sync()
+	known := 0
+	for family := range both(r.bob) {
+		e := r.evidence(family)
+		for _, p := range e.packets {
+			if p.Class != lab.ClassClear || p.Src != e.bob {
+				continue
+			}
+			if why, ok := e.unguarded(p.Time); ok {
+				t.Logf("%v -> %v in clear at %s: %s", p.Src, p.Dst, p.Time.Format(clock), why)
+				known++
+			}
+		}
+	}
 	w := *r.world
 	w.t = t
-	w.onlyProtected(r.alice, r.bob)
-}
-
-// flow pings both families for a time, and for as long as something happens, and wants every reply but those that the peer sent too
-// early.
-func (r *matrixRun) flow(t *testing.T, d time.Duration, during func()) {
-	t.Helper()
-	const interval, slice = 10 * time.Millisecond, 20
-	began := time.Now()
-	done := make(chan struct{})
-	var lost [2]int
-	var wg sync.WaitGroup
-	defer func() {
-		close(done)
-		wg.Wait()
-		r.sync()
-		for family, n := range lost {
-			if early := r.early(family, began); n > early+r.loses {
-				t.Errorf("%v: %d pings lost, %d replies came too early\n%s", both(r.bob)[family], n, early, r.timeline(family))
-			} else if n > 0 {
-				t.Logf("%v: %d pings lost by the peer, which sent %d packets before tacit could have their keys\n%s", both(r.bob)[family], n, early, r.timeline(family))
-			}
-		}
-	}()
-	for i, addr := range both(r.bob) {
-		wg.Go(func() {
-			for over := false; !over; {
-				select {
-				case <-done:
-					over = true // after one slice more
-				default:
-				}
-				p, err := ping(r.alice, both(r.alice)[i], addr, slice, interval)
-				if err != nil {
-					t.Errorf("ping %v: %v", addr, err)
-				}
-				lost[i] += slice - p.received
-			}
-		})
-	}
-	time.Sleep(d / 3)
-	if during != nil {
-		during()
-	}
-	time.Sleep(d - d/3)
-}
-
-var installedLine = regexp.MustCompile(`msg=sa-installed peer=(\S+) .* in=([0-9a-f]+) .* rekey=true .* t=(\S+)`)
-
-// early counts the packets that the peer has sent on a new SA before tacit had installed it. An initiator has the keys only when the
-// responder has answered; libreswan does not wait for its own answer.
-func (r *matrixRun) early(family int, since time.Time) (n int) {
-	for _, m := range installedLine.FindAllStringSubmatch(r.log(), -1) {
-		at, err := time.Parse(time.RFC3339Nano, m[3])
-		if err != nil || m[1] != both(r.bob)[family].String() || at.Before(since) {
-			continue
-		}
-		n += len(r.tap.Select(func(p lab.Packet) bool {
-			esp := (p.Class == lab.ClassESP || p.Class == lab.ClassESPUDP) && !p.Fragment && len(p.Payload) >= 4
-			return esp && p.Src == both(r.bob)[family] && fmt.Sprintf("%08x", be32(p.Payload)) == m[2] && p.Time.Before(at.Add(slower(5*time.Millisecond)))
-		}))
-	}
-	return n
-}
-
-// clock is how times are printed, here as in tacit's log.
-const clock = "15:04:05.000000"
-
-// timeline tells of a family when each SPI was first and last on the cable, and when each IKE message was: by it a loss is somebody's.
-func (r *matrixRun) timeline(family int) string {
-	type span struct {
-		first, last time.Time
-		n           int
-	}
-	var order []string
-	spans := map[string]*span{}
-	for _, p := range r.tap.Packets() {
-		if !(p.Src == both(r.alice)[family] && p.Dst == both(r.bob)[family] || p.Dst == both(r.alice)[family] && p.Src == both(r.bob)[family]) {
-			continue
-		}
-		name := ""
-		switch h, ok := p.IKEHeader(); {
-		case ok:
-			name = fmt.Sprintf("%s %d response %v %016x from %v", lab.ExchangeName(h.Exchange), h.MessageID, h.Response, h.InitiatorSPI, p.Src)
-		case (p.Class == lab.ClassESP || p.Class == lab.ClassESPUDP) && !p.Fragment && len(p.Payload) >= 4:
-			name = fmt.Sprintf("ESP %08x from %v", be32(p.Payload), p.Src)
-		default:
-			continue
-		}
-		if spans[name] == nil {
-			spans[name] = &span{first: p.Time}
-			order = append(order, name)
-		}
-		spans[name].last = p.Time
-		spans[name].n++
-	}
-	text := ""
-	for _, name := range order[max(0, len(order)-30):] {
-		s := spans[name]
-		text += fmt.Sprintf("%s to %s, %d packets: %s\n", s.first.Format(clock), s.last.Format(clock), s.n, name)
-	}
-	return text + tail(r.log(), 10)
+	w.protectedBut(known, r.alice, r.bob)
 }
 
 // spiCounts are the numbers of SPIs on the cable, each family each way.
@@ -312,6 +229,7 @@ func (r *matrixRun) messages() (list []ikeMessage) {
 // Exchange types (RFC 7296, 3.1).
 const (
 	ikeSAInit     = 34
+	ikeAuth       = 35
 	createChildSA = 36
 	informational = 37
 )
@@ -411,7 +329,7 @@ func (r *matrixRun) silence(t *testing.T, h *lab.Host, most time.Duration) {
 		}
 		return len(done)
 	}
-	eventually(t, most, "an answered probe of "+h.Name+" in each family", func() bool { return answered() == 2 })
+	r.await(t, most, "an answered probe of "+h.Name+" in each family", func() bool { return answered() == 2 })
 	r.flow(t, 200*time.Millisecond, nil)
 	r.counts(t, 2, 2)
 }
@@ -524,13 +442,14 @@ func (r *matrixRun) halfOpen(t *testing.T, to, as *lab.Host, n int) {
 	time.Sleep(slower(300 * time.Millisecond))
 }
 
-// cookies counts the families in which a host has brought the cookie that was demanded of it: N(COOKIE) before all else (RFC 7296, 2.6).
-func (r *matrixRun) cookies(h *lab.Host) int {
+// cookies counts the families in which a host has demanded a cookie, or brought the one that was demanded of it: N(COOKIE) before all
+// else (RFC 7296, 2.6).
+func (r *matrixRun) cookies(h *lab.Host, demanded bool) int {
 	r.sync()
 	in := map[bool]bool{}
 	for _, m := range r.messages() {
 		const notify, cookie = 41, 16390
-		if m.Exchange == ikeSAInit && !m.Response && m.of(h) && m.next == notify && len(m.data) > 36 && int(m.data[34])<<8|int(m.data[35]) == cookie {
+		if m.Exchange == ikeSAInit && m.Response == demanded && m.of(h) && m.next == notify && len(m.data) > 36 && int(m.data[34])<<8|int(m.data[35]) == cookie {
 			in[m.src.Is4()] = true
 		}
 	}
@@ -538,10 +457,13 @@ func (r *matrixRun) cookies(h *lab.Host) int {
 }
 
 func (r *matrixRun) cookieOfPeer(t *testing.T) {
-	r.peer.demandCookies(t, r)
+	if r.cannot = r.peer.demandCookies(t, r); r.cannot != "" {
+		r.over = true // no SA has been made
+		return
+	}
 	r.establish(t)
 	r.flow(t, 200*time.Millisecond, nil)
-	if n := r.cookies(r.alice); n != 2 {
+	if n := r.cookies(r.alice, false); n != 2 {
 		t.Errorf("tacit was asked for cookies in %d families, want 2\n%s\n%s", n, r.timeline(0), r.timeline(1))
 	}
 }
@@ -550,7 +472,7 @@ func (r *matrixRun) cookieOfTacit(t *testing.T) {
 	r.halfOpen(t, r.alice, nil, 110)
 	r.establish(t)
 	r.flow(t, 200*time.Millisecond, nil)
-	if n := r.cookies(r.bob); n != 2 {
+	if n := r.cookies(r.bob, false); n != 2 {
 		t.Errorf("the peer was asked for cookies in %d families, want 2\n%s\n%s", n, r.timeline(0), r.timeline(1))
 	}
 }
@@ -566,12 +488,15 @@ func (r *matrixRun) bothAtOnce(t *testing.T) {
 			t.Log(err)
 		}
 	})
+	if r.polite {
+		eventually(t, slower(5*time.Second), "the peer has begun", func() bool { return r.requests(r.bob, ikeSAInit, 0) >= 2 })
+	}
 	wg.Go(func() {
 		if addrs, err := getaddrinfo(t, r.alice, "ahosts", r.endName("bob")); err != nil || len(addrs) != 2 {
 			t.Errorf("%s: %v, %v", r.endName("bob"), addrs, err)
 		}
 	})
-	eventually(t, slower(3*time.Second), "both ends have begun", func() bool { return r.crossed() == 2 })
+	eventually(t, slower(5*time.Second), "both ends have begun", func() bool { return r.crossed() == 2 })
 	lift()
 	liftBob()
 	wg.Wait()

@@ -136,15 +136,21 @@ type pings struct {
 	refused                  int           // by the host's own kernel; lost too
 	lost                     []int         // the first sequence numbers that had no reply
 	longest                  time.Duration // round trip
+	at                       []time.Time   // when each was sent
 }
 
 func (p pings) String() string {
 	return fmt.Sprintf("%d sent (%d refused), %d received, %d repeated, longest %v, lost %v", p.sent, p.refused, p.received, p.repeated, p.longest, p.lost)
 }
 
-// ping sends count echo requests from the host to the address, one each interval, and waits at most three seconds for
-// the last replies. It is a sender of its own since ping(8) is slow to end and tells no sequence numbers of losses.
+// ping sends count echo requests from the host to the address, one each interval, and waits at most three seconds (six under
+// a slow kernel) for the last replies. It is a sender of its own since ping(8) is slow to end and tells no sequence numbers of losses.
 func ping(h *lab.Host, from, to netip.Addr, count int, interval time.Duration) (pings, error) {
+	return growingPing(h, from, to, count, interval, 0)
+}
+
+// growingPing is ping with requests that are longer, one by one, so that ESP shows which is which.
+func growingPing(h *lab.Host, from, to netip.Addr, count int, interval time.Duration, step int) (pings, error) {
 	network, request, reply := "ip4:icmp", byte(8), byte(0)
 	if to.Is6() {
 		network, request, reply = "ip6:ipv6-icmp", 128, 129
@@ -161,10 +167,10 @@ func ping(h *lab.Host, from, to netip.Addr, count int, interval time.Duration) (
 	tick := time.NewTicker(interval)
 	defer tick.Stop()
 	for i := range count {
-		p.send(request, i)
+		p.send(request, i, i*step)
 		<-tick.C
 	}
-	for end := time.Now().Add(3 * time.Second); time.Now().Before(end) && p.result().received < count; {
+	for end := time.Now().Add(slower(3 * time.Second)); time.Now().Before(end) && p.result().received < count; {
 		time.Sleep(20 * time.Millisecond)
 	}
 	_ = c.SetReadDeadline(time.Now())
@@ -187,8 +193,8 @@ type pinger struct {
 	longest time.Duration
 }
 
-func (p *pinger) send(kind byte, seq int) {
-	b := make([]byte, 56)
+func (p *pinger) send(kind byte, seq, more int) {
+	b := make([]byte, 56+more)
 	b[0] = kind
 	binary.BigEndian.PutUint16(b[4:], p.id)
 	binary.BigEndian.PutUint16(b[6:], uint16(seq))
@@ -227,7 +233,7 @@ func (p *pinger) receive() {
 func (p *pinger) result() pings {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	r := pings{sent: p.sent, refused: p.refused, longest: p.longest.Round(10 * time.Microsecond)}
+	r := pings{sent: p.sent, refused: p.refused, longest: p.longest.Round(10 * time.Microsecond), at: p.at}
 	for seq, n := range p.seen {
 		switch {
 		case n > 0:
