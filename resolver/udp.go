@@ -18,7 +18,7 @@ import (
 
 const (
 	maxReaders = 8  // sockets of one address, each with a goroutine that reads it
-	batchSize  = 32 // queries read at once
+	batchSize  = 8  // queries read at once: more keep the first answer waiting
 	oobSize    = 64 // octets: one control message with an address
 )
 
