@@ -10,6 +10,7 @@ import (
 	"runtime"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -60,8 +61,8 @@ func TestQuickAnswersAsServe(t *testing.T) {
 		w.interest = func(n string) Interest {
 			return map[bool]Interest{true: AskKey, false: Interest(i % 3)}[n == "x.example." || i%5 > 0]
 		}
-		now := time.Now()
-		s := testServer(t, z, w, func(c *Config) { c.Now = func() time.Time { return now } })
+		start, passed := time.Now(), atomic.Int64{}
+		s := testServer(t, z, w, func(c *Config) { c.Now = func() time.Time { return start.Add(time.Duration(passed.Load())) } })
 		q := newQuery("X.exAMPle.", typ, flags{do: rnd.IntN(3) == 0, cd: rnd.IntN(3) == 0, ad: rnd.IntN(2) == 0, edns: rnd.IntN(2) == 0})
 		q.RecursionDesired = rnd.IntN(5) > 0
 		packet, err := q.Pack()
@@ -69,7 +70,7 @@ func TestQuickAnswersAsServe(t *testing.T) {
 			t.Fatal(err)
 		}
 		s.serve(packet, true)
-		now = now.Add(time.Duration(rnd.IntN(20)) * 500 * time.Millisecond)
+		passed.Store(int64(rnd.IntN(20)) * int64(500*time.Millisecond))
 		quick, ok := s.quick(packet, make([]byte, 0, maxUDPReply))
 		if !ok {
 			continue
