@@ -95,7 +95,7 @@ func TestReload(t *testing.T) {
 	eventually(t, 5*time.Second, "nothing stands on bob's addresses", func() bool { return len(w.aliceTac.peers(w.bob)) == 0 })
 	mustAnswer(t, w.alice, "bob.example", both(w.bob)...)
 	mustAnswer(t, w.alice, "keyless.example", both(w.plain)...)
-	eventually(t, 5*time.Second, "bob lets go", func() bool { return len(w.bobTac.peers(w.alice)) == 0 })
+	eventually(t, 10*time.Second, "bob lets go, five seconds after the end of a conversation", func() bool { return len(w.bobTac.peers(w.alice)) == 0 })
 	w.tap.Reset()
 	transfer(t, w.alice, w.bob, w.bob.Addr6(), 1000)
 	w.sync()
