@@ -33,7 +33,7 @@ type responder struct {
 
 	daemon *tacit // ours
 
-	cpu, rate, many, memory samples // us, us, us, KiB
+	cpu, rate, many, manyRate, memory samples // us, us, us, us, KiB
 }
 
 // benchSetup measures responders: processor time, wall time and memory of an IKE SA with its Child SA, ours and strongSwan's in turn. Both
@@ -43,6 +43,7 @@ func benchSetup(t *testing.T) {
 	figure(t, "setup-cpu", "us", ours.cpu, theirs.name, theirs.cpu)
 	figure(t, fmt.Sprintf("setup-cpu-%d", setupFull.sas), "us", ours.many, theirs.name, theirs.many)
 	figure(t, "setup-rate", "us", ours.rate, theirs.name, theirs.rate)
+	figure(t, fmt.Sprintf("setup-rate-%d", setupFull.sas), "us", ours.manyRate, theirs.name, theirs.manyRate)
 	figure(t, "sa-memory", "KiB", ours.memory, theirs.name, theirs.memory)
 }
 
@@ -111,7 +112,7 @@ func (r *responder) fill(t *testing.T, size setupSize) {
 	pid := r.cmd.Process.Pid
 	r.load.idle(size.settles)
 	before, cpu := resident(t, pid), processor(t, pid)
-	r.load.setUp(size.sas, size.atOnce)
+	r.manyRate.add(r.load.setUp(size.sas, size.atOnce)/time.Duration(size.sas), time.Microsecond)
 	r.many.add((processor(t, pid)-cpu)/time.Duration(size.sas), time.Microsecond)
 	r.load.idle(size.settles)
 	after := resident(t, pid)
