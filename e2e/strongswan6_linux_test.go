@@ -63,6 +63,8 @@ func TestStrongSwan6(t *testing.T) {
 			if algs := bob.ctl("--list-algs"); strings.Contains(algs, "KEM") || !strings.Contains(algs, "CURVE_448") {
 				t.Errorf("charon has other algorithms than MATRIX.md says:\n%s", algs)
 			}
+			// Its own turn comes when charon's rekeys have run out, which gave the IKE SAs half a lifetime more.
+			eventually(t, 20*time.Second, "tacit rekeys an IKE SA", func() bool { return rekeyedBy(alice.log(), true) })
 			bob.ctl("--terminate", "--ike", "v6")
 			bob.ctl("--terminate", "--ike", "v4")
 			bob.initiate()
