@@ -93,7 +93,8 @@ func (w *attackWorld) race(name string, edit func(*dns.Msg)) reply {
 // believed, and one of an unsigned zone authenticates nobody.
 func TestOffPath(t *testing.T) {
 	const common = "-of-many.plain."
-	names := []string{"a-name-with-many-letters.plain", "another-one-with-letters.plain", "and-a-third-with-letters.plain"}
+	names := []string{"a-name-with-many-letters.plain", "another-one-with-letters.plain", "and-a-third-with-letters.plain",
+		"a-fourth-name-with-letters.plain", "the-fifth-one-with-letters.plain", "sixth-of-the-names.plain", "seventh-of-the-names.plain"}
 	w := newAttackWorld(t, func(w *attackWorld) []zoneFile {
 		var r []string
 		for i := range 60 {
@@ -135,11 +136,18 @@ func TestOffPath(t *testing.T) {
 		t.Errorf("port and id guessed, letters not: got\n%v", r.Msg)
 	}
 	// With an upstream that has shown a cookie, not even the letters are enough.
-	w.liar.tell(func(_ dns.Question, a *dns.Msg) *dns.Msg { return a })
+	// What was learned of it is forgotten once when the host's network is seen for the first time, which may be just now.
 	w.liar.speakCookies()
-	mustAnswer(t, w.alice, names[1], w.plain.Addr4())
-	w.liar.tell(late)
-	if r := w.race(names[2], func(*dns.Msg) {}); len(r.addrs()) != 1 || r.addrs()[0] != w.plain.Addr4() {
+	var r reply
+	defended := false
+	for i := 1; i+1 < len(names) && !defended; i += 2 {
+		w.liar.tell(func(_ dns.Question, a *dns.Msg) *dns.Msg { return a })
+		mustAnswer(t, w.alice, names[i], w.plain.Addr4())
+		w.liar.tell(late)
+		r = w.race(names[i+1], func(*dns.Msg) {})
+		defended = len(r.addrs()) == 1 && r.addrs()[0] == w.plain.Addr4()
+	}
+	if !defended {
 		t.Errorf("all guessed but the cookie: got\n%v", r.Msg)
 	}
 	w.liar.tell(nil)
