@@ -22,20 +22,12 @@ func (p *parser) openPeer(at unstable.Range) {
 func (p *parser) peer() *Peer { return &p.config.Peer[len(p.config.Peer)-1] }
 
 func (p *parser) setPeerName(v value) {
-	s, ok := p.text(v)
+	n, ok := p.host(v)
 	if !ok {
 		return
 	}
-	n, err := canonicalName(s)
-	if err == nil {
-		err = hostName(n)
-	}
-	if err != nil {
-		p.errorf(v.place, v.key, "%v", err)
-		return
-	}
 	if slices.ContainsFunc(p.config.Peer, func(o Peer) bool { return o.Name == n }) {
-		p.errorf(v.place, v.key, "%q: another [[peer]] has this name", s)
+		p.errorf(v.place, v.key, "%q: another [[peer]] has this name", v.node.Data)
 		return
 	}
 	p.peer().Name = n

@@ -243,9 +243,16 @@ func (p *parser) setTrustAD(v value) {
 
 // setName reads our own name.
 func (p *parser) setName(v value) {
+	if n, ok := p.host(v); ok {
+		p.config.Name = strings.TrimSuffix(n, ".")
+	}
+}
+
+// host reads the name of a host, and returns it with the final dot.
+func (p *parser) host(v value) (name string, ok bool) {
 	s, ok := p.text(v)
 	if !ok {
-		return
+		return "", false
 	}
 	n, err := canonicalName(s)
 	if err == nil {
@@ -253,9 +260,9 @@ func (p *parser) setName(v value) {
 	}
 	if err != nil {
 		p.errorf(v.place, v.key, "%v", err)
-		return
+		return "", false
 	}
-	p.config.Name = strings.TrimSuffix(n, ".")
+	return n, true
 }
 
 // rule is the [[policy]] that we are in.

@@ -75,6 +75,9 @@ func TestParseHints(t *testing.T) {
 // The servers that are built in are those of the file that Debian keeps.
 func TestRootServers(t *testing.T) {
 	text, err := os.ReadFile("/usr/share/dns/root.hints")
+	if err != nil && os.Getenv("CI") == "true" { // BIND needs the package, and scripts/test installs BIND
+		t.Fatal(err)
+	}
 	if err != nil {
 		t.Skipf("no package dns-root-data: %v", err)
 	}
