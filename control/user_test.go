@@ -17,6 +17,8 @@ func TestReload(t *testing.T) {
 }
 
 // the socket's group reads, root writes.
+//
+//tacit:attack A-36 the group reads, root writes
 func TestOnlyRootChanges(t *testing.T) {
 	for uid, want := range map[any]bool{0: true, 4711: false, nil: false} {
 		ctx := context.Background()

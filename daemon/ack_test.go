@@ -53,6 +53,8 @@ func (c *contact) silent(replies int32) {
 }
 
 // A-39, the responder's side: no reply to IKE_AUTH, not even to its repeats, before the data plane has acknowledged.
+//
+//tacit:attack A-39 no reply to IKE_AUTH before the acknowledgement, not even to repeats
 func TestReplyWaitsForTheDataPlane(t *testing.T) {
 	t.Parallel()
 	c := newContact(t, func(alice, _ *end) { close(alice.gate) })
@@ -71,6 +73,8 @@ func TestReplyWaitsForTheDataPlane(t *testing.T) {
 }
 
 // A-39, the initiator's side: no answer before the data plane has acknowledged both directions.
+//
+//tacit:attack A-39 no answer before both directions are acknowledged
 func TestAnswerWaitsForTheDataPlane(t *testing.T) {
 	t.Parallel()
 	c := newContact(t, func(_, bob *end) { close(bob.gate) })

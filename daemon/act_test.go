@@ -51,6 +51,8 @@ func TestPairStaysUntilTheHoldStands(t *testing.T) {
 }
 
 // A-19, R9: an address that proved a key no longer ago than linger is that key's, also while its SA is gone.
+//
+//tacit:attack A-19 nobody comes in from an address that proved a key within linger
 func TestNobodyComesInWhileTheAddressIsHeld(t *testing.T) {
 	p := newProven(t)
 	p.ended(1, errors.New("no answer"))

@@ -61,6 +61,8 @@ func TestNobodyAnswers(t *testing.T) {
 }
 
 // Somebody goes before anybody: a name's turn comes when the attempt has ended, and what waits for anybody is content with somebody.
+//
+//tacit:attack A-19 no anonymous SA where a key was proven
 func TestSomebodyBeforeAnybody(t *testing.T) {
 	for _, fails := range []bool{false, true} {
 		p := newPlay(t)

@@ -113,6 +113,8 @@ func TestInitiatorIsPromoted(t *testing.T) {
 }
 
 // a name that DNS does not give to this address and key is nobody's. Where nobody comes in, it is refused.
+//
+//tacit:attack A-18 nobody, or refused; no claim is made
 func TestStolenNameIsNobody(t *testing.T) {
 	t.Parallel()
 	other, err := ipseckey.GenerateIdentity()

@@ -24,6 +24,8 @@ func TestWaitersOfAnotherKeyGetTheirOwnNegotiation(t *testing.T) {
 }
 
 // A-20, I3: a page of a thousand names that point at an address does not keep the name of the host there from being proven.
+//
+//tacit:attack A-20 a thousand names do not keep the true one from being proven
 func TestManyNamesDoNotStarveOne(t *testing.T) {
 	p := newPlay(t)
 	for i := range 1000 {
@@ -68,6 +70,8 @@ func TestConflictIncumbentAnswers(t *testing.T) {
 }
 
 // R3: the incumbent that does not answer within a second loses; A-56.
+//
+//tacit:attack A-56 the incumbent that does not answer for a second loses
 func TestConflictIncumbentIsGone(t *testing.T) {
 	p := newProven(t)
 	next := p.lookup("next.example.", 2)

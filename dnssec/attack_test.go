@@ -279,6 +279,10 @@ var attacks = []attack{
 	}},
 }
 
+//tacit:attack A-01 each is bogus, and says what proof is missing
+//tacit:attack A-02 bogus, EDE 6
+//tacit:attack A-03 bogus in a signed zone, no more than insecure in another
+//tacit:attack A-11 bogus without each proof that an expansion or a gap needs
 func TestAttacks(t *testing.T) {
 	w, a := hierarchy(t)
 	for _, tt := range attacks {
@@ -335,6 +339,8 @@ func forgeBy(m *dns.Msg, name string, z *testZone) {
 }
 
 // the weakest link of a chain decides, and the name that is reported is where it ended.
+//
+//tacit:attack A-10 the status of a chain is its weakest link's
 func TestChainWeakestLink(t *testing.T) {
 	w, a := hierarchy(t)
 	w.set(func(q dns.Question, m *dns.Msg) {
@@ -537,6 +543,8 @@ func TestUnsignedByConfiguration(t *testing.T) {
 }
 
 // a clock at 1970, or a little before what is known to have passed, makes nothing Secure, Insecure or expired; one in the future makes all expire.
+//
+//tacit:attack A-43 a clock below the floor makes nothing secure, insecure or expired
 func TestClock(t *testing.T) {
 	w, a := hierarchy(t)
 	floor := testNow

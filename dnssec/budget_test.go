@@ -17,6 +17,8 @@ import (
 )
 
 // A-31, CVE-2023-50387 (KeyTrap): many keys of one tag and many signatures, none of which verifies. The work is bounded, whatever comes.
+//
+//tacit:attack A-31 bounded work, whatever comes
 func TestKeyTrap(t *testing.T) {
 	z := newZone(t, "trap.test.", nsec, dns.ECDSAP256SHA256, "www.trap.test. 60 IN A 192.0.2.1")
 	tag := z.key.KeyTag()
@@ -51,6 +53,8 @@ func TestKeyTrap(t *testing.T) {
 }
 
 // A-31, CVE-2023-50868: NSEC3 closest encloser proofs for a name of many labels.
+//
+//tacit:attack A-31 bounded hashing
 func TestHashTrap(t *testing.T) {
 	z := newZone(t, "trap.test.", nsec3, dns.ED25519, "a.trap.test. 60 IN A 192.0.2.1")
 	z.iter = maxIterations
@@ -159,6 +163,8 @@ func trapped(t *testing.T, w *world, z *testZone) {
 }
 
 // one budget for all that a lookup causes: aliases, ways, zones, whatever is traps on the way. None of them begins it anew.
+//
+//tacit:attack A-31 no alias, way or zone begins the budget anew
 func TestOneBudget(t *testing.T) {
 	zones := []*testZone{newZone(t, ".", nsec, dns.ED25519, "")}
 	for i := range 14 { // CAMP: an alias leads to the next zone, and each has to be validated

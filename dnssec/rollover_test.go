@@ -64,6 +64,8 @@ func states(p *TrustPoint, zs ...*testZone) (out []KeyState) {
 }
 
 // A whole roll-over, and what must not happen on the way (RFC 5011, A-44).
+//
+//tacit:attack A-44 a whole roll-over, and what must not happen on the way
 func TestRollover(t *testing.T) {
 	z := keyring(t, 3)
 	old, next, evil := z[0], z[1], z[2]
@@ -159,6 +161,8 @@ func TestFollow(t *testing.T) {
 }
 
 // the state file is replaced in one step; where it cannot be, the old one stands.
+//
+//tacit:attack A-44 the state is replaced in one step, or the old one stands
 func TestSaveFile(t *testing.T) {
 	dir := t.TempDir()
 	path := filepath.Join(dir, "root.state")

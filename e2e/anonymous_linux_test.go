@@ -27,6 +27,8 @@ func (w *attackWorld) startAnybody(class string) {
 
 // TestAnonymousBesideTheAnswer: the answer does not wait; within a second what is sent is ESP, and reported as no more than it is. A host that speaks
 // no IKE is reached as ever.
+//
+//tacit:attack A-19 reported anonymous; somebody takes its place without a packet in clear
 func TestAnonymousBesideTheAnswer(t *testing.T) {
 	for _, name := range []string{"www.example", "bob.unsigned"} {
 		t.Run(name, func(t *testing.T) {

@@ -24,6 +24,8 @@ const (
 // TestColdFirstContacts is A-39, both sides: 200 first contacts, and at the very arrival of each answer a burst of first packets.
 // None leaves in clear, none meets a host that cannot open it yet, and what the daemons and the tap wrote down agrees that the
 // answer came after Alice's installation and IKE_AUTH's reply after Bob's.
+//
+//tacit:attack A-39 200 first contacts with a burst at the arrival of the answer: no packet in clear, none lost
 func TestColdFirstContacts(t *testing.T) {
 	w := newAttackWorld(t, func(w *attackWorld) []zoneFile {
 		z := zoneFile{"example.", bindNSEC, []string{"bob.example. 60 IN " + w.bobKey.typ45}}

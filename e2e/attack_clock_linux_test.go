@@ -85,6 +85,8 @@ func (w *attackWorld) follow(h *lab.Host, state string, o options) *tacit {
 
 // TestClockIsWrong is A-43: with a clock that says less than what is known to have passed, nothing is proven and nothing claimed, be it signed or not; but
 // the host's time servers have addresses, so that the clock can be set. What has expired is refused in any case (TestReplay).
+//
+//tacit:attack A-43 nothing is proven or claimed before the clock is set, and time servers are found
 func TestClockIsWrong(t *testing.T) {
 	w, root := clockWorld(t)
 	w.bobTac = startTacit(t, w.bob, w.anchor, options{name: "bob.example", identity: w.bobKey.pem, upstream: w.upstreamOfTheHost})
@@ -124,6 +126,8 @@ func TestClockIsWrong(t *testing.T) {
 
 // TestAnchorsRoll is A-44: the root rolls its key over, and a tacit that has seen the new one for thirty days follows; who plays the old root again,
 // signed by the key that was revoked, is not believed, and neither is a new key before its time. Where the state cannot be written, DNS works all the same.
+//
+//tacit:attack A-44 who has seen the new key for thirty days follows; old sets replayed change nothing
 func TestAnchorsRoll(t *testing.T) {
 	w, first := clockWorld(t)
 	w.bobTac = startTacit(t, w.bob, w.anchor, options{name: "bob.example", identity: w.bobKey.pem, upstream: w.upstreamOfTheHost})

@@ -38,6 +38,8 @@ const typeKey = dns.TypeIPSECKEY
 
 // TestStrippedKey is: the key, or the proof that there is none, is taken away in all the ways that somebody
 // on the path of DNS has.
+//
+//tacit:attack A-01 ten ways to strip the key or its denial: SERVFAIL within the hold each time; no packet, no policy
 func TestStrippedKey(t *testing.T) {
 	w := dnsWorld(t)
 	lies := []struct {
@@ -103,6 +105,8 @@ func spoil(rrs []dns.RR, kind uint16) {
 }
 
 // TestBogusKey is A-02: SERVFAIL with EDE 6, and the truth counts as soon as it is told.
+//
+//tacit:attack A-02 SERVFAIL with EDE 6, twice; the truth counts as soon as it is told
 func TestBogusKey(t *testing.T) {
 	w := dnsWorld(t)
 	for _, name := range []string{"bob.example", "bob.three", "bob.ldns"} {
@@ -140,6 +144,8 @@ func TestBogusKey(t *testing.T) {
 }
 
 // TestBogusAddress is A-04: an address that is not the zone's does not become so by the genuine key beside it.
+//
+//tacit:attack A-04 SERVFAIL, also with CD where the key is proven; no IKE is sent
 func TestBogusAddress(t *testing.T) {
 	w := dnsWorld(t)
 	move := func(a *dns.Msg) *dns.Msg {
@@ -188,6 +194,8 @@ func TestBogusAddress(t *testing.T) {
 }
 
 // TestInjectedKey is A-03: a key that nobody signed never authenticates anybody.
+//
+//tacit:attack A-03 status never says authenticated, nothing stands on any address, the attacker who has the key meets nobody
 func TestInjectedKey(t *testing.T) {
 	w := dnsWorld(t)
 	// Mallory would prove his key to everybody who believes that it belongs to the name.
@@ -298,6 +306,8 @@ func TestUpstreamStalls(t *testing.T) {
 
 // TestSecondNameserver is A-55: with another nameserver beside tacit, a stub takes from there what tacit withholds. Status
 // says so.
+//
+//tacit:attack A-55 status says FAIL, and which server
 func TestSecondNameserver(t *testing.T) {
 	w := newAttackWorld(t, func(w *attackWorld) []zoneFile {
 		return []zoneFile{{"example.", bindNSEC, hostRecords("bob.example.", w.bob, &w.bobKey)}}

@@ -45,6 +45,9 @@ const disturbed = time.Second
 
 // TestEvilName is A-05, off path: only the evil name fails. Clear flows between the client and the victim go on, and neither
 // side puts anything on the other's address. A-07 is the same with a gateway.
+//
+//tacit:attack A-05 the evil name alone is withheld; nothing was ever put on the victim's address on either side, flows in clear went on, no reset; the victim's own name keys at once
+//tacit:attack A-07 no packet of any kind to the gateway that the record names
 func TestEvilName(t *testing.T) {
 	w := evilWorld(t)
 	w.run("")
@@ -162,6 +165,8 @@ func has(h *lab.Host, a netip.Addr) bool {
 
 // TestUnclaimable is A-08: names that point a key at our resolver, gateway, loopback, ourselves, or nobody in particular. No
 // IKE is sent, nothing stands on the addresses, and what they are for works.
+//
+//tacit:attack A-08 20 addresses: not one IKE packet, nothing stands anywhere, answers wait for nothing
 func TestUnclaimable(t *testing.T) {
 	const gateway = "192.0.2.66" // Mallory
 	claims := map[string][]string{

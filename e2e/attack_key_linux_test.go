@@ -74,6 +74,8 @@ func (w *attackWorld) wantNoPolicy() {
 }
 
 // TestWrongKeyInDNS: Bob's key in DNS is not the key he has. His name is withheld; nothing else happens to his address.
+//
+//tacit:attack A-17 the host that answers has not the key: withheld, flows in clear go on, nothing stands on either side; it forgets what was refused
 func TestWrongKeyInDNS(t *testing.T) {
 	w := newAttackWorld(t, func(w *attackWorld) []zoneFile {
 		return []zoneFile{{"example.", bindNSEC, append(hostRecords("bob.example.", w.bob, &w.malKey), hostRecords("www.example.", w.bob, nil)...)}}
@@ -117,6 +119,8 @@ func TestWrongKeyInDNS(t *testing.T) {
 
 // TestSilentPeer: a name with a key whose address does not speak IKE, or does not exist, is withheld within the hold, and nobody
 // else waits for it.
+//
+//tacit:attack A-15 IKE that nobody answers: withheld within the hold in both families, at most five requests to an address, nobody else waits
 func TestSilentPeer(t *testing.T) {
 	w := newAttackWorld(t, func(w *attackWorld) []zoneFile {
 		r := append(hostRecords("noike.example.", w.plain, &w.malKey), hostRecords("www.example.", w.plain, nil)...)

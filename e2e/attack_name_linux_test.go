@@ -7,6 +7,8 @@ import (
 
 // TestNameIsToldLast (TRUST.md A-52): between two tacits the client's name leaves in a second IKE_AUTH request, after the server has proved
 // its key in the answer to the first. Who listens sees the two requests; the server's log has the name.
+//
+//tacit:attack A-52 the name leaves in the second request, after the proof of the first answer
 func TestNameIsToldLast(t *testing.T) {
 	needE2E(t, "nsd", "unbound", "dnssec-signzone", "ldns-signzone", "getent")
 	w := newWorld(t)

@@ -111,6 +111,8 @@ func mustExpire(t *testing.T, h *lab.Host, name string) {
 
 // TestReplay is for what is served though it has expired: who plays old answers with good signatures wins nothing that the zone's owner did
 // not sign, for no longer than he signed it, and takes no proof of the address away.
+//
+//tacit:attack A-12 what has expired is refused; a proof within linger wins over an old denial
 func TestReplay(t *testing.T) {
 	const valid = 9 * time.Second // of the old signatures
 	var old recorded
@@ -177,6 +179,8 @@ func TestReplay(t *testing.T) {
 
 // TestNothingStale is A-34: when the upstream falls silent, what is known ends with its TTL; when the parent takes a zone back, its own servers do not keep
 // it alive by renewing themselves.
+//
+//tacit:attack A-34 what is known ends with its TTL; what the parent took back stays so
 func TestNothingStale(t *testing.T) {
 	w := newAttackWorld(t, func(w *attackWorld) []zoneFile {
 		ghost := zoneFile{"ghost.", bindNSEC, shortLived(hostRecords("bob.ghost.", w.bob, &w.bobKey))}

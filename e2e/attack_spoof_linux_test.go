@@ -91,6 +91,8 @@ func (w *attackWorld) race(name string, edit func(*dns.Msg)) reply {
 
 // TestOffPath is A-33: each question leaves from another port, with another id, in other letters and with a cookie; an answer that lacks one of them is not
 // believed, and one of an unsigned zone authenticates nobody.
+//
+//tacit:attack A-33 an answer that lacks the port, id, letters or cookie is not taken
 func TestOffPath(t *testing.T) {
 	const common = "-of-many.plain."
 	names := []string{"a-name-with-many-letters.plain", "another-one-with-letters.plain", "and-a-third-with-letters.plain",

@@ -11,6 +11,8 @@ import (
 
 // TestTarpit is A-32: a zone whose addresses come at once and whose keys never do. Each lookup is withheld within the hold, after a few of them at once;
 // others, in zones that do answer, do not wait, and neither does a name of an unsigned zone, whose key nobody has to wait for.
+//
+//tacit:attack A-32 withheld within the hold, after a few at once; other zones are served
 func TestTarpit(t *testing.T) {
 	const names = 8
 	w := newAttackWorld(t, func(w *attackWorld) []zoneFile {

@@ -148,6 +148,8 @@ func processor(t *testing.T, pid int) time.Duration {
 
 // TestTraps is the outcome of A-31: names that cost all that their owner can make them cost are refused, each with bounded work, and others are served
 // meanwhile. (How much slower the others get is measured in dnssec and by scripts/bench.)
+//
+//tacit:attack A-31 refused, each with bounded work, and others are served meanwhile
 func TestTraps(t *testing.T) {
 	var z *trap
 	w := newAttackWorld(t, func(w *attackWorld) []zoneFile {

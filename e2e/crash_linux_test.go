@@ -145,6 +145,8 @@ func (w *world) clearBetween(a, b *lab.Host, from, until time.Time) (n int, firs
 // TestKilled kills one of the daemons under traffic. Within linger nothing passes in clear; after it nothing of the dead one
 // stands, the other one has let go too, and the hosts reach each other as hosts without tacit do. `tacit cleanup` removes what
 // touches no packet, and a stop in good order leaves nothing.
+//
+//tacit:attack A-58 dropped within linger, and let go after it
 func TestKilled(t *testing.T) {
 	const linger = 5 * time.Second
 	for _, who := range []string{"alice", "bob"} {
@@ -193,6 +195,8 @@ func TestKilled(t *testing.T) {
 
 // TestRestarted kills one of the daemons under traffic and starts it again within linger: the hosts are keyed again, and
 // nothing passes in clear at any time. Flows go on encrypted or end.
+//
+//tacit:attack A-57 no packet in clear after the answer, with a lookup and without
 func TestRestarted(t *testing.T) {
 	const linger = "20s"
 	for _, tt := range []struct {
@@ -296,6 +300,8 @@ func TestStopped(t *testing.T) {
 
 // TestRestartRemembers (TRUST.md R11): a client that was killed knows what was proven to the one before it. Its flows go on, keyed by the packets that
 // wait, without a lookup and without a packet in clear.
+//
+//tacit:attack A-57 flows go on without a lookup and without a packet in clear
 func TestRestartRemembers(t *testing.T) {
 	t.Parallel()
 	w, _, answered, flows := crashWorld(t, "60s")

@@ -111,6 +111,8 @@ func TestPromoted(t *testing.T) {
 
 // TestStolenName (TRUST.md A-18): names that DNS does not give to the host that tells them. It is nobody, and where nobody comes in it is
 // refused; what it tells is no claim on anything.
+//
+//tacit:attack A-18 five stolen names: nobody, or refused where nobody comes in
 func TestStolenName(t *testing.T) {
 	w, aliceKey := mutualWorld(t)
 	for _, tt := range []struct {

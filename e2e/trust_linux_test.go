@@ -123,6 +123,9 @@ func TestAliasKeysFirst(t *testing.T) {
 // TestSharedHosting: two names have Bob's address and key. Bob refuses to be asked for a name that is not his, so that he is
 // asked for none; the key is what he must show. After the first name the second is answered at once, without a negotiation. A
 // name with another key at the address is withheld, before and after.
+//
+//tacit:attack A-09 the co-tenant's name alone is withheld, before and after the others' SA
+//tacit:attack A-14 the host refuses the name that is not its own; asked for none, it proves the key, and the key is what counts
 func TestSharedHosting(t *testing.T) {
 	for _, order := range [][2]string{{"bob.example", "shared.example"}, {"shared.example", "bob.example"}} {
 		t.Run(order[0], func(t *testing.T) {

@@ -5,6 +5,7 @@ import (
 	"testing"
 )
 
+//tacit:attack A-49 a window of 1,024 and more
 func TestWindow(t *testing.T) {
 	type step struct {
 		seq uint64

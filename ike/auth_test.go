@@ -121,6 +121,8 @@ func TestAlgorithmIdentifiers(t *testing.T) {
 }
 
 // TRUST.md A-26: what is too weak is not tried, whatever it signed.
+//
+//tacit:attack A-26 what is too weak is not tried, whatever it signed
 func TestKeyFloor(t *testing.T) {
 	good := testKeys()["rsa"].Public().(*rsa.PublicKey)
 	p := elliptic.P256().Params()
@@ -164,6 +166,8 @@ func TestWeakKeyProvesNothing(t *testing.T) {
 }
 
 // At most eight keys are tried (TRUST.md A-31).
+//
+//tacit:attack A-31 at most eight are tried
 func TestKeysTried(t *testing.T) {
 	key, s := testKeys()["ed25519"], schemes[0]
 	_, sig, _ := parseAuth(sign(t, key, s, []byte("x")))

@@ -11,6 +11,8 @@ import (
 
 // A peer that sends no SIGNATURE_HASH_ALGORITHMS knows no RFC 7427: ECDSA then signs by the classic methods 9 and 10 (RFC 4754). RSA's
 // classic method 1 is SHA-1 in nearly all engines, and Ed25519 has none: nothing is signed (TRUST.md A-26).
+//
+//tacit:attack A-26 nothing is signed or believed with SHA-1
 func TestClassicSignatures(t *testing.T) {
 	for kind, method := range map[string]uint8{"p256": wire.AuthECDSA256, "p384": wire.AuthECDSA384, "rsa": 0, "ed25519": 0} {
 		for _, role := range []string{"initiator", "responder"} {

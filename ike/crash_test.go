@@ -47,6 +47,8 @@ func TestCrashIsNoticedAtOnce(t *testing.T) {
 }
 
 // TRUST.md A-16: an answer in the clear without the token is nobody's word, and the token of another SA is not this one's.
+//
+//tacit:attack A-16 INVALID_SPI without the token is nobody's word
 func TestForgedCrash(t *testing.T) {
 	a, b, w := pairWith(t, Config{CrashSecret: crashSecret}, Config{CrashSecret: crashSecret})
 	establish(t, w, a, b, peerOf(a, b))

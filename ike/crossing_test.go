@@ -220,6 +220,8 @@ func TestCrossedAndRekeyed(t *testing.T) {
 }
 
 // An SA in which either end has proved less does not stand in for one in which it has proved more (TRUST.md A-19).
+//
+//tacit:attack A-19 an SA that proves less stands in for none that proves more
 func TestNobodyDoesNotCover(t *testing.T) {
 	for seed := range uint64(20) {
 		a, b, w := crossed(t, seed, onlyIfAsked, 0)

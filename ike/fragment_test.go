@@ -173,6 +173,8 @@ func (f *fragmenter) give(data []byte) int {
 }
 
 // TRUST.md A-24, and RFC 7383, 2.5 and 2.6: what is kept of fragments, and what is not.
+//
+//tacit:attack A-24 at most 16, each with a valid ICV, by bytes and by time
 func TestFragmentBounds(t *testing.T) {
 	notify := status(wire.InitialContact, bytes.Repeat([]byte{7}, 300))
 	first, plain, err := wire.MarshalPayloads([]wire.Payload{notify})

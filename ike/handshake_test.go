@@ -207,6 +207,8 @@ func TestFollowsPort(t *testing.T) {
 
 // A message of the peer's that comes from elsewhere is somebody's who has caught it: a peer that is behind no NAT stays where it is, and is
 // answered there (RFC 7296, 2.23; TRUST.md A-30).
+//
+//tacit:attack A-30 a peer behind no NAT stays where it is
 func TestAddressStays(t *testing.T) {
 	a, b, w := pairOf(t)
 	id := establish(t, w, a, b, peerOf(a, b))
@@ -240,6 +242,8 @@ func TestNarrowing(t *testing.T) {
 }
 
 // TRUST.md A-28: somebody else's address is refused, the IKE SA then has no use and goes.
+//
+//tacit:attack A-28 TS_UNACCEPTABLE, and no SA is left
 func TestForeignSelector(t *testing.T) {
 	a, b, w := pairOf(t)
 	p := peerOf(a, b)
@@ -255,6 +259,7 @@ func TestForeignSelector(t *testing.T) {
 	}
 }
 
+//tacit:attack A-28 narrowed to the peer's own address
 func TestWideSelectorIsNarrowed(t *testing.T) {
 	a, b, w := pairOf(t)
 	p := peerOf(a, b)

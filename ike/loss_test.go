@@ -71,6 +71,8 @@ func TestHalfOpenEnds(t *testing.T) {
 }
 
 // A responder answers repeats from memory, never by itself (TRUST.md A-21).
+//
+//tacit:attack A-21 repeats are answered from memory, and nothing is sent unasked
 func TestResponderNeverRetransmits(t *testing.T) {
 	a, b, w := pairOf(t)
 	var fromB int

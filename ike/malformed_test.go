@@ -415,6 +415,8 @@ func rewriteIn(t *testing.T, of *host, x wire.ExchangeType, change func([]wire.P
 
 // TRUST.md A-14: evil.example publishes the victim's key and address. Even if the responder is not asked for the name, the
 // initiator sees whom it has reached.
+//
+//tacit:attack A-14 the initiator refuses the identity that it did not ask for
 func TestUnknownKeyShare(t *testing.T) {
 	a, b, w := pairOf(t)
 	p := peerOf(a, b)
@@ -430,6 +432,8 @@ func TestUnknownKeyShare(t *testing.T) {
 }
 
 // The responder does not even ask its caller about an initiator that means somebody else.
+//
+//tacit:attack A-14 the responder refuses a name that it does not own
 func TestForeignIDr(t *testing.T) {
 	a, b, w := pairOf(t)
 	p := peerOf(a, b)
@@ -504,6 +508,8 @@ func drop[T wire.Payload](ps []wire.Payload) (out []wire.Payload) {
 
 // Every changed octet and every prefix of every message of a handshake, a rekey and a DELETE is dropped, and the real one
 // goes on as if nothing had been.
+//
+//tacit:attack A-25 a mangled message changes nothing
 func TestMangledMessagesChangeNothing(t *testing.T) {
 	a, b, w := pairOf(t)
 	rng := rand.New(rand.NewPCG(1, 1))

@@ -24,6 +24,8 @@ func translate(w *world, inside *host, outside netip.Addr, shift *uint16) {
 
 // RFC 7296, 2.23: behind a NAT IKE goes on at port 4500 and the ESP in UDP; both ends are told who is translated. When the NAT forgets,
 // the responder follows an authentic message to the new port, and nothing else (TRUST.md A-30).
+//
+//tacit:attack A-30 followed after an authentic message, and no other
 func TestNAT(t *testing.T) {
 	outside := netip.MustParseAddr("198.51.100.9")
 	a, b, w := pairOf(t)
@@ -82,6 +84,8 @@ func TestNoNAT(t *testing.T) {
 }
 
 // A name may have several keys, as at a roll-over (TRUST.md A-40): the one that was proved is told.
+//
+//tacit:attack A-40 either of two keys is accepted, and told
 func TestProvedKeyIsTold(t *testing.T) {
 	a, b, w := pairOf(t)
 	p := peerOf(a, b)

@@ -13,6 +13,8 @@ import (
 
 // TRUST.md A-23: one address has so many IKE SAs and no more. Nobody's go first, the oldest before the younger; another address's are
 // not touched.
+//
+//tacit:attack A-23 one address keeps so many SAs; nobody's go first, the oldest before the younger
 func TestTooManyOfAPeer(t *testing.T) {
 	a, b, w := pairOf(t)
 	other := newHost(t, "carol.example", netip.MustParseAddrPort("192.0.2.3:500"), nil, Config{})
@@ -84,6 +86,8 @@ func TestTooManySAs(t *testing.T) {
 
 // TRUST.md A-23: a network has so many IKE SAs and no more, whatever its addresses; another network's are made. A host that keys many
 // of our addresses is many peers.
+//
+//tacit:attack A-23 a network keeps so many; another's are made
 func TestTooManyOfANetwork(t *testing.T) {
 	const most = 3
 	b := newHost(t, "bob.example", addrB, testKeys()["ed25519"], Config{MaxPerNetwork: most, MaxPerPeer: 1})
@@ -109,6 +113,8 @@ func TestTooManyOfANetwork(t *testing.T) {
 }
 
 // TRUST.md A-23: a storm of requests on an established IKE SA is served at a rate, and what is over it is not lost, only late.
+//
+//tacit:attack A-23 a storm of requests is served at a rate, and nothing is lost
 func TestRequestBudget(t *testing.T) {
 	f := newFragmenter(t)
 	served := 0
@@ -140,6 +146,8 @@ func TestRequestBudget(t *testing.T) {
 }
 
 // TRUST.md A-54: INITIAL_CONTACT ends the older SAs of the same name, key and address, and no others.
+//
+//tacit:attack A-54 the same name, key and address, and no others
 func TestInitialContactIsScoped(t *testing.T) {
 	p256, p384 := testKeys()["p256"], testKeys()["p384"]
 	for name, c := range map[string]struct {
@@ -219,6 +227,8 @@ func TestRekeyKeepsAge(t *testing.T) {
 }
 
 // A peer may delete its own Child SAs, named by its own SPIs: those of another SA, though it knows their SPIs, are not found.
+//
+//tacit:attack A-54 its own Child SAs, by its own SPIs
 func TestDeleteIsScoped(t *testing.T) {
 	a, b, w := pairOf(t)
 	establish(t, w, a, b, peerOf(a, b))
@@ -242,6 +252,8 @@ func TestDeleteIsScoped(t *testing.T) {
 }
 
 // REDIRECT (RFC 5685) is ignored wherever it comes (TRUST.md A-54): before the SA, in IKE_AUTH and later.
+//
+//tacit:attack A-54 ignored, wherever it comes
 func TestRedirectIsIgnored(t *testing.T) {
 	to := append([]byte{1, 4}, 198, 51, 100, 7)
 	redirect := status(wire.Redirect, to)

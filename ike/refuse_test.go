@@ -40,6 +40,7 @@ func closedWith(t *testing.T, w *world, a, b *host, p Peer, want error) {
 	checkSound(t, a, b)
 }
 
+//tacit:attack A-27 no SA with ourselves
 func TestRefusals(t *testing.T) {
 	other := testKeys()["other"].Public()
 	for name, c := range map[string]struct {
@@ -123,6 +124,8 @@ func TestUnknownKeyAsNobody(t *testing.T) {
 
 // An initiator that is told to stop while its IKE_AUTH is out says so to the responder, which may have armed itself by then
 // (TRUST.md R10, A-05).
+//
+//tacit:attack A-05 the initiator that rejects AUTH sends a DELETE, repeated, and the responder keeps nothing
 func TestDeleteInFlight(t *testing.T) {
 	a, b, w := pairOf(t)
 	id := w.initiate(a, peerOf(a, b))
@@ -219,6 +222,8 @@ func forge(d *Datagram, ps ...wire.Payload) []byte {
 }
 
 // TRUST.md A-16: what nobody has signed does not end a negotiation. COOKIE and INVALID_KE_PAYLOAD are obeyed once each.
+//
+//tacit:attack A-16 no forged notification ends the negotiation; COOKIE is obeyed once
 func TestForgedNotifies(t *testing.T) {
 	ke := func(g uint16) wire.Payload {
 		return status(wire.InvalidKEPayload, binary.BigEndian.AppendUint16(nil, g))
@@ -264,6 +269,8 @@ func TestForgedNotifies(t *testing.T) {
 }
 
 // INVALID_KE_PAYLOAD is obeyed twice: once for whoever forges it, once for the responder, who wants the first group back.
+//
+//tacit:attack A-16 INVALID_KE_PAYLOAD is obeyed once
 func TestForgedGroups(t *testing.T) {
 	a, b, w := pairOf(t)
 	inits, forged := 0, 0
@@ -290,6 +297,8 @@ func TestForgedGroups(t *testing.T) {
 }
 
 // Answers that make no sense are not the responder's: the true one is waited for, and taken.
+//
+//tacit:attack A-16 answers that make no sense are dropped, the true one counts
 func TestForgedAnswers(t *testing.T) {
 	suite := func(bits, prf uint16) *wire.SA {
 		return &wire.SA{Proposals: []wire.Proposal{{Number: 1, Protocol: wire.ProtocolIKE, Transforms: []wire.Transform{
@@ -357,6 +366,8 @@ func TestUnauthenticatedRefusal(t *testing.T) {
 }
 
 // TRUST.md A-21: no answer of a responder is longer than the request, also for the shortest request.
+//
+//tacit:attack A-21 no answer is longer than the request, also to the shortest
 func TestNoAmplification(t *testing.T) {
 	_, b, w := pairOf(t)
 	sh, _ := newShare(newSeeded(3), groupX25519)
@@ -384,6 +395,8 @@ func TestNoAmplification(t *testing.T) {
 }
 
 // TRUST.md A-27: our own messages that come back are dropped, at either end, at any time.
+//
+//tacit:attack A-27 dropped at either end, at any time
 func TestReflection(t *testing.T) {
 	a, b, w := pairOf(t)
 	w.tap = func(from *host, d *Datagram) bool {
@@ -418,6 +431,8 @@ func TestRolesAreChecked(t *testing.T) {
 }
 
 // A man in the middle who completes both key exchanges has no key to sign with, and no SA is left anywhere.
+//
+//tacit:attack A-17 no SA is left anywhere
 func TestManInTheMiddle(t *testing.T) {
 	a, b, w := pairOf(t)
 	m := newHost(t, "bob.example", addrB, testKeys()["other"], Config{})
@@ -453,6 +468,8 @@ func TestHigherVersion(t *testing.T) {
 }
 
 // Caps: a flood of first messages is met with cookies, then with silence; who is established is not harmed.
+//
+//tacit:attack A-22 cookies, then silence; who is established answers a probe
 func TestFlood(t *testing.T) {
 	a, b, w := pairWith(t, Config{}, Config{CookieAbove: 20, MaxHalfOpen: 40})
 	id := establish(t, w, a, b, peerOf(a, b))
@@ -486,6 +503,8 @@ func TestFlood(t *testing.T) {
 
 // 100,000 first messages from spoofed addresses leave no state beyond the threshold, nor memory, and get back less than they are; who is
 // established rekeys meanwhile (TRUST.md ).
+//
+//tacit:attack A-22 100,000 first messages leave no state beyond the threshold; who is established rekeys meanwhile
 func TestSpoofedFlood(t *testing.T) {
 	a, b, w := pairOf(t)
 	id := establish(t, w, a, b, peerOf(a, b))
@@ -533,6 +552,8 @@ func TestSpoofedFlood(t *testing.T) {
 }
 
 // One network alone cannot take all places.
+//
+//tacit:attack A-22 one network does not take all places
 func TestFloodFromOneNetwork(t *testing.T) {
 	_, b, w := pairWith(t, Config{}, Config{MaxHalfOpen: 40, CookieAbove: 1000})
 	flood := New(Config{Rand: newSeeded(9)})

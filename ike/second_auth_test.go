@@ -35,6 +35,8 @@ func names(t *testing.T, w *world, a *host) *[]wire.ID {
 }
 
 // TRUST.md A-52: the name leaves after the responder has proved itself, where both know how; both ends end with the other's key.
+//
+//tacit:attack A-52 after the responder has proved itself, where both know how
 func TestNameToldAfterProof(t *testing.T) {
 	for tell, want := range map[Tell]struct {
 		messages int
@@ -118,6 +120,8 @@ func TestNameToldWithoutSecondAuthentication(t *testing.T) {
 }
 
 // TRUST.md: a man in the middle who cannot prove the responder's key learns nobody's name.
+//
+//tacit:attack A-17 he learns nobody's name
 func TestManInTheMiddleLearnsNoName(t *testing.T) {
 	a, b, w, p := toldPair(t, TellAfter)
 	m := newHost(t, "bob.example", addrB, testKeys()["other"], Config{})
@@ -136,6 +140,8 @@ func TestManInTheMiddleLearnsNoName(t *testing.T) {
 }
 
 // A responder that may be nobody, and is, does not learn the name either.
+//
+//tacit:attack A-52 no name for nobody
 func TestNobodyLearnsNoName(t *testing.T) {
 	a, b, w, p := toldPair(t, TellAfter)
 	p.RemoteID, p.Auth = ID{}, Authorization{Anonymous: true}

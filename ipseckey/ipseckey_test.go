@@ -150,6 +150,7 @@ func TestParseRefuses(t *testing.T) {
 	}
 }
 
+//tacit:attack A-26 a key below the floor is read as unusable
 func TestParseUnusable(t *testing.T) {
 	f4 := []byte{1, 0, 1}
 	long := append([]byte{0, 1, 1}, append(bytes.Repeat([]byte{1}, 257), modulus(2048, 1)...)...)

@@ -14,6 +14,8 @@ func addrs(s ...string) (all []netip.Addr) {
 }
 
 // TestClaimable is R6 and A-08.
+//
+//tacit:attack A-08 every kind of address that is nobody's to claim
 func TestClaimable(t *testing.T) {
 	env := Environment{
 		Own:           addrs("198.51.100.7", "2001:db8::7"),

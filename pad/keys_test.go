@@ -28,6 +28,8 @@ func withGateway(r ipseckey.Record, kind ipseckey.GatewayType, addr string) ipse
 }
 
 // TestUsableKeys is R5 and A-07.
+//
+//tacit:attack A-07 a record with another's address, or a name, for a gateway is no key
 func TestUsableKeys(t *testing.T) {
 	weak := ipseckey.Record{Algorithm: ipseckey.AlgRSA, Unusable: "RSA modulus of 1024 bits"}
 	six := "2001:db8::1"
@@ -67,6 +69,8 @@ func TestUsableKeys(t *testing.T) {
 }
 
 // a thousand records cost eight keys.
+//
+//tacit:attack A-31 a thousand records cost eight keys
 func TestUsableKeysBound(t *testing.T) {
 	var records []ipseckey.Record
 	for n := range byte(250) {

@@ -104,6 +104,7 @@ func TestHoldFollowsProofsOnly(t *testing.T) {
 	}
 }
 
+//tacit:attack A-40 a failure of the old keys is none of the new ones
 func TestNegativeCache(t *testing.T) {
 	a := NewAddress(host, linger)
 	bob := claim("bob.example.", 10*time.Hour, "k1", "k2")

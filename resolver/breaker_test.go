@@ -12,6 +12,8 @@ import (
 
 // after three queries that waited in vain for keys of a zone, the next are withheld after a moment, until the zone answers.
 // Its names that do answer are not affected.
+//
+//tacit:attack A-32 after three in vain a zone's names wait a moment only, until it answers
 func TestBreakerOfAZone(t *testing.T) {
 	z := newZone()
 	const sig = " 60 IN RRSIG A 15 2 60 20300101000000 20200101000000 1 example. AAAA"

@@ -41,6 +41,8 @@ func TestFoundIsWhole(t *testing.T) {
 }
 
 //
+//
+//tacit:attack A-46 hints are judged as addresses of TargetName are
 func TestServiceHints(t *testing.T) {
 	const (
 		own   = "bob.example. 300 IN HTTPS 1 . alpn=h2 ipv4hint=192.0.2.1 ipv6hint=2001:db8::1"

@@ -349,6 +349,8 @@ func TestAuthoritiesByTCPAndWithoutEDNS(t *testing.T) {
 }
 
 // A delegation ends with its TTL in the parent, whatever the child's servers say (ghost domains, A-34).
+//
+//tacit:attack A-34 a delegation ends with its TTL in the parent
 func TestGhostDelegation(t *testing.T) {
 	tr := newTree(t)
 	a := tr.authorities()
@@ -369,6 +371,8 @@ func TestGhostDelegation(t *testing.T) {
 }
 
 // An answer without the cookie that the server is known to give is asked again over TCP; a name in other letters too.
+//
+//tacit:attack A-33 asked again over TCP
 func TestAuthoritiesAreNotSpoofed(t *testing.T) {
 	const secret = "00112233445566778899aabbccddeeff"
 	tr := newTree(t)

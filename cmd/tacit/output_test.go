@@ -10,6 +10,8 @@ import (
 )
 
 // TestClean is A-53: what came from outside cannot move the cursor, break the line or fill the screen.
+//
+//tacit:attack A-53 nothing from outside moves the cursor, breaks the line or fills the screen
 func TestClean(t *testing.T) {
 	for in, want := range map[string]string{
 		"bob.example":               "bob.example",
