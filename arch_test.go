@@ -22,7 +22,7 @@ import (
 // imports is who may import whom, inside the project. Tests may import more.
 var imports = map[string][]string{
 	"cmd/tacit":       {"config", "control", "daemon", "dnssec", "guard", "ipsec", "ipseckey", "lab", "pad", "policy", "resolver", "tun", "upstream", "xfrm"},
-	"config":          {"policy", "upstream"},
+	"config":          {"ipsec", "policy", "upstream"},
 	"control":         {},
 	"daemon":          {"config", "control", "dnssec", "ike", "ipsec", "ipseckey", "pad", "policy", "resolver", "upstream"},
 	"dnssec":          {},
@@ -37,7 +37,7 @@ var imports = map[string][]string{
 	"lab":             {},
 	"pad":             {"ipseckey"},
 	"plane":           {"guard", "ipsec"},
-	"policy":          {"dnssec"},
+	"policy":          {"dnssec", "ipsec"},
 	"resolver":        {"dnssec", "ipseckey"},
 	"upstream":        {"dnssec"},
 	"tun":             {"esp", "guard", "ipsec", "plane"},

@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"tacit/ipsec"
 	"tacit/policy"
 	"tacit/upstream"
 )
@@ -56,7 +57,10 @@ func TestParseFull(t *testing.T) {
 	first.Prefixes = []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24"), netip.MustParsePrefix("198.51.100.1/32"),
 		netip.MustParsePrefix("2001:db8::/32")}
 	first.Class, first.AcceptAnonymous, first.Line = policy.Clear, false, 25
-	second.Line = 30
+	first.Packets, first.ClearPorts, first.ProtectDNS = true, []ipsec.Port{{Proto: 6, Number: 22}, {Proto: 17, Number: 123}}, true
+	second.Line = 33
+	third := policy.Default()
+	third.Prefixes, third.Class, third.Anonymous, third.Line = []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}, policy.Private, true, 35
 	want := &Config{
 		Name: "alice.example", Identity: "/etc/tacit/key.pem", Identify: "all", Dataplane: "tun", Socket: "/run/t.sock", PostQuantum: "before",
 		Linger: 90 * time.Second, IKELifetime: 90 * time.Minute, ChildLifetime: 2 * time.Second,
@@ -73,7 +77,7 @@ func TestParseFull(t *testing.T) {
 			Hold:             500 * time.Millisecond,
 			Manage:           "off",
 		},
-		Policy: []policy.Rule{first, second, policy.Default()},
+		Policy: []policy.Rule{first, second, third, policy.Default()},
 	}
 	if !reflect.DeepEqual(got, want) {
 		t.Errorf("got\n%+v\nwant\n%+v", got, want)
@@ -150,9 +154,7 @@ func TestLater(t *testing.T) {
 	for _, text := range []string{
 		"[publish]", "publish.x = 1",
 		`dns.on-failure = "open"`,
-		"[[policy]]\npackets = false", "[[policy]]\nclear-ports = []", "[[policy]]\nprotect-dns = false",
 		"[dns]\nmanage = \"auto\"",
-		"[[policy]]\nclass = \"private\"", "[[policy]]\nclass = \"clear-or-private\"", "[[policy]]\nclass = \"block\"",
 	} {
 		if _, err := Parse([]byte(text+"\n"), "f"); err == nil || !strings.HasSuffix(err.Error(), ": not in this version") {
 			t.Errorf("%q: %v", text, err)

@@ -19,7 +19,7 @@ const maxErrors = 20
 // Parse reads the content of a configuration file; file is its name in errors, which are an Errors. The upstreams may be left
 // empty.
 func Parse(data []byte, file string) (*Config, error) {
-	p := &parser{file: file, config: Default(), matches: make(map[string]int), classes: make(map[int]value)}
+	p := &parser{file: file, config: Default(), matches: make(map[string]int), packets: make(map[int][]value)}
 	p.config.Policy = nil
 	// The size is bounded before anything is parsed; Load has bounded it while reading.
 	if len(data) > maxSize {
@@ -52,12 +52,12 @@ type parser struct {
 	config *Config
 	errs   Errors
 
-	table    []string       // the [table] or [[table]] that we are in
-	skip     bool           // a table that was refused as a whole
-	matches  map[string]int // each match of a policy rule, and its line
-	classes  map[int]value  // where the rules say their class
-	upstream unstable.Range // where dns.upstream is
-	trustAD  unstable.Range // and dns.trust-ad
+	table    []string        // the [table] or [[table]] that we are in
+	skip     bool            // a table that was refused as a whole
+	matches  map[string]int  // each match of a policy rule, and its line
+	packets  map[int][]value // keys of a rule that say something of packets
+	upstream unstable.Range  // where dns.upstream is
+	trustAD  unstable.Range  // and dns.trust-ad
 	peers    []unstable.Range
 }
 
@@ -223,15 +223,7 @@ func (p *parser) finish() {
 	if c.DNS.TrustAD {
 		p.checkTrustAD()
 	}
-	for i, r := range c.Policy {
-		if len(r.Names) == 0 && len(r.Prefixes) == 0 {
-			c.Policy[i].Prefixes = policy.Default().Prefixes
-		}
-		if v, ok := p.classes[i]; ok && len(c.Policy[i].Prefixes) > 0 && r.Class != policy.PrivateOrClear && r.Class != policy.Clear {
-			p.errorf(v.place, v.key, "%s for addresses: not in this version", r.Class)
-		}
-	}
-	c.Policy = append(c.Policy, policy.Default())
+	p.finishRules()
 	p.finishPeers()
 }
 

@@ -9,7 +9,6 @@ import (
 
 	"github.com/pelletier/go-toml/v2/unstable"
 
-	"tacit/policy"
 	"tacit/upstream"
 )
 
@@ -49,6 +48,9 @@ var settings = map[string]func(p *parser, v value){
 	"policy.class":            (*parser).setClass,
 	"policy.anonymous":        func(p *parser, v value) { p.boolean(v, &p.rule().Anonymous) },
 	"policy.accept-anonymous": func(p *parser, v value) { p.boolean(v, &p.rule().AcceptAnonymous) },
+	"policy.packets":          func(p *parser, v value) { p.packetKey(v, &p.rule().Packets) },
+	"policy.clear-ports":      (*parser).setClearPorts,
+	"policy.protect-dns":      func(p *parser, v value) { p.packetKey(v, &p.rule().ProtectDNS) },
 	// Endpoints known by name.
 	"peer.name":    (*parser).setPeerName,
 	"peer.address": (*parser).setPeerAddress,
@@ -60,7 +62,6 @@ var settings = map[string]func(p *parser, v value){
 var later = []string{
 	"publish",
 	"dns.on-failure",
-	"policy.packets", "policy.clear-ports", "policy.protect-dns",
 }
 
 // maxList bounds the elements of a list.
@@ -263,56 +264,4 @@ func (p *parser) host(v value) (name string, ok bool) {
 		return "", false
 	}
 	return n, true
-}
-
-// rule is the [[policy]] that we are in.
-func (p *parser) rule() *policy.Rule { return &p.config.Policy[len(p.config.Policy)-1] }
-
-// setClass reads a class. What an address without a name gets is for packets to obey, and private-or-clear and clear are all that they do so far:
-// finish refuses the others for addresses.
-func (p *parser) setClass(v value) {
-	s, ok := p.text(v)
-	if !ok {
-		return
-	}
-	c, known := policy.ClassOf(s)
-	switch {
-	case !known:
-		p.errorf(v.place, v.key, "want private, private-or-clear, clear-or-private, clear or block, not %q", s)
-	default:
-		p.rule().Class = c
-		p.classes[len(p.config.Policy)-1] = v
-	}
-}
-
-// setMatch reads names ("host.example", "*.example", ".example", "*"), addresses and prefixes.
-func (p *parser) setMatch(v value) {
-	r := p.rule()
-	failed, n := len(p.errs), 0
-	p.list(v, func(s string, at unstable.Range) {
-		n++
-		prefix, name, err := parseMatch(s)
-		if err != nil {
-			p.errorf(at, v.key, "%v", err)
-			return
-		}
-		canonical := name
-		if name == "" {
-			canonical = prefix.String()
-		}
-		// Two rules for the same match have no order that a reader could know.
-		if line, twice := p.matches[canonical]; twice {
-			p.errorf(at, v.key, "%q: line %d matches it already", s, line)
-			return
-		}
-		p.matches[canonical] = p.doc.Shape(at).Start.Line
-		if name != "" {
-			r.Names = append(r.Names, name)
-		} else {
-			r.Prefixes = append(r.Prefixes, prefix)
-		}
-	})
-	if len(p.errs) == failed && n == 0 {
-		p.errorf(v.place, v.key, "want at least one name or prefix")
-	}
 }

@@ -30,10 +30,15 @@ type Dataplane interface {
 	// Existing returns the Pairs left by Close(true) or a crash, without their keys.
 	Existing() ([]Pair, error)
 
-	// SetPolicy sets what becomes of clear traffic of s until the given time, when the policy ends by itself.
+	// SetPolicy sets what becomes of clear traffic of s until the given time, when the policy ends by itself. It goes before rules, also with
+	// Bypass: what waited because of a rule then leaves in clear at once, in its order, and later packets are not asked about.
 	SetPolicy(s Selector, a Action, until time.Time) error
 	// ClearPolicy ends the policy on s. It is no error if there is none.
 	ClearPolicy(s Selector) error
+	// SetRules replaces all rules in one step. They stand while the data plane lives, and end by themselves after it died. Loopback, own
+	// addresses, multicast, broadcast, link-local addresses, the default gateway, and what IKE, DHCP and IPv6's neighbour discovery
+	// need, is subject to none. Packets that wait are judged anew: where nothing holds them any more they leave in clear.
+	SetRules(rules []Rule) error
 
 	// Usage returns the counters of a Pair.
 	Usage(id uint32) (Usage, error)

@@ -67,9 +67,29 @@ const (
 	Hold
 	// Block refuses ours at once and drops theirs.
 	Block
+	// Trap makes ours wait as Hold does and lets theirs pass in clear. It is an action of a Rule only.
+	Trap
 )
 
-func (a Action) String() string { return [...]string{"bypass", "hold", "block"}[a] }
+func (a Action) String() string { return [...]string{"bypass", "hold", "block", "trap"}[a] }
+
+// Rule is what becomes of clear traffic between any of this host's own unicast addresses and those of a prefix for which
+// nothing narrower stands: no armed Pair and no policy on exactly the two addresses. Of several rules the longest prefix counts.
+type Rule struct {
+	Remote netip.Prefix
+	Action Action
+	// ClearPorts stay in clear whatever stands on the address, Pairs included: packets to such a port of the peer and to such a port of ours,
+	// and what answers them.
+	ClearPorts []Port
+	// ProtectDNS takes the exemption of ports 53 and 853 away; that of our own queries stays.
+	ProtectDNS bool
+}
+
+// Port is a port of TCP or UDP, by the protocol's number.
+type Port struct {
+	Proto  uint8
+	Number uint16
+}
 
 // Pair is a Child SA: one SA inbound, one outbound, for the traffic of one Selector. ID stays the same when the SAs are
 // rekeyed. When Remote.Port() is 0 the ESP is IP protocol 50, otherwise it travels in UDP (RFC 3948) from Local to Remote

@@ -2,7 +2,11 @@
 // table of the resolver. It is pure.
 package policy
 
-import "net/netip"
+import (
+	"net/netip"
+
+	"tacit/ipsec"
+)
 
 // Class is what traffic to a peer must be.
 type Class uint8
@@ -47,7 +51,11 @@ type Rule struct {
 	Class           Class
 	Anonymous       bool // a server that proves no key may satisfy it
 	AcceptAnonymous bool // a client that proves no name may come in
-	Line            int  // in the configuration; 0: the built-in default
+	// Of prefixes only, since packets bear no names:
+	Packets    bool         // packets without a lookup ask for a key in the reverse zone
+	ClearPorts []ipsec.Port // stay in clear
+	ProtectDNS bool         // ports 53 and 853 are protected too
+	Line       int          // in the configuration; 0: the built-in default
 }
 
 // Default is the rule that stands where the configuration says nothing: encrypt to whoever publishes a key, let everybody in.

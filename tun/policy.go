@@ -26,3 +26,13 @@ func (p *Plane) ClearPolicy(s ipsec.Selector) error {
 	}
 	return p.policies.Clear(s)
 }
+
+// SetRules replaces the rules of prefixes; see [ipsec.Dataplane] and [plane.Policies].
+func (p *Plane) SetRules(rules []ipsec.Rule) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.closed {
+		return plane.ErrClosed
+	}
+	return p.policies.SetRules(rules)
+}

@@ -26,6 +26,7 @@ type Call struct {
 	Local    netip.AddrPort
 	Remote   netip.AddrPort
 	Keep     bool
+	Rules    []ipsec.Rule
 	Err      error // what the call returned
 }
 
@@ -35,6 +36,8 @@ func (c Call) String() string {
 		return fmt.Sprintf("SetPolicy %v %v", c.Selector, c.Action)
 	case "ClearPolicy":
 		return fmt.Sprintf("ClearPolicy %v", c.Selector)
+	case "SetRules":
+		return fmt.Sprintf("SetRules %v", c.Rules)
 	}
 	return fmt.Sprintf("%s %d", c.Method, c.ID)
 }
@@ -65,6 +68,7 @@ type Fake struct {
 	armed    map[uint32]bool
 	ins      map[uint32][]ipsec.SPI
 	policies map[ipsec.Selector]Policy
+	rules    []ipsec.Rule
 	usage    map[uint32]ipsec.Usage
 	left     []ipsec.Pair
 	events   chan ipsec.Event
@@ -148,6 +152,13 @@ func (f *Fake) Policy(s ipsec.Selector) (Policy, bool) {
 	defer f.mu.Unlock()
 	p, ok := f.policies[s]
 	return p, ok
+}
+
+// Rules are those that SetRules set last.
+func (f *Fake) Rules() []ipsec.Rule {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return slices.Clone(f.rules)
 }
 
 // SetUsage sets what Usage returns for a Pair; Armed is the Fake's own.
@@ -260,9 +271,12 @@ func (f *Fake) Existing() (left []ipsec.Pair, err error) {
 	return left, err
 }
 
-// SetPolicy records a policy.
+// SetPolicy records a policy. Trap is refused: it is an action of rules.
 func (f *Fake) SetPolicy(s ipsec.Selector, a ipsec.Action, until time.Time) error {
 	return f.do(Call{Method: "SetPolicy", Selector: s, Action: a, Until: until}, func() error {
+		if a > ipsec.Block {
+			return fmt.Errorf("%w: %v is no action of a policy", errFake, a)
+		}
 		f.policies[s] = Policy{a, until}
 		return nil
 	})
@@ -272,6 +286,15 @@ func (f *Fake) SetPolicy(s ipsec.Selector, a ipsec.Action, until time.Time) erro
 func (f *Fake) ClearPolicy(s ipsec.Selector) error {
 	return f.do(Call{Method: "ClearPolicy", Selector: s}, func() error {
 		delete(f.policies, s)
+		return nil
+	})
+}
+
+// SetRules records the rules.
+func (f *Fake) SetRules(rules []ipsec.Rule) error {
+	rules = slices.Clone(rules)
+	return f.do(Call{Method: "SetRules", Rules: rules}, func() error {
+		f.rules = rules
 		return nil
 	})
 }
