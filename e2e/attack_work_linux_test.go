@@ -7,7 +7,6 @@ import (
 	"encoding/binary"
 	"fmt"
 	"net/netip"
-	"os"
 	"strconv"
 	"strings"
 	"sync"
@@ -16,6 +15,7 @@ import (
 	"time"
 
 	"github.com/miekg/dns"
+	"golang.org/x/sys/unix"
 )
 
 // trap is a hostile zone: everything in it has the signatures that it needs to be looked at, and costs as much as one can make it cost.
@@ -133,17 +133,11 @@ func (z *trap) answer(t *testing.T, q dns.Question, a *dns.Msg) *dns.Msg {
 // processor is the time that a process has had of the processors.
 func processor(t *testing.T, pid int) time.Duration {
 	t.Helper()
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-	if err != nil {
+	var now unix.Timespec
+	if err := unix.ClockGettime(int32(^pid)<<3|2, &now); err != nil { // as clock_getcpuclockid(3) names the clock
 		t.Fatal(err)
 	}
-	f := strings.Fields(string(b)[strings.LastIndexByte(string(b), ')')+2:])
-	user, err1 := strconv.Atoi(f[11])
-	system, err2 := strconv.Atoi(f[12])
-	if err1 != nil || err2 != nil {
-		t.Fatal(err1, err2)
-	}
-	return time.Duration(user+system) * 10 * time.Millisecond
+	return time.Duration(now.Nano())
 }
 
 // TestTraps is the outcome of A-31: names that cost all that their owner can make them cost are refused, each with bounded work, and others are served

@@ -30,6 +30,7 @@ type responder struct {
 	load  *load
 	start func() *lab.Cmd
 	cmd   *lab.Cmd
+	apart *apart
 
 	daemon *tacit // ours
 
@@ -58,9 +59,11 @@ func measureSetups(t *testing.T, size setupSize) (ours, theirs *responder) {
 	t.Helper()
 	needE2E(t, "dnssec-signzone", "charon-systemd", "swanctl")
 	hosts := setupLab(t, "ours", "load-ours", "theirs", "load-theirs")
+	apart := newApart(t)
 	ours = tacitResponder(t, hosts[0], hosts[1], size.spare()+max(size.each, size.sas))
 	theirs = swanResponder(t, hosts[2], hosts[3])
 	both := []*responder{ours, theirs}
+	ours.apart, theirs.apart = apart, apart
 	for i := range size.rounds {
 		for j := range both {
 			both[(i+j)%2].round(t, size)
@@ -80,7 +83,9 @@ func measureSetups(t *testing.T, size setupSize) (ours, theirs *responder) {
 func (r *responder) begin(t *testing.T, size setupSize) {
 	t.Helper()
 	r.load.forget()
+	r.apart.children()
 	r.cmd = r.start()
+	r.apart.self()
 	r.load.setUp(size.spare(), size.atOnce)
 }
 
@@ -95,13 +100,13 @@ func (r *responder) end(t *testing.T) {
 func (r *responder) round(t *testing.T, size setupSize) {
 	t.Helper()
 	r.begin(t, size)
-	cpu, own := processor(t, r.cmd.Process.Pid), processor(t, os.Getpid())
+	cpu := processor(t, r.cmd.Process.Pid)
 	took := r.load.setUp(size.each, size.atOnce)
 	each := time.Duration(size.each)
-	cpu, own = processor(t, r.cmd.Process.Pid)-cpu, processor(t, os.Getpid())-own
+	cpu = processor(t, r.cmd.Process.Pid) - cpu
 	r.cpu.add(cpu/each, time.Microsecond)
 	r.rate.add(took/each, time.Microsecond)
-	t.Logf("%s: %d set-ups: %v each, processor %v each, initiators' %v", r.name, size.each, took/each, cpu/each, own/each)
+	t.Logf("%s: %d set-ups: %v each, processor %v each, initiators' %v", r.name, size.each, took/each, cpu/each, r.load.own/each)
 	r.end(t)
 }
 
