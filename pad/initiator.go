@@ -6,10 +6,12 @@ import (
 )
 
 // Initiator says which keys an initiator at X may prove (TRUST.md R2, R3, R7), of whom DNS says the claim; without one claim is the zero value.
-// contest: the claim's keys are not the live one, whose SA is to be asked whether it still stands; until it does not, nobody else comes in.
+// contest: one of the claim's keys may not come in because of the live one, whose SA is to be asked whether it still stands; until it does not,
+// nobody else comes in.
 //
 // Where an SA is live, another key takes its place only if every name that stands behind it publishes the new one too, as when a host's key is
-// rolled over: a set that lists the live key beside one of its own is anybody's to publish.
+// rolled over: a set that lists the live key beside one of its own is anybody's to publish. So is one that lists the live key alone, which the
+// host's new one must not wait for longer than the incumbent takes to answer (I3).
 func (a *Address) Initiator(now time.Time, c Claim) (keys []crypto.PublicKey, contest bool) {
 	if !a.Held(now) && !a.live {
 		return c.PublicKeys(), false
@@ -27,11 +29,15 @@ func (a *Address) Initiator(now time.Time, c Claim) (keys []crypto.PublicKey, co
 		return keys, true
 	}
 	for _, k := range c.Keys {
-		if k.ID != a.key.ID && k.Public != nil && a.agreed(now, c.Name, k) {
+		switch {
+		case k.ID == a.key.ID || k.Public == nil:
+		case a.agreed(now, c.Name, k):
 			keys = append(keys, k.Public)
+		default:
+			contest = true
 		}
 	}
-	return keys, false
+	return keys, contest
 }
 
 // agreed reports whether every other name that the live key satisfies publishes k as well, and the name itself has been one of them.
