@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"net/netip"
 	"os"
+	"slices"
 	"time"
 
 	"tacit/policy"
@@ -34,6 +35,7 @@ type Config struct {
 	DNS           DNS
 	Policy        []policy.Rule // in the file's order, the built-in default last
 	Peer          []Peer
+	Pins          Pins // from LoadPins, not from the file
 }
 
 // Peer is one [[peer]]: an endpoint known by name.
@@ -89,6 +91,13 @@ func (c *Config) Table() *policy.Table {
 	pins := make(map[string][]string)
 	for _, p := range c.Peer {
 		pins[p.Name] = p.Pin
+		if p.Address.IsValid() { // others may be said to be there, too
+			at := p.Address.String()
+			pins[at] = append(pins[at], p.Pin...)
+		}
+	}
+	for subject, keys := range c.Pins {
+		pins[subject] = append(slices.Clone(keys), pins[subject]...)
 	}
 	return policy.NewTable(c.Policy).WithEndpoints(pins)
 }

@@ -1,16 +1,11 @@
 package config
 
 import (
-	"encoding/base64"
 	"net/netip"
 	"slices"
-	"strings"
 
 	"github.com/pelletier/go-toml/v2/unstable"
 )
-
-// maxPins bounds the keys of a peer: more are not tried.
-const maxPins = 8
 
 // openPeer begins a [[peer]].
 func (p *parser) openPeer(at unstable.Range) {
@@ -43,23 +38,21 @@ func (p *parser) setPeerAddress(v value) {
 	switch {
 	case err != nil:
 		p.errorf(v.place, v.key, "%q is no address", s)
-	case a.IsMulticast(), a.IsUnspecified(), a.IsLoopback(), a.Zone() != "":
+	case !oneOther(a):
 		p.errorf(v.place, v.key, "%q: want the address of one other host", s)
 	default:
 		p.peer().Address = a
 	}
 }
 
-// setPeerPin reads fingerprints as `tacit key show` and `tacit lookup` print them.
+// setPeerPin reads fingerprints.
 func (p *parser) setPeerPin(v value) {
-	const kind, size = "SHA256:", 32
 	var pins []string
 	p.list(v, func(s string, at unstable.Range) {
-		digest, ok := strings.CutPrefix(s, kind)
-		raw, err := base64.RawStdEncoding.DecodeString(digest)
+		err := checkFingerprint(s)
 		switch {
-		case !ok || err != nil || len(raw) != size:
-			p.errorf(at, v.key, "%q is no fingerprint: want %s and 43 characters of base64", s, kind)
+		case err != nil:
+			p.errorf(at, v.key, "%v", err)
 		case slices.Contains(pins, s):
 			p.errorf(at, v.key, "%q: given twice", s)
 		case len(pins) == maxPins:

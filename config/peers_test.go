@@ -24,7 +24,15 @@ pin = ["`+onePin+`", "`+otherPin+`"]
 		t.Fatalf("got %+v, %v", c, err)
 	}
 	rules := c.Table()
-	if !rules.Endpoint("vpn.example.com") || rules.Endpoint("other.example.com") || len(rules.Pins("alias.", "db.example.com.")) != 2 || rules.Pins("vpn.example.com", "x.") != nil {
+	pins := func(asked, owner, addr string) []string {
+		keys, pinned := rules.Pins(asked, owner, netip.MustParseAddr(addr))
+		if pinned != (keys != nil) {
+			t.Errorf("%s: %v, pinned %v", asked, keys, pinned)
+		}
+		return keys
+	}
+	if !rules.Endpoint("vpn.example.com") || rules.Endpoint("other.example.com") || len(pins("alias.", "db.example.com.", "192.0.2.8")) != 2 ||
+		pins("vpn.example.com", "x.", "192.0.2.8") != nil || len(pins("vpn.example.com", "x.", "192.0.2.7")) != 2 {
 		t.Error("the table does not know them")
 	}
 }

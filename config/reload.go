@@ -6,7 +6,8 @@ import (
 	"unicode"
 )
 
-// NeedRestart lists the keys in which another configuration differs that a running daemon cannot change. The rules, and who may learn our name, it can.
+// NeedRestart lists the keys in which another configuration differs that a running daemon cannot change. The rules, pins,
+// and who may learn our name, it can.
 func (c *Config) NeedRestart(other *Config) []string {
 	return differences("", reflect.ValueOf(*c), reflect.ValueOf(*other))
 }
@@ -16,7 +17,7 @@ func differences(table string, a, b reflect.Value) (keys []string) {
 		f := a.Type().Field(i)
 		key := table + keyName(f.Name)
 		switch {
-		case key == "policy", key == "identify":
+		case key == "policy", key == "identify", key == "pins":
 		case f.Type.Kind() == reflect.Struct:
 			keys = append(keys, differences(key+".", a.Field(i), b.Field(i))...)
 		case !reflect.DeepEqual(a.Field(i).Interface(), b.Field(i).Interface()):

@@ -88,7 +88,7 @@ func (l *loop) initiate(now time.Time, p *peer, a doInitiate) {
 	if a.anybody {
 		peer.Auth.Anonymous = true
 	}
-	if !a.unnamed && !a.anybody {
+	if !a.unnamed && !a.anybody && c.Name != c.Addr.String()+"." { // an address is no name that a host has
 		peer.RemoteID = ike.ID{Kind: ike.IDFQDN, Value: strings.TrimSuffix(c.Name, ".")}
 	}
 	if !a.anybody && l.tellsName(p, c.Name) {

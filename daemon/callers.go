@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto"
 	"net/netip"
+	"slices"
 	"strings"
 	"time"
 
@@ -64,21 +65,25 @@ func (l *loop) admit(now time.Time, e ike.AuthorizationWanted) {
 		l.refuse(now, e, why)
 		return
 	}
-	if e.Null || e.ID.Kind != ike.IDFQDN {
+	if e.Null {
 		l.judge(now, e, pad.Claim{}, "")
 		return
 	}
-	c := calling{dns.CanonicalName(e.ID.Value), e.Remote.Addr().Unmap()}
+	c := calling{remote: e.Remote.Addr().Unmap()}
+	if e.ID.Kind == ike.IDFQDN {
+		c.name = dns.CanonicalName(e.ID.Value)
+	}
+	known, ok := l.d.pinned(c)
+	if ok || c.name == "" {
+		l.judge(now, e, known, "")
+		return
+	}
 	p := l.peers[key{e.Local.Addr().Unmap(), c.remote}]
 	if p != nil {
 		if known, ok := p.pad.Claimed(now, c.name); ok {
 			l.judge(now, e, known, "")
 			return
 		}
-	}
-	if known, ok := l.d.pinned(c); ok {
-		l.judge(now, e, known, "")
-		return
 	}
 	q, why := l.inquire(c)
 	if q == nil {
@@ -180,6 +185,7 @@ func (l *loop) promote(now time.Time, e ike.AuthorizationWanted, claim pad.Claim
 		return
 	}
 	keys, contest := p.pad.Initiator(now, claim)
+	keys = l.d.onlyPinned(p.remote, keys)
 	if contest {
 		l.step(now, p, evContest{})
 	}
@@ -214,12 +220,13 @@ func closed(c policy.Class) bool { return c == policy.Clear || c == policy.Block
 func (l *loop) verdict(now time.Time, e ike.AuthorizationWanted, claim pad.Claim) (a ike.Authorization, contest bool) {
 	remote := e.Remote.Addr().Unmap()
 	r := l.d.rules.Load().ForAddr(remote)
-	a = ike.Authorization{Mode: ipsec.Transport, Anonymous: r.AcceptAnonymous && !closed(r.Class), Keys: claim.PublicKeys(), Known: claim.Known()}
+	a = ike.Authorization{Mode: ipsec.Transport, Anonymous: r.AcceptAnonymous && !closed(r.Class), Keys: l.d.onlyPinned(remote, claim.PublicKeys()), Known: claim.Known()}
 	p := l.peers[key{e.Local.Addr().Unmap(), remote}]
 	if p == nil {
 		return a, false
 	}
 	a.Keys, contest = p.pad.Initiator(now, claim)
+	a.Keys = l.d.onlyPinned(remote, a.Keys)
 	if p.pad.Live() {
 		a.Known = nil
 	}
@@ -276,13 +283,32 @@ func (l *loop) named(now time.Time, p *peer, sa ike.SAID, key crypto.PublicKey) 
 	}
 }
 
-// pinned is what the administrator says of a name at an address.
+// pinned is what the administrator says of a name at an address, or of whoever is there. Then nobody asks DNS (R3).
 func (d *Daemon) pinned(c calling) (pad.Claim, bool) {
-	p := d.pins[c]
-	if p == nil {
+	rules := d.rules.Load()
+	pins := rules.PinsAt(c.remote)
+	if len(pins) == 0 {
 		return pad.Claim{}, false
 	}
-	return pad.Claim{Name: c.name, Addr: c.remote, Keys: pad.Pinned(p.Pin, nil), Until: d.now().Add(2 * lookAnyway)}, true
+	if d.pins[c] == nil { // he says nothing of that name
+		return atAddress(c.remote, pins, d.now().Add(2*lookAnyway)), true
+	}
+	pins, _ = rules.Pins(c.name, c.name, c.remote)
+	return pad.Claim{Name: c.name, Addr: c.remote, Keys: pad.Pinned(pins, nil), Until: d.now().Add(2 * lookAnyway)}, true
+}
+
+// onlyPinned are those of the keys that the administrator lets speak for the address.
+func (d *Daemon) onlyPinned(addr netip.Addr, keys []crypto.PublicKey) []crypto.PublicKey {
+	pins := d.rules.Load().PinsAt(addr)
+	if len(pins) == 0 {
+		return keys
+	}
+	return slices.DeleteFunc(keys, func(k crypto.PublicKey) bool { return !slices.Contains(pins, ipseckey.Fingerprint(k)) })
+}
+
+// atAddress is the administrator's claim on an address for nobody but the address itself.
+func atAddress(addr netip.Addr, pins []string, until time.Time) pad.Claim {
+	return pad.Claim{Name: addr.String() + ".", Addr: addr, Keys: pad.Pinned(pins, nil), Until: until}
 }
 
 // pinsOf finds the endpoints with an address of their own.
@@ -306,7 +332,9 @@ func (d *Daemon) findClaim(name string, remote netip.Addr) (c pad.Claim, why str
 		typ = dns.TypeA
 	}
 	f := d.resolver.Find(context.Background(), name, typ)
-	return claimOf(d.rules.Load().Pins(f.Asked, f.Owner), f, *d.host.environment(), remote)
+	rules := d.rules.Load()
+	pins, _ := rules.Pins(f.Asked, f.Owner, remote)
+	return claimOf(pins, f, *d.host.environment(), remote)
 }
 
 // claimOf is the claim of a name on an address of its own. It must be proven from the root to both, the weakest link counts; but keys that the

@@ -200,28 +200,34 @@ func TestInquiriesAreBounded(t *testing.T) {
 	}
 }
 
-// An endpoint that the administrator has pinned at its address is judged at once: nobody is asked for its name, there or elsewhere another is.
+// R3: where the administrator says who is at an address nobody is asked for a name, and no other name or key comes in; elsewhere names are looked up.
 func TestPinnedInitiatorIsNotLookedUp(t *testing.T) {
 	p := newPlay(t)
 	l := idleLoop(t, p)
 	defer close(l.ended)
-	pinned, other := netip.MustParseAddr("198.51.100.7"), netip.MustParseAddr("198.51.100.8")
+	pinned, other, at := netip.MustParseAddr("198.51.100.7"), netip.MustParseAddr("198.51.100.8"), netip.MustParseAddr("198.51.100.9")
 	l.d.now = func() time.Time { return p.now }
-	l.d.pins = pinsOf([]config.Peer{{Name: "alice.example.", Address: pinned, Pin: []string{"SHA256:x"}}, {Name: "bob.example.", Pin: []string{"SHA256:y"}}})
+	f := *l.d.cfg.File
+	f.Peer = []config.Peer{{Name: "alice.example.", Address: pinned, Pin: []string{"SHA256:x"}}, {Name: "bob.example.", Pin: []string{"SHA256:y"}}}
+	f.Pins = config.Pins{"198.51.100.9": {"SHA256:z"}}
+	l.d.pins = pinsOf(f.Peer)
+	l.d.obey(&f)
 	l.d.find = func(string, netip.Addr) (pad.Claim, string) { return pad.Claim{}, "no answer" }
 	for i, tt := range []struct {
 		name   string
 		from   netip.Addr
 		lookup int
-	}{{"alice.example", pinned, 0}, {"alice.example", other, 1}, {"bob.example", pinned, 2}} {
+	}{{"alice.example", pinned, 0}, {"alice.example", other, 1}, {"bob.example", pinned, 1}, {"carol.example", at, 1}} {
 		l.admit(p.now, ike.AuthorizationWanted{SA: ike.SAID(i), ID: ike.ID{Kind: ike.IDFQDN, Value: tt.name},
 			Local: netip.AddrPortFrom(p.p.local, 500), Remote: netip.AddrPortFrom(tt.from, 500)})
 		if n := len(l.callers.inquiries); n != tt.lookup {
 			t.Errorf("%s at %v: %d lookups, want %d", tt.name, tt.from, n, tt.lookup)
 		}
 	}
-	if c := l.callers.claims[0]; c.Name != "alice.example." || len(c.Keys) != 1 || c.Keys[0].ID != "SHA256:x" {
-		t.Errorf("claim %+v", c)
+	for sa, want := range map[ike.SAID]string{0: "alice.example. SHA256:x", 2: "198.51.100.7. SHA256:x", 3: "198.51.100.9. SHA256:z"} {
+		if c := l.callers.claims[sa]; len(c.Keys) != 1 || c.Name+" "+c.Keys[0].ID != want {
+			t.Errorf("claim %+v, want %s", c, want)
+		}
 	}
 }
 

@@ -27,7 +27,7 @@ type Decision struct {
 func Decide(rules *policy.Table, env pad.Environment, f resolver.Found, addr netip.Addr) Decision {
 	d := Decision{Rule: rules.ForChain(f.Asked, f.Owner, addr)}
 	keys, unusable := pad.UsableKeys(f.Keys, addr)
-	if pins := rules.Pins(f.Asked, f.Owner); len(pins) > 0 && f.AddrStatus >= dnssec.Insecure {
+	if pins, pinned := rules.Pins(f.Asked, f.Owner, addr); pinned && f.AddrStatus >= dnssec.Insecure {
 		return d.pinned(env, f, addr, pad.Pinned(pins, f.Keys))
 	}
 	d.Decision = policy.Decide(d.Rule.Class, policy.Facts{Addr: f.AddrStatus, Key: f.KeyStatus, Usable: len(keys) > 0, Denied: f.Denied,
@@ -45,11 +45,16 @@ func Decide(rules *policy.Table, env pad.Environment, f resolver.Found, addr net
 	return d
 }
 
-// pinned decides about an address of a name whose keys the administrator has named: it proves one of them, wherever the address came from.
+// pinned decides about an address whose keys, or those of its name, the administrator has named: it proves one of them, wherever the address
+// came from and whatever the name publishes (R3).
 func (d Decision) pinned(env pad.Environment, f resolver.Found, addr netip.Addr, keys []pad.Key) Decision {
 	f.AddrStatus, f.KeyStatus, f.Denied = dnssec.Secure, dnssec.Secure, false
 	d.Decision = policy.Decide(d.Rule.Class, policy.Facts{Addr: f.AddrStatus, Key: f.KeyStatus, Usable: true})
-	if d.Outcome == policy.Protect {
+	switch {
+	case d.Outcome == policy.Protect && len(keys) == 0:
+		d.Decision = policy.Decision{Outcome: policy.Withhold, EDE: policy.EDEOther, ReportedAs: "not protected",
+			Why: "no key is pinned to both the name and its address"}
+	case d.Outcome == policy.Protect:
 		d.Why = "its key is pinned"
 		d.claim(env, f, addr, keys)
 	}

@@ -221,6 +221,8 @@ func (p *peer) step(now time.Time, e any) (do []action, wake time.Time) {
 		p.pad.Ask(now, e.claim)
 	case evRules:
 		do = p.reconsider(now, e)
+	case evPinned:
+		p.repinned(e)
 	case evRequired:
 		p.required(now, e.claim)
 	case evTick:

@@ -143,6 +143,7 @@ func (d *Daemon) restoreOne(ctx context.Context, x proven, own []netip.Addr) err
 		}
 		if p := l.peerOf(now, x.Local, x.Remote); p != nil {
 			l.step(now, p, evElsewhere{at, k, pad.Claim{Name: x.Name, Addr: x.Remote, Keys: []pad.Key{k}, Until: at.Add(linger)}})
+			l.repin(now, p, d.rules.Load())
 		}
 	})
 }

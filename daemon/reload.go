@@ -1,12 +1,15 @@
 package daemon
 
 import (
+	"cmp"
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
 	"tacit/config"
+	"tacit/ipseckey"
 	"tacit/pad"
 	"tacit/policy"
 )
@@ -51,6 +54,9 @@ func (d *Daemon) Reload(ctx context.Context, f *config.Config) error {
 func (l *loop) reconsider(now time.Time, old, rules *policy.Table) {
 	for _, p := range l.peers {
 		allowed := func(a *association) bool {
+			if a.key != nil && !a.pinned(p, rules) {
+				return false
+			}
 			was, is := a.rule(p, old), a.rule(p, rules)
 			if was.Class == is.Class && was.AcceptAnonymous == is.AcceptAnonymous && was.Anonymous == is.Anonymous {
 				return true
@@ -62,7 +68,39 @@ func (l *loop) reconsider(now time.Time, old, rules *policy.Table) {
 			clear = closed(rules.For(p.last.Name, p.remote).Class)
 		}
 		l.step(now, p, evRules{allowed, clear})
+		l.repin(now, p, rules)
 	}
+}
+
+// pinned reports whether the association's key is one that the administrator has named for its name and address, if he has.
+func (a *association) pinned(p *peer, rules *policy.Table) bool {
+	name := cmp.Or(a.claim.Name, p.last.Name)
+	pins, pinned := rules.Pins(name, name, p.remote)
+	return !pinned || slices.Contains(pins, ipseckey.Fingerprint(a.key))
+}
+
+// repin has an address that is held for a key which its pins do not allow wait for one of these.
+func (l *loop) repin(now time.Time, p *peer, rules *policy.Table) {
+	pins, pinned := rules.Pins(p.last.Name, p.last.Name, p.remote)
+	k, _, ok := p.pad.Key()
+	if !pinned || !ok || slices.Contains(pins, k.ID) {
+		return
+	}
+	c := p.last
+	if len(rules.PinsAt(p.remote)) > 0 && l.d.pins[calling{c.Name, p.remote}] == nil {
+		c = atAddress(p.remote, pins, p.pad.HoldUntil())
+	}
+	c.Keys = pad.Pinned(pins, nil)
+	l.step(now, p, evPinned{c})
+}
+
+// evPinned: what the address proved does not count any more; the claim does.
+type evPinned struct{ claim pad.Claim }
+
+func (p *peer) repinned(e evPinned) {
+	until := p.pad.HoldUntil()
+	p.pad, p.last = pad.NewAddress(p.remote, p.linger), e.claim
+	p.pad.Require(until)
 }
 
 // rule is the rule that an association stands under: of the name that it proved, or else of the address.

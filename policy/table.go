@@ -17,7 +17,7 @@ type Table struct {
 	bits6    []int
 	unnamed  int // for names that no rule names: see ForName
 
-	endpoints map[string][]string // names that the administrator gave as peers, canonical, and their pins
+	endpoints map[string][]string // see WithEndpoints
 }
 
 // NewTable indexes the rules. Of two rules with the same match the earlier one counts (package config refuses such a file). The
@@ -39,28 +39,6 @@ func NewTable(rules []Rule) *Table {
 	}
 	t.unnamed = t.strictestPrefix()
 	return t
-}
-
-// WithEndpoints returns the table with the names of peers that the administrator gave, and the fingerprints of the keys that they must prove,
-// if he did: then no other key will do, and it needs no DNS to be believed.
-func (t *Table) WithEndpoints(pins map[string][]string) *Table {
-	with := *t
-	with.endpoints = pins
-	return &with
-}
-
-// Endpoint reports whether the name is one of a peer that the administrator gave.
-func (t *Table) Endpoint(name string) bool {
-	_, ok := t.endpoints[canonical(name)]
-	return ok
-}
-
-// Pins are the fingerprints for a name that was looked up, or for the one that it leads to.
-func (t *Table) Pins(asked, owner string) []string {
-	if pins := t.endpoints[canonical(asked)]; len(pins) > 0 {
-		return pins
-	}
-	return t.endpoints[canonical(owner)]
 }
 
 func (t *Table) addName(pattern string, rule int) {

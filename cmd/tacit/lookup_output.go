@@ -151,8 +151,13 @@ func (r *lookupResult) write(w io.Writer) error {
 			return err
 		}
 	}
-	for _, k := range r.Keys {
-		if k.Unusable != "" {
+	for i, k := range r.Keys {
+		if k.Unusable == "" {
+			if i == 0 {
+				fmt.Fprintln(w)
+			}
+			fmt.Fprintf(w, "  %s is a key of %s\n", k.Fingerprint, clean(strings.TrimSuffix(k.Owner, ".")))
+		} else {
 			fmt.Fprintf(w, "\n  a key of %s cannot be used: %s\n", clean(k.Owner), clean(k.Unusable))
 		}
 	}

@@ -187,6 +187,8 @@ func TestLookupOutput(t *testing.T) {
   by iteration from the root               IPSECKEY  since 192.0.2.53:53: NOTIMP
   not by tls://192.0.2.54:853#dns.example            tls: unknown authority
 
+  SHA256:lL1BX1JaoCKEseLnITQYSssK3sfHVSkrB5lNCkpQ2wk is a key of bob.test
+
   192.0.2.1  protect   authenticated as bob.test  a key is published and proven (private-or-clear, default)
   10.0.0.1   withhold  not protected              a key is proven, but the address cannot be protected: a private address, and bob.test. is in no internal zone (private-or-clear, default)
 `

@@ -59,7 +59,7 @@ func TestWriteStatus(t *testing.T) {
 			Ways: []control.Way{{Name: "192.0.2.53:53", Why: "TYPE45 does not pass: NOTIMP"}, {Name: "iteration from the root", OK: true}}},
 		Peers: []control.Peer{
 			{Address: netip.MustParseAddr("192.0.2.1"), Names: []string{"bob.example", "b", "c", "d"}, State: control.Protected,
-				Assurance: control.Authenticated, Suite: "aes-gcm-16", Mode: "transport", Since: now.Add(-time.Minute), BytesIn: 12345},
+				Assurance: control.Authenticated, Suite: "aes-gcm-16", Mode: "transport", Since: now.Add(-time.Minute), BytesIn: 12345, KeyID: "SHA256:AAAA"},
 			{Address: netip.MustParseAddr("2001:db8::1"), State: control.Withheld, Assurance: control.NoAssurance, Since: now,
 				Why: "no answer\x1b[31m"},
 		},
@@ -72,9 +72,9 @@ func TestWriteStatus(t *testing.T) {
   stub       FAIL: a second nameserver
   dns way    192.0.2.53:53: TYPE45 does not pass: NOTIMP
 
-  ADDRESS      NAMES                       STATE      ASSURANCE      SUITE       MODE       SINCE  IN   OUT  WHY
-  192.0.2.1    bob.example b c and 1 more  protected  authenticated  aes-gcm-16  transport  1m0s   12k  0
-  2001:db8::1  -                           withheld   none           -           -          0s     0    0    no answer\x1b[31m
+  ADDRESS      NAMES                       STATE      ASSURANCE      SUITE       MODE       SINCE  IN   OUT  KEY          WHY
+  192.0.2.1    bob.example b c and 1 more  protected  authenticated  aes-gcm-16  transport  1m0s   12k  0    SHA256:AAAA
+  2001:db8::1  -                           withheld   none           -           -          0s     0    0    -            no answer\x1b[31m
 `
 	var b strings.Builder
 	if err := writeStatus(&b, s, now); err != nil || b.String() != want {

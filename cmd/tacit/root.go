@@ -37,6 +37,9 @@ func (f *flags) load() (*config.Config, error) {
 	if f.socket != "" {
 		c.Socket = f.socket
 	}
+	if c.Pins, err = config.LoadPins(c.PinsPath()); err != nil {
+		return nil, err
+	}
 	text, err := os.ReadFile(resolvConf)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, err
@@ -109,6 +112,7 @@ Records and JSON go to standard output, messages to standard error. Exit status:
 		statusCommand(f),
 		lookupCommand(f),
 		policyCommand(f),
+		pinCommand(f),
 		reloadCommand(f),
 		checkConfigCommand(f),
 		cleanupCommand(),

@@ -81,11 +81,11 @@ func writeStatus(w io.Writer, s control.Status, now time.Time) error {
 	if err != nil || len(s.Peers) == 0 {
 		return errors.Join(err, ignoreCount(fmt.Fprintln(w, "\n  no peers")))
 	}
-	rows := [][]string{{"ADDRESS", "NAMES", "STATE", "ASSURANCE", "SUITE", "MODE", "SINCE", "IN", "OUT", "WHY"}}
+	rows := [][]string{{"ADDRESS", "NAMES", "STATE", "ASSURANCE", "SUITE", "MODE", "SINCE", "IN", "OUT", "KEY", "WHY"}}
 	for _, p := range s.Peers {
 		rows = append(rows, []string{
 			p.Address.String(), dash(shorten(p.Names)), string(p.State), string(p.Assurance), dash(p.Suite), dash(p.Mode),
-			age(now.Sub(p.Since)), size(p.BytesIn), size(p.BytesOut), p.Why,
+			age(now.Sub(p.Since)), size(p.BytesIn), size(p.BytesOut), dash(p.KeyID), p.Why,
 		})
 	}
 	fmt.Fprintln(w)
