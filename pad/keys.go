@@ -37,40 +37,68 @@ func Pinned(fingerprints []string, records []ipseckey.Record) (keys []Key) {
 // record counts if its gateway is absent or is the address itself (TRUST.md R5, A-07): whom a name's owner would like packets
 // for the address to go to is not his to say. why tells what was wrong with the records if no key is left.
 func UsableKeys(records []ipseckey.Record, addr netip.Addr) (keys []Key, why string) {
-	records = slices.Clone(records)
-	// RFC 4025, 2.1: "Gateways listed in IPSECKEY records with lower precedence are to be attempted first."
-	slices.SortStableFunc(records, func(a, b ipseckey.Record) int { return int(a.Precedence) - int(b.Precedence) })
-	var reasons []string
-	for _, r := range records {
-		reason := ""
+	var rs reasons
+	for _, r := range byPrecedence(records) {
+		reason := unfit(r)
 		switch {
 		case r.GatewayType == ipseckey.GatewayName:
 			reason = "its gateway is a name"
 		case r.GatewayType != ipseckey.GatewayNone && r.GatewayAddr.Unmap() != addr.Unmap():
 			reason = fmt.Sprintf("its gateway is %v", r.GatewayAddr)
-		case r.Unusable != "":
-			reason = r.Unusable
-		case r.Key == nil:
-			reason = "it holds no key"
 		}
 		if reason != "" {
-			if !slices.Contains(reasons, reason) && len(reasons) < 3 {
-				reasons = append(reasons, reason)
-			}
+			rs.add(reason)
 			continue
 		}
-		k := KeyOf(r.Key)
-		if !contains(keys, k.ID) && len(keys) < MaxKeys {
-			keys = append(keys, k)
-		}
+		keys = addKey(keys, r)
 	}
-	switch {
-	case len(keys) > 0:
+	if len(keys) > 0 {
 		return keys, ""
-	case len(records) == 0:
-		return nil, "no record"
 	}
-	return nil, strings.Join(reasons, "; ")
+	return nil, rs.String()
+}
+
+// byPrecedence is the records in the order in which they are to be tried. RFC 4025, 2.1: "Gateways listed in IPSECKEY records with lower
+// precedence are to be attempted first."
+func byPrecedence(records []ipseckey.Record) []ipseckey.Record {
+	records = slices.Clone(records)
+	slices.SortStableFunc(records, func(a, b ipseckey.Record) int { return int(a.Precedence) - int(b.Precedence) })
+	return records
+}
+
+// unfit says why a record's key cannot be used, whatever its gateway; "": it can.
+func unfit(r ipseckey.Record) string {
+	switch {
+	case r.Unusable != "":
+		return r.Unusable
+	case r.Key == nil:
+		return "it holds no key"
+	}
+	return ""
+}
+
+// addKey adds a record's key, unless it is there or there are MaxKeys.
+func addKey(keys []Key, r ipseckey.Record) []Key {
+	if k := KeyOf(r.Key); !contains(keys, k.ID) && len(keys) < MaxKeys {
+		keys = append(keys, k)
+	}
+	return keys
+}
+
+// reasons are what was wrong with records: the first three kinds.
+type reasons []string
+
+func (rs *reasons) add(reason string) {
+	if !slices.Contains(*rs, reason) && len(*rs) < 3 {
+		*rs = append(*rs, reason)
+	}
+}
+
+func (rs reasons) String() string {
+	if len(rs) == 0 {
+		return "no record"
+	}
+	return strings.Join(rs, "; ")
 }
 
 func contains(keys []Key, id string) bool {

@@ -30,6 +30,9 @@ type Claim struct {
 	Addr  netip.Addr
 	Keys  []Key     // from UsableKeys; at least one
 	Until time.Time // end for new answers: min(TTL, RRSIG expiry, key TTL) (R9)
+	// Source is whose word it is. Of the reverse zone's a Gateway may be the one to prove a key, in the address's place (R5); zero: the address itself.
+	Source  Source
+	Gateway netip.Addr
 }
 
 // Has reports whether the claim offers the key with that ID.
@@ -55,13 +58,16 @@ func (c Claim) Known() func(crypto.PublicKey) bool {
 	return func(pub crypto.PublicKey) bool { return contains(keys, KeyOf(pub).ID) }
 }
 
-// keySet names the claim's set of keys, in any order.
+// keySet names the claim's set of keys, in any order, and who is to prove one.
 func (c Claim) keySet() string {
 	ids := make([]string, 0, len(c.Keys))
 	for _, k := range c.Keys {
 		ids = append(ids, k.ID)
 	}
 	slices.Sort(ids)
+	if c.Gateway.IsValid() {
+		ids = append(ids, c.Gateway.String())
+	}
 	return strings.Join(ids, " ")
 }
 

@@ -130,6 +130,19 @@ func (s *Server) Find(ctx context.Context, name string, typ uint16) Found {
 	return s.found(ctx, q, e, gs[0], key, s.now())
 }
 
+// FindKey is what DNS says of the key at a name whose addresses are not asked for, as of the reverse name of an address (RFC 4025, 1.2), for the
+// host itself. Of the rest of Found it has Asked, Owner (where aliases end, as in RFC 2317's zones), Until and the times. It takes no longer than the hold.
+func (s *Server) FindKey(ctx context.Context, name string) Found {
+	ctx, cancel := context.WithTimeout(ctx, s.cfg.Hold)
+	defer cancel()
+	q := question{dns.CanonicalName(name), dns.TypeIPSECKEY}
+	f := Found{Asked: q.name, AskedAt: s.now()}
+	e := s.wait(ctx, q, s.start(q.name, q.typ))
+	f.Owner, f.KeyAt = e.owner, s.now()
+	f.key(e)
+	return f
+}
+
 // keyOf is the key answer at the owner of the addresses; nil where nobody has to wait for one: the key of an insecure address
 // proves nothing, and is at best a hint that is here already (RFC 7672, 2.2 has the same rule for mail).
 //

@@ -100,3 +100,32 @@ func TestHintOfAnInsecureTarget(t *testing.T) {
 		t.Errorf("hints of %s are %v with a key answer that is %v: the Watcher's table takes that for stripping", f.Owner, f.AddrStatus, f.KeyStatus)
 	}
 }
+
+// What stands at a name whose addresses nobody asks for, also behind an alias (RFC 2317).
+func TestFindKey(t *testing.T) {
+	const x, alias = "7.2.0.192.in-addr.arpa.", "7.0-63.2.0.192.in-addr.arpa."
+	z, w := newZone(), &watcher{}
+	z.add(x, dns.TypeIPSECKEY, dnssec.Secure, x+" 20 IN "+key)
+	k := answer("8.2.0.192.in-addr.arpa.", dns.TypeIPSECKEY, dnssec.Secure, "8.2.0.192.in-addr.arpa. 60 IN CNAME "+alias, alias+" 60 IN "+key)
+	k.Owner = alias
+	z.m[question{"8.2.0.192.in-addr.arpa.", dns.TypeIPSECKEY}] = func(context.Context) (dnssec.Answer, error) { return k, nil }
+	z.add("9.2.0.192.in-addr.arpa.", dns.TypeIPSECKEY, dnssec.Bogus)
+	s := testServer(t, z, w)
+	for _, c := range []struct {
+		name, owner string
+		keys        int
+		status      dnssec.Status
+	}{
+		{"7.2.0.192.IN-ADDR.arpa", x, 1, dnssec.Secure},
+		{"8.2.0.192.in-addr.arpa.", alias, 1, dnssec.Secure},
+		{"9.2.0.192.in-addr.arpa.", "9.2.0.192.in-addr.arpa.", 0, dnssec.Bogus},
+	} {
+		f := s.FindKey(t.Context(), c.name)
+		if f.Owner != c.owner || len(f.Keys) != c.keys || f.KeyStatus != c.status || f.AskedAt.IsZero() {
+			t.Errorf("%s: got %+v", c.name, f)
+		}
+	}
+	if w.calls() != 0 {
+		t.Error("a Watcher was asked")
+	}
+}
