@@ -26,6 +26,10 @@ const (
 func (l *loop) do(now time.Time, p *peer, a action) {
 	switch a := a.(type) {
 	case doReply:
+		if a.w.reply == nil {
+			l.waited(now, p, a.w, a.o)
+			return
+		}
 		a.w.reply <- a.o
 	case doInitiate:
 		if !l.leaving {
@@ -84,6 +88,11 @@ func (l *loop) initiate(now time.Time, p *peer, a doInitiate) {
 		Remote:  netip.AddrPortFrom(p.remote, ikePort),
 		LocalID: ike.ID{Kind: ike.IDNull},
 		Auth:    ike.Authorization{Keys: c.PublicKeys(), Known: c.Known(), Mode: ipsec.Transport},
+	}
+	if c.Gateway.IsValid() && !l.viaGateway(p, c, &peer) {
+		p.step(now, evBegun{})
+		l.step(now, p, ike.Closed{Err: errNoRoute})
+		return
 	}
 	if a.anybody {
 		peer.Auth.Anonymous = true

@@ -294,7 +294,7 @@ func (d *Daemon) pinned(c calling) (pad.Claim, bool) {
 		return atAddress(c.remote, pins, d.now().Add(2*lookAnyway)), true
 	}
 	pins, _ = rules.Pins(c.name, c.name, c.remote)
-	return pad.Claim{Name: c.name, Addr: c.remote, Keys: pad.Pinned(pins, nil), Until: d.now().Add(2 * lookAnyway)}, true
+	return pad.Claim{Name: c.name, Addr: c.remote, Keys: pad.Pinned(pins, nil), Until: d.now().Add(2 * lookAnyway), Source: pad.Administrator}, true
 }
 
 // onlyPinned are those of the keys that the administrator lets speak for the address.
@@ -308,7 +308,7 @@ func (d *Daemon) onlyPinned(addr netip.Addr, keys []crypto.PublicKey) []crypto.P
 
 // atAddress is the administrator's claim on an address for nobody but the address itself.
 func atAddress(addr netip.Addr, pins []string, until time.Time) pad.Claim {
-	return pad.Claim{Name: addr.String() + ".", Addr: addr, Keys: pad.Pinned(pins, nil), Until: until}
+	return pad.Claim{Name: addr.String() + ".", Addr: addr, Keys: pad.Pinned(pins, nil), Until: until, Source: pad.Administrator}
 }
 
 // pinsOf finds the endpoints with an address of their own.
@@ -365,7 +365,11 @@ func claimOf(pins []string, f resolver.Found, env pad.Environment, remote netip.
 	if ok, why := pad.Claimable(remote, env, f.Owner); !ok {
 		return c, why
 	}
-	return pad.Claim{Name: f.Owner, Addr: remote, Keys: keys, Until: latest(f.Until, f.AskedAt.Add(transaction))}, ""
+	c = pad.Claim{Name: f.Owner, Addr: remote, Keys: keys, Until: latest(f.Until, f.AskedAt.Add(transaction))}
+	if len(pins) > 0 {
+		c.Source = pad.Administrator
+	}
+	return c, ""
 }
 
 func join(what, why string) string {

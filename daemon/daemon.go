@@ -11,6 +11,7 @@ import (
 	"net"
 	"net/netip"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -60,13 +61,16 @@ type Daemon struct {
 	log      *slog.Logger
 	rules    atomic.Pointer[policy.Table] // another after a reload
 	identify atomic.Pointer[string]
+	changing sync.Mutex // of the rules
 	host     *host
 	shards   *shards // nil when observing
 	resolver *resolver.Server
 	upstream *upstream.Router
 	pins     map[calling]*config.Peer // endpoints with an address of their own
 	// find is what DNS says of the name that an initiator at an address tells: findClaim.
-	find     func(name string, remote netip.Addr) (c pad.Claim, why string)
+	find func(name string, remote netip.Addr) (c pad.Claim, why string)
+	// reverse is what the reverse zone of an address says: reversed.
+	reverse  func(remote netip.Addr) reversed
 	rollover *dnssec.Rollover // nil without a TrustPoint
 	started  time.Time
 }
@@ -77,7 +81,6 @@ func New(cfg Config) (*Daemon, error) {
 		cfg.Now = time.Now
 	}
 	d := &Daemon{cfg: cfg, now: cfg.Now, log: cfg.Log, started: cfg.Now()}
-	d.obey(cfg.File)
 	d.pins = pinsOf(cfg.File.Peer)
 	h, err := newHost(cfg.File)
 	if err != nil {
@@ -89,7 +92,10 @@ func New(cfg Config) (*Daemon, error) {
 			return nil, err
 		}
 	}
-	if err := d.openResolver(); err != nil {
+	if err = d.obey(cfg.File); err == nil {
+		err = d.openResolver()
+	}
+	if err != nil {
 		if d.shards != nil {
 			d.shards.close()
 		}
@@ -116,7 +122,7 @@ func (d *Daemon) openResolver() error {
 		Listen: f.DNS.Listen, Lookup: v, Upstream: up, Watcher: (*watcher)(d),
 		Hold: f.DNS.Hold, Log: d.log, Now: d.now, Observe: d.cfg.Observe, TimeServer: d.timeServer,
 	})
-	d.find = d.findClaim
+	d.find, d.reverse = d.findClaim, d.reversed
 	return err
 }
 
@@ -165,7 +171,7 @@ func (d *Daemon) Run(ctx context.Context) error {
 	}
 	g.Go(func() error { return d.resolver.Serve(gctx) })
 	g.Go(func() error { return control.Serve(gctx, d.cfg.File.Socket, handler{d}) })
-	g.Go(func() error { d.host.watch(gctx, d.log, d.upstream.Renew); return nil })
+	g.Go(func() error { d.host.watch(gctx, d.log, d.moved); return nil })
 	g.Go(func() error { d.upstream.Run(gctx); return nil })
 	g.Go(func() error { settle(gctx); return nil })
 	if d.shards != nil {

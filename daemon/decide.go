@@ -57,6 +57,7 @@ func (d Decision) pinned(env pad.Environment, f resolver.Found, addr netip.Addr,
 	case d.Outcome == policy.Protect:
 		d.Why = "its key is pinned"
 		d.claim(env, f, addr, keys)
+		d.Claim.Source = pad.Administrator
 	}
 	return d
 }

@@ -93,7 +93,7 @@ func (d *Daemon) keyed(ctx context.Context, c pad.Claim) outcome {
 // endpoint is where the endpoint is, and whom it must prove to be; why says what is wrong where there is nothing.
 func (d *Daemon) endpoint(ctx context.Context, now time.Time, p config.Peer) (claims []pad.Claim, why string) {
 	if p.Address.IsValid() {
-		return []pad.Claim{{Name: p.Name, Addr: p.Address, Keys: pad.Pinned(p.Pin, nil), Until: now.Add(2 * lookAnyway)}}, ""
+		return []pad.Claim{{Name: p.Name, Addr: p.Address, Keys: pad.Pinned(p.Pin, nil), Until: now.Add(2 * lookAnyway), Source: pad.Administrator}}, ""
 	}
 	env := d.host.environment()
 	for _, typ := range []uint16{dns.TypeA, dns.TypeAAAA} {

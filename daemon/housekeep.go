@@ -44,6 +44,7 @@ func (l *loop) housekeep(now time.Time, usages []evUsage) {
 			l.spoke(p, u)
 		}
 	}
+	l.packets.denials.expire(now, maxQuests)
 	for _, p := range l.peers {
 		l.step(now, p, evTick{})
 	}

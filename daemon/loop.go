@@ -22,6 +22,7 @@ type loop struct {
 	pairs    map[uint32]*peer
 	callers  callers
 	refusals refusals
+	packets  packets
 
 	datagrams chan ike.Datagram
 	strangers chan ike.Datagram // first messages: whoever sends many of them fills no queue but theirs
@@ -48,7 +49,7 @@ func newLoop(s *shared, engine *ike.Endpoint) *loop {
 	return &loop{
 		shared: s, engine: engine, peers: map[key]*peer{}, bySA: map[ike.SAID]*peer{}, pairs: map[uint32]*peer{}, callers: newCallers(), refusals: refusals{asked: map[ike.SAID]ike.AuthorizationWanted{}},
 		datagrams: make(chan ike.Datagram, 1024), strangers: make(chan ike.Datagram, 256), events: make(chan ipsec.Event, 1024), calls: make(chan func(time.Time), 64), jobs: make(chan func()),
-		done: make(chan func(time.Time), 64), ended: make(chan struct{}), unheld: map[ipsec.Selector]time.Time{},
+		packets: newPackets(1), done: make(chan func(time.Time), 64), ended: make(chan struct{}), unheld: map[ipsec.Selector]time.Time{},
 	}
 }
 
@@ -119,6 +120,24 @@ func (l *loop) job(what string, call func() error, then func(now time.Time, err 
 		err := call()
 		l.report(func(now time.Time) { then(now, err) })
 	})
+}
+
+// acknowledged waits until the data plane has done what was asked of it so far.
+func (l *loop) acknowledged(ctx context.Context) error {
+	done := make(chan struct{})
+	if err := l.ask(ctx, func(time.Time) {
+		l.job("waiting", func() error { return nil }, func(time.Time, error) { close(done) })
+	}); err != nil {
+		return err
+	}
+	select {
+	case <-done:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-l.ended:
+		return errEnded
+	}
 }
 
 // withdraw ends all grants: nobody keeps them true any more.
@@ -279,17 +298,13 @@ func (l *loop) event(now time.Time, e ipsec.Event) {
 			}
 		}
 	case ipsec.Acquire:
-		if p := l.peers[key{e.Selector.Local.Addr(), e.Selector.Remote.Addr()}]; p != nil {
-			l.step(now, p, evAcquire{})
-		}
+		l.acquire(now, e.Selector.Local.Addr(), e.Selector.Remote.Addr(), false)
 	case ipsec.ClearSeen:
-		if p := l.peers[key{e.Selector.Local.Addr(), e.Selector.Remote.Addr()}]; p != nil {
-			if now.Sub(p.clearLogged) >= clearLogs { // anybody can send packets that look like the peer's
-				p.clearLogged = now
-				l.log.Warn("clear packets of a protected peer were dropped", "peer", p.remote)
-			}
-			l.step(now, p, evClear{})
+		if p := l.peers[key{e.Selector.Local.Addr(), e.Selector.Remote.Addr()}]; p != nil && now.Sub(p.clearLogged) >= clearLogs {
+			p.clearLogged = now // anybody can send packets that look like the peer's
+			l.log.Warn("clear packets of a protected peer were dropped", "peer", p.remote)
 		}
+		l.acquire(now, e.Selector.Local.Addr(), e.Selector.Remote.Addr(), true)
 	case ipsec.Moved:
 		l.log.Warn("a peer's packets come from another address; it is not followed in this version", "peer", e.Remote)
 	}

@@ -99,7 +99,7 @@ func newEndOn(t *testing.T, addr, name string, shards int, plane func(gatedPlane
 // lookup has the end look another one up, and returns where the outcome comes.
 func (e *end) lookup(other *end) chan outcome {
 	e.t.Helper()
-	w := waiter{other.claim, make(chan outcome, 1)}
+	w := waiter{claim: other.claim, reply: make(chan outcome, 1)}
 	l := e.s.of(other.addr)
 	if err := l.post(e.t.Context(), func(now time.Time) {
 		l.step(now, l.peerOf(now, e.addr, other.addr), evLookup{w})

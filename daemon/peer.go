@@ -49,8 +49,9 @@ type key struct{ local, remote netip.Addr }
 
 // waiter is a lookup whose answer waits. Exactly one outcome is sent to reply, which has room for it.
 type waiter struct {
-	claim pad.Claim
-	reply chan outcome
+	claim  pad.Claim
+	reply  chan outcome // nil: no lookup waits
+	packet *waiting     // without a lookup: packets that wait for anybody; nil: what happens to them follows from the address
 }
 
 // outcome is what becomes of one address of an answer; ok releases it.
@@ -252,6 +253,9 @@ func (p *peer) lookup(now time.Time, w waiter) []action {
 		return []action{doReply{w, outcome{why: s.Why}}}
 	case pad.Conflict: // R3: the incumbent must answer, or it loses
 		p.waiting = append(p.waiting, w)
+		if a := p.authenticated(); a != nil && p.pad.Outranks(now, w.claim) {
+			return p.lose(now, a)
+		}
 		return p.contest(now)
 	}
 	p.waiting = append(p.waiting, w)
@@ -263,11 +267,11 @@ func (p *peer) begin(now time.Time, c pad.Claim) []action {
 	if p.attempt != nil {
 		return nil
 	}
-	p.attempt = &attempt{claim: c, called: p.called}
+	p.attempt = &attempt{claim: c, called: p.called, unnamed: c.Source == pad.Reverse} // no host is known by a reverse name
 	if len(p.live()) == 0 {
 		p.setState(now, keying, "looked up "+c.Name)
 	}
-	return []action{doInitiate{claim: c}}
+	return []action{doInitiate{claim: c, unnamed: p.attempt.unnamed}}
 }
 
 // forget drops a waiter whose client is gone. The negotiation goes on for the next lookup.

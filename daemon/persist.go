@@ -36,6 +36,9 @@ type proven struct {
 	Name   string     `json:"name"`
 	Key    []byte     `json:"key"` // SubjectPublicKeyInfo, DER
 	At     time.Time  `json:"at"`
+	// On whose word, and who proved it in the address's place.
+	Source  pad.Source `json:"source,omitempty"`
+	Gateway netip.Addr `json:"gateway,omitzero"`
 }
 
 // remember writes what was proven whenever it has changed, until ctx ends.
@@ -82,7 +85,7 @@ func (l *loop) proofs(now time.Time) (all []proven) {
 			continue
 		}
 		step := max(p.linger/rememberSteps, time.Second)
-		all = append(all, proven{p.local, p.remote, p.last.Name, der, at.Truncate(step).Add(step)})
+		all = append(all, proven{p.local, p.remote, p.last.Name, der, at.Truncate(step).Add(step), p.last.Source, p.last.Gateway})
 	}
 	return all
 }
@@ -104,18 +107,8 @@ func (d *Daemon) restore(ctx context.Context, text []byte) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, restoreTime)
 	defer cancel()
-	for _, l := range d.shards.loops {
-		done := make(chan struct{})
-		if err := l.ask(ctx, func(time.Time) {
-			l.job("restoring", func() error { return nil }, func(time.Time, error) { close(done) })
-		}); err != nil {
-			return err
-		}
-		select {
-		case <-done:
-		case <-ctx.Done():
-			return ctx.Err()
-		}
+	if err := d.acknowledged(ctx); err != nil {
+		return err
 	}
 	d.log.Info("restored", "proofs", len(m.Proofs))
 	return nil
@@ -142,7 +135,7 @@ func (d *Daemon) restoreOne(ctx context.Context, x proven, own []netip.Addr) err
 			return
 		}
 		if p := l.peerOf(now, x.Local, x.Remote); p != nil {
-			l.step(now, p, evElsewhere{at, k, pad.Claim{Name: x.Name, Addr: x.Remote, Keys: []pad.Key{k}, Until: at.Add(linger)}})
+			l.step(now, p, evElsewhere{at, k, pad.Claim{Name: x.Name, Addr: x.Remote, Keys: []pad.Key{k}, Until: at.Add(linger), Source: x.Source, Gateway: x.Gateway}})
 			l.repin(now, p, d.rules.Load())
 		}
 	})

@@ -8,6 +8,7 @@ import (
 
 	"tacit/ipsec"
 	"tacit/ipsec/ipsectest"
+	"tacit/pad"
 )
 
 // saved is what a loop with a proven peer has to remember.
@@ -51,6 +52,28 @@ func TestProofsOutliveTheProcess(t *testing.T) {
 	case <-sent:
 	case <-time.After(5 * time.Second):
 		t.Error("a waiting packet has nobody asked")
+	}
+}
+
+// A gateway that proved the key in the address's place is who is asked again.
+func TestGatewayOutlivesTheProcess(t *testing.T) {
+	gateway := netip.MustParseAddr("127.0.0.9")
+	text, p := saved(t, func(x *proven) { x.Source, x.Gateway = pad.Reverse, gateway })
+	e := newEnd(t, p.p.local.String(), "")
+	close(e.gate)
+	if err := e.l.d.restore(t.Context(), text); err != nil {
+		t.Fatal(err)
+	}
+	sent := make(chan netip.Addr, 8)
+	e.OnSend(func(d ipsectest.Datagram) { sent <- d.Local.Addr() }) // as the receiver sees it
+	e.Raise(ipsec.Event{Kind: ipsec.Acquire, Selector: ipsec.Host(p.p.local, p.p.remote)})
+	select {
+	case to := <-sent:
+		if to != gateway {
+			t.Errorf("%v was asked", to)
+		}
+	case <-time.After(5 * time.Second):
+		t.Error("nobody was asked")
 	}
 }
 

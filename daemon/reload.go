@@ -14,12 +14,6 @@ import (
 	"tacit/policy"
 )
 
-// obey puts in force what a file says that may change while we run.
-func (d *Daemon) obey(f *config.Config) {
-	d.rules.Store(f.Table())
-	d.identify.Store(&f.Identify)
-}
-
 // ReloadFile is Reload with what the file says now.
 func (d *Daemon) ReloadFile(ctx context.Context) error {
 	f, err := d.cfg.Load()
@@ -35,8 +29,12 @@ func (d *Daemon) Reload(ctx context.Context, f *config.Config) error {
 	if keys := d.cfg.File.NeedRestart(f); len(keys) > 0 {
 		return fmt.Errorf("only a restart changes %s; nothing was changed", strings.Join(keys, ", "))
 	}
+	d.changing.Lock()
+	defer d.changing.Unlock()
 	old := d.rules.Load()
-	d.obey(f)
+	if err := d.obey(f); err != nil {
+		return fmt.Errorf("%w; nothing was changed", err)
+	}
 	d.host.renew() // no grant outlives the rules that it was given under
 	d.log.Info("reloaded", "rules", len(f.Policy))
 	if d.shards == nil {
@@ -47,11 +45,12 @@ func (d *Daemon) Reload(ctx context.Context, f *config.Config) error {
 			return err
 		}
 	}
-	return nil
+	return d.acknowledged(ctx)
 }
 
 // reconsider ends what the new rules do not allow.
 func (l *loop) reconsider(now time.Time, old, rules *policy.Table) {
+	l.forgetDenials(old, rules)
 	for _, p := range l.peers {
 		allowed := func(a *association) bool {
 			if a.key != nil && !a.pinned(p, rules) {

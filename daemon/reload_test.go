@@ -1,11 +1,14 @@
 package daemon
 
 import (
+	"errors"
 	"strings"
 	"testing"
 
 	"tacit/config"
 	"tacit/ike"
+	"tacit/ipsec"
+	"tacit/ipsec/ipsectest"
 	"tacit/policy"
 )
 
@@ -84,5 +87,24 @@ func TestReloadIsAtomic(t *testing.T) {
 	}
 	if l.d.rules.Load() == rules || *l.d.identify.Load() != "all" {
 		t.Error("nothing has changed")
+	}
+}
+
+// Lookups and packets get their rules together, or both keep those that they have.
+func TestReloadOfRulesForPackets(t *testing.T) {
+	x := newTraffic(t, policy.Rule{Class: policy.PrivateOrClear})
+	f := *x.l.d.cfg.File
+	f.Policy = []policy.Rule{{Prefixes: policy.Default().Prefixes, Class: policy.Private}}
+	if err := x.l.d.Reload(t.Context(), &f); err != nil {
+		t.Fatal(err)
+	}
+	if r := x.fake.Rules(); len(r) != 2 || r[0].Action != ipsec.Block {
+		t.Errorf("rules for packets: %+v", r)
+	}
+	rules := x.l.d.rules.Load()
+	x.fake.FailOn("SetRules", ipsectest.ErrInjected)
+	f.Policy = nil
+	if err := x.l.d.Reload(t.Context(), &f); !errors.Is(err, ipsectest.ErrInjected) || x.l.d.rules.Load() != rules {
+		t.Errorf("got %v", err)
 	}
 }

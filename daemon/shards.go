@@ -71,7 +71,9 @@ func newShards(d *Daemon, n int) (*shards, error) {
 		c.Name, c.Public = f.Name, d.cfg.Signer.Public()
 	}
 	for c.Shard = range n {
-		s.loops = append(s.loops, newLoop(s.shared, ike.New(c)))
+		l := newLoop(s.shared, ike.New(c))
+		l.packets = newPackets(n)
+		s.loops = append(s.loops, l)
 	}
 	for _, p := range ports() {
 		conn, err := s.dp.Conn(p)

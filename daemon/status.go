@@ -65,6 +65,10 @@ func (l *loop) rows(now time.Time, s *control.Status, pairs map[int]uint32) {
 		}
 		s.Peers = append(s.Peers, row)
 	}
+	s.Counters["packets_reverse_lookups"] += l.packets.lookups
+	s.Counters["packets_let_go"] += l.packets.letGo
+	s.Counters["packets_shut"] += l.packets.keptShut
+	s.Counters["packets_denials"] += uint64(len(l.packets.denials.of))
 	st := l.engine.Stats()
 	s.Counters["ike_sas"] += uint64(st.SAs)
 	s.Counters["ike_half_open"] += uint64(st.HalfOpen)

@@ -1,0 +1,53 @@
+package daemon
+
+import (
+	"context"
+	"fmt"
+
+	"tacit/config"
+	"tacit/policy"
+)
+
+// The rules: a table, which lookups and loops read, and what of it packets obey, which the data plane has. They change together.
+
+// obey puts in force what a file says that may change while we run. On an error nothing has changed.
+func (d *Daemon) obey(f *config.Config) error {
+	t := f.Table()
+	if err := d.instruct(t); err != nil {
+		return err
+	}
+	d.rules.Store(t)
+	d.identify.Store(&f.Identify)
+	return nil
+}
+
+// instruct gives the data plane the rules of a table, if there is one.
+func (d *Daemon) instruct(t *policy.Table) error {
+	if d.cfg.Observe || d.cfg.Dataplane == nil {
+		return nil
+	}
+	if err := d.cfg.Dataplane.SetRules(t.PacketRules()); err != nil {
+		return fmt.Errorf("rules for packets: %w", err)
+	}
+	return nil
+}
+
+// moved is what a change of the host's addresses or gateways asks for: rules spare those.
+func (d *Daemon) moved() {
+	d.upstream.Renew()
+	d.changing.Lock()
+	defer d.changing.Unlock()
+	if err := d.instruct(d.rules.Load()); err != nil {
+		d.log.Error("the rules for packets are as before the host's addresses changed", "err", err)
+	}
+}
+
+// acknowledged waits until the data plane has done what the loops have asked for so far.
+func (d *Daemon) acknowledged(ctx context.Context) error {
+	for _, l := range d.shards.loops {
+		if err := l.acknowledged(ctx); err != nil {
+			return err
+		}
+	}
+	return nil
+}
