@@ -91,4 +91,6 @@ type Handler interface {
 	Status(ctx context.Context) (Status, error)
 	// Reload reads the configuration again. An error says what is wrong with it; then nothing has changed.
 	Reload(ctx context.Context) error
+	// Events returns what has happened after the event with that Seq, at once or, where there is nothing, when something happens or ctx ends.
+	Events(ctx context.Context, after uint64) (Events, error)
 }

@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"net"
 	"net/http"
+	"strconv"
 	"syscall"
 	"time"
 )
@@ -45,6 +46,13 @@ func (c *Client) Status(ctx context.Context) (Status, error) {
 		err = fmt.Errorf("the daemon speaks version %d of the interface, we speak %d", s.SchemaVersion, SchemaVersion)
 	}
 	return s, err
+}
+
+// Events asks what has happened after the event with that Seq, and waits a while for something to happen.
+func (c *Client) Events(ctx context.Context, after uint64) (Events, error) {
+	var e Events
+	err := c.do(ctx, http.MethodGet, "/v1/events?after="+strconv.FormatUint(after, 10), &e)
+	return e, err
 }
 
 // Reload has the daemon read its configuration again. Who may write to the socket may.

@@ -26,6 +26,10 @@ type daemon struct {
 func (d daemon) Status(context.Context) (Status, error) { return d.status, d.err }
 func (d daemon) Reload(context.Context) error           { return d.err }
 
+func (d daemon) Events(_ context.Context, after uint64) (Events, error) {
+	return Events{Events: []Event{{Seq: after + 1, Kind: SAUp}}, Next: after + 1}, d.err
+}
+
 // serve runs a server on a socket of its own until the test ends.
 func serve(t *testing.T, h Handler) (path string) {
 	t.Helper()
@@ -90,6 +94,28 @@ func TestSchema(t *testing.T) {
 func TestErrorsComeThrough(t *testing.T) {
 	c := Dial(serve(t, daemon{err: errors.New("the loop is gone")}))
 	if _, err := c.Status(t.Context()); err == nil || !strings.Contains(err.Error(), "the loop is gone") {
+		t.Errorf("got %v", err)
+	}
+}
+
+// The same holds for the events, which are the log's keys too.
+func TestEventSchema(t *testing.T) {
+	b, err := json.Marshal(Event{Seq: 1, Time: time.Unix(1e9, 0).UTC(), Kind: SAUp, Address: netip.MustParseAddr("192.0.2.1"), Name: "n", Assurance: Anonymous, Why: "w", LeftOut: 2})
+	const want = `{"seq":1,"time":"2001-09-09T01:46:40Z","event":"sa-up","address":"192.0.2.1","local":"","name":"n","assurance":"anonymous",` +
+		`"key_id":"","suite":"","why":"w","left_out":2}`
+	if err != nil || string(b) != want {
+		t.Errorf("got  %s (%v)\nwant %s", b, err, want)
+	}
+}
+
+// Events are asked for by the number of the last one, and nothing else is a number.
+func TestEvents(t *testing.T) {
+	path := serve(t, daemon{})
+	e, err := Dial(path).Events(t.Context(), 6)
+	if err != nil || e.SchemaVersion != SchemaVersion || len(e.Events) != 1 || e.Events[0].Seq != 7 || e.Next != 7 {
+		t.Errorf("got %+v, %v", e, err)
+	}
+	if err := Dial(path).do(t.Context(), "GET", "/v1/events?after=-1", &e); err == nil || !strings.Contains(err.Error(), "want a number") {
 		t.Errorf("got %v", err)
 	}
 }

@@ -1,6 +1,7 @@
 package control
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -10,6 +11,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"strconv"
 	"syscall"
 	"time"
 )
@@ -21,6 +23,7 @@ const (
 	maxBody     = 4 << 10         // octets of a request's body
 	requestTime = 5 * time.Second // for the request to come in
 	answerTime  = 30 * time.Second
+	eventWait   = 4 * time.Second // that a request for events waits for one: less than requestTime
 )
 
 // Server is the socket of a daemon.
@@ -152,6 +155,18 @@ func routes(h Handler) http.Handler {
 		s, err := h.Status(r.Context())
 		s.SchemaVersion = SchemaVersion
 		answer(w, s, err)
+	})
+	mux.HandleFunc("GET /v1/events", func(w http.ResponseWriter, r *http.Request) {
+		after, err := strconv.ParseUint(cmp.Or(r.URL.Query().Get("after"), "0"), 10, 64)
+		if err != nil {
+			refuse(w, http.StatusBadRequest, "after: want a number")
+			return
+		}
+		ctx, cancel := context.WithTimeout(r.Context(), eventWait)
+		defer cancel()
+		e, err := h.Events(ctx, after)
+		e.SchemaVersion = SchemaVersion
+		answer(w, e, err)
 	})
 	mux.HandleFunc("POST /v1/reload", func(w http.ResponseWriter, r *http.Request) {
 		if !mayChange(r.Context()) {

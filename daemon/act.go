@@ -45,6 +45,8 @@ func (l *loop) do(now time.Time, p *peer, a action) {
 		l.job("releasing", func() error { delete(l.unheld, s); return l.dp.ClearPolicy(s) }, l.failed("releasing the address", p.remote))
 	case doAsk:
 		l.askAgain(p, a.name)
+	case doAudit:
+		l.d.audit(now, a.e)
 	case doRemove:
 		delete(l.pairs, a.pair)
 		l.remove(ipsec.Host(p.local, p.remote), a.pair)

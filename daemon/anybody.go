@@ -52,7 +52,7 @@ func (p *peer) encrypt(now time.Time, w waiter) []action {
 	}
 	switch {
 	case p.pad.Held(now):
-		return []action{doReply{w, outcome{why: "the host has proved a key lately, and shows it no more"}}}
+		return []action{doReply{w, outcome{why: "the host has proved a key lately, and shows it no more", downgrade: true}}}
 	case now.Before(p.anybody.until):
 		return []action{doReply{w, outcome{why: p.anybody.why}}}
 	}

@@ -11,6 +11,7 @@ import (
 	"github.com/miekg/dns"
 
 	"tacit/config"
+	"tacit/control"
 	"tacit/dnssec"
 	"tacit/ike"
 	"tacit/ipsec"
@@ -187,7 +188,7 @@ func (l *loop) promote(now time.Time, e ike.AuthorizationWanted, claim pad.Claim
 	keys, contest := p.pad.Initiator(now, claim)
 	keys = l.d.onlyPinned(p.remote, keys)
 	if contest {
-		l.step(now, p, evContest{})
+		l.disputed(now, p, e, claim)
 	}
 	l.callers.claims[e.SA] = claim
 	l.output(now, l.engine.Promote(now, e.SA, keys))
@@ -249,7 +250,7 @@ func (l *loop) judge(now time.Time, e ike.AuthorizationWanted, claim pad.Claim, 
 	}
 	a, contest := l.verdict(now, e, claim)
 	if contest {
-		l.step(now, l.peers[key{e.Local.Addr().Unmap(), e.Remote.Addr().Unmap()}], evContest{})
+		l.disputed(now, l.peers[key{e.Local.Addr().Unmap(), e.Remote.Addr().Unmap()}], e, claim)
 	}
 	if len(a.Keys) == 0 && a.Known == nil && !a.Anonymous && !e.More {
 		if why == "" {
@@ -262,6 +263,17 @@ func (l *loop) judge(now time.Time, e ike.AuthorizationWanted, claim pad.Claim, 
 		l.log.Info("the initiator's name is not proven", "peer", e.Remote, "name", e.ID.Value, "why", why)
 	}
 	l.output(now, l.engine.Authorize(now, e.SA, a))
+}
+
+// disputed has the incumbent of an address asked (R3): somebody else stands there, or it has forgotten us.
+func (l *loop) disputed(now time.Time, p *peer, e ike.AuthorizationWanted, claim pad.Claim) {
+	f := p.face()
+	kind, why := control.Downgrade, "an initiator that proves nothing is not let in where a key was proven"
+	if f.name = e.ID.Value; len(claim.Keys) > 0 {
+		kind, why = control.Conflict, "the initiator's name publishes another key than the one that the address has proved"
+	}
+	l.d.audit(now, p.event(kind, f, why).e)
+	l.step(now, p, evContest{})
 }
 
 // refuse answers AUTHENTICATION_FAILED.

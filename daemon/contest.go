@@ -92,7 +92,7 @@ func (p *peer) contest(now time.Time) []action {
 // lose ends an incumbent that did not answer. Its SA's DELETE may take its time; the next name does not wait for it. Without one
 // the address may prove its key anew.
 func (p *peer) lose(now time.Time, a *association) []action {
-	p.contested = time.Time{}
+	p.contested, p.ending = time.Time{}, "it did not answer within a second, and another key is claimed for the address"
 	do := append(p.end(a), p.retry(now)...)
 	if p.authenticated() != nil {
 		return do

@@ -73,6 +73,7 @@ type Daemon struct {
 	reverse  func(remote netip.Addr) reversed
 	rollover *dnssec.Rollover // nil without a TrustPoint
 	started  time.Time
+	trail    trail
 }
 
 // New opens everything that can fail for a reason of the administrator's: listeners and IKE's ports.

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"time"
 
+	"tacit/control"
 	"tacit/ike"
 	"tacit/ipsec"
 	"tacit/pad"
@@ -56,10 +57,11 @@ type waiter struct {
 
 // outcome is what becomes of one address of an answer; ok releases it.
 type outcome struct {
-	ok  bool
-	ttl time.Duration // ok: how long the client may keep it
-	ede uint16
-	why string
+	ok        bool
+	ttl       time.Duration // ok: how long the client may keep it
+	ede       uint16
+	why       string
+	downgrade bool // less than the address had proved before was offered
 }
 
 // association is an IKE SA with the peer, and its Child SA.
@@ -119,6 +121,7 @@ type peer struct {
 	spreadTo *pad.Environment // our addresses then
 	// contested: somebody without the live key wants the address, and the incumbent was asked (R3).
 	contested   time.Time // when it was asked; zero: nobody does
+	ending      string    // why an SA is being ended by us, in the step under way
 	called      bool      // the address has begun an SA with us: it knows our name, and asks us to prove it
 	clearLogged time.Time // when dropped clear packets were logged last
 }
@@ -181,6 +184,7 @@ func (p *peer) setState(now time.Time, s state, why string) {
 
 // step takes one event and says what to do, and when to come back at the latest (zero: only with an event).
 func (p *peer) step(now time.Time, e any) (do []action, wake time.Time) {
+	before := p.face()
 	switch e := e.(type) {
 	case evLookup:
 		do = p.lookup(now, e.w)
@@ -230,6 +234,7 @@ func (p *peer) step(now time.Time, e any) (do []action, wake time.Time) {
 		do = p.tick(now)
 	}
 	do = append(do, p.settle(now)...)
+	do = append(do, p.changed(before, e)...)
 	if !p.quiet(now) {
 		wake = now.Add(tick)
 	}
@@ -256,7 +261,9 @@ func (p *peer) lookup(now time.Time, w waiter) []action {
 		if a := p.authenticated(); a != nil && p.pad.Outranks(now, w.claim) {
 			return p.lose(now, a)
 		}
-		return p.contest(now)
+		f := p.face()
+		f.name = w.claim.Name
+		return append(p.contest(now), p.event(control.Conflict, f, s.Why+", which this name does not publish; it is asked whether it still stands"))
 	}
 	p.waiting = append(p.waiting, w)
 	return p.begin(now, w.claim)
@@ -418,6 +425,7 @@ func (p *peer) tick(now time.Time) (do []action) {
 		case u.LastOut.After(heard) && now.Sub(heard) >= silence:
 			do = append(do, p.probe(now, a)...)
 		case now.Sub(latest(a.since, u.LastIn, u.LastOut)) >= p.linger && (a.key == nil || p.pad.Lame(now)):
+			p.ending = "it was not used for " + p.linger.String()
 			do = append(do, p.end(a)...)
 		}
 	}

@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"tacit/control"
 	"tacit/ike"
 	"tacit/ike/wire"
 	"tacit/ipsec"
@@ -21,6 +22,7 @@ type play struct {
 	p    *peer
 	now  time.Time
 	done []action
+	said []control.Event
 	next uint64
 }
 
@@ -44,8 +46,12 @@ func testKey(b byte) crypto.PublicKey {
 // event steps the peer, and answers doInitiate as the loop does.
 func (p *play) event(e any) {
 	do, _ := p.p.step(p.now, e)
-	p.done = append(p.done, do...)
 	for _, a := range do {
+		if a, ok := a.(doAudit); ok {
+			p.said = append(p.said, a.e)
+			continue
+		}
+		p.done = append(p.done, a)
 		if _, ok := a.(doInitiate); ok {
 			p.next++
 			p.event(evBegun{ike.SAID(p.next)})

@@ -127,6 +127,7 @@ func (p *peer) reconsider(now time.Time, e evRules) (do []action) {
 			left++
 			continue
 		}
+		p.ending = "the new rules do not allow it"
 		do = append(do, p.dismiss(a)...)
 	}
 	if !e.clear || left > 0 || p.attempt != nil {

@@ -26,6 +26,7 @@ func (p *peer) elsewhere(e evElsewhere) (do []action) {
 	}
 	for _, a := range p.sas {
 		if a.key == nil {
+			p.ending = "the address has proved a key at another of our addresses"
 			do = append(do, p.dismiss(a)...)
 		}
 	}

@@ -53,6 +53,11 @@ func (h handler) Status(ctx context.Context) (control.Status, error) {
 // Reload is what `tacit reload` does.
 func (h handler) Reload(ctx context.Context) error { return h.d.ReloadFile(ctx) }
 
+// Events is what `tacit status --watch` shows.
+func (h handler) Events(ctx context.Context, after uint64) (control.Events, error) {
+	return h.d.trail.after(ctx, after), nil
+}
+
 // rows adds the peers of a loop, and its counters. pairs are those of the rows.
 func (l *loop) rows(now time.Time, s *control.Status, pairs map[int]uint32) {
 	for _, p := range l.peers {

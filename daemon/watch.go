@@ -85,7 +85,7 @@ func (d *Daemon) decide(f resolver.Found, env *pad.Environment, addr netip.Addr)
 		log.Info("dns-validated", "status", f.KeyStatus, "keys", len(dec.Claim.Keys), "asked", stamp(f.AskedAt), "t", stamp(f.KeyAt))
 		return dec.Claim, outcome{ok: true}, true
 	}
-	log.Info("withheld", "decision", dec.Outcome, "why", dec.Why)
+	log.Debug("decision", "decision", dec.Outcome, "why", dec.Why)
 	return c, outcome{ede: dec.EDE, why: dec.Why}, false
 }
 
@@ -147,9 +147,7 @@ func (d *Daemon) verdict(f resolver.Found, outcomes []outcome) (v resolver.Verdi
 		addr := f.Addrs[i]
 		if !o.ok {
 			v.Withhold = append(v.Withhold, resolver.Withheld{Addr: addr, EDE: o.ede, Why: o.why})
-			if protected {
-				d.log.Info("answer-withheld", "name", f.Asked, "peer", addr, "why", o.why, "t", stamp(now))
-			}
+			d.withheld(now, f.Asked, addr, o)
 			continue
 		}
 		if o.ttl > 0 && (v.TTL == 0 || o.ttl < v.TTL) {

@@ -16,35 +16,15 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"strconv"
 	"strings"
 	"text/tabwriter"
 
 	"tacit/config"
+	"tacit/control"
 )
 
-// maxText bounds text from outside in prose and tables, in octets (TRUST.md A-53).
-const maxText = 300
-
-// clean makes text from outside fit for a terminal: printable ASCII on one line, the rest escaped, at most maxText octets. Names
-// are A-labels already: what is not ASCII is no name.
-func clean(s string) string {
-	cut := len(s) > maxText
-	if cut {
-		s = s[:maxText]
-	}
-	if strings.ContainsFunc(s, func(c rune) bool { return c < ' ' || c >= 0x7f }) {
-		q := strconv.QuoteToASCII(s)
-		s = strings.ReplaceAll(q[1:len(q)-1], `\"`, `"`)
-		if len(s) > maxText {
-			s, cut = s[:maxText], true
-		}
-	}
-	if cut {
-		s += "..."
-	}
-	return s
-}
+// clean makes text from outside fit for a terminal (TRUST.md A-53).
+func clean(s string) string { return control.Clean(s) }
 
 // say writes a line of prose.
 func say(stderr io.Writer, format string, args ...any) {

@@ -4,9 +4,9 @@ import (
 	"net/netip"
 	"strings"
 	"testing"
-	"time"
 
 	"tacit/control"
+	"time"
 )
 
 // TestClean is A-53: what came from outside cannot move the cursor, break the line or fill the screen.
@@ -20,7 +20,7 @@ func TestClean(t *testing.T) {
 		"two\nlines\r":              `two\nlines\r`,
 		"b\u00fccher \u202e":        `b\u00fccher \u202e`,
 		"\xff\x7f":                  `\xff\x7f`,
-		strings.Repeat("a", 1000):   strings.Repeat("a", maxText) + "...",
+		strings.Repeat("a", 1000):   strings.Repeat("a", control.MaxText) + "...",
 		strings.Repeat("\x00", 100): strings.Repeat(`\x00`, 75) + "...",
 	} {
 		if got := clean(in); got != want {

@@ -30,7 +30,7 @@ func statusCommand(f *flags) *cobra.Command {
 			if watching {
 				ctx, stop := signal.NotifyContext(c.Context(), os.Interrupt, syscall.SIGTERM)
 				defer stop()
-				return watch(ctx, client.Status, c.OutOrStdout(), asJSON)
+				return watch(ctx, client, c.OutOrStdout(), asJSON)
 			}
 			s, err := client.Status(c.Context())
 			if errors.Is(err, control.ErrNotRunning) {
@@ -46,7 +46,7 @@ func statusCommand(f *flags) *cobra.Command {
 		},
 	}
 	c.Flags().BoolVar(&asJSON, "json", false, "print JSON, a stable interface")
-	c.Flags().BoolVar(&watching, "watch", false, "print a line for each change of a peer, until interrupted")
+	c.Flags().BoolVar(&watching, "watch", false, "print a line for each peer, and for whatever happens from then on and why, until interrupted")
 	return c
 }
 

@@ -5,84 +5,75 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"net/netip"
+	"strings"
 	"time"
 
 	"tacit/control"
 )
 
-// watchEvery is the time between two looks.
-const watchEvery = time.Second
-
-// change is a line of `tacit status --watch`: what became of a peer.
-type change struct {
-	Time      time.Time         `json:"time"`
-	Address   netip.Addr        `json:"address"`
-	Local     netip.Addr        `json:"local"`
-	Names     []string          `json:"names"`
-	Was       control.State     `json:"was"` // empty: it is new
-	State     control.State     `json:"state"`
-	Assurance control.Assurance `json:"assurance"`
-	Why       string            `json:"why"`
+// source is what watch asks: the daemon's client.
+type source interface {
+	Status(context.Context) (control.Status, error)
+	Events(ctx context.Context, after uint64) (control.Events, error)
 }
 
-// watch prints a line for each change of a peer until ctx ends, beginning with what is there.
-func watch(ctx context.Context, status func(context.Context) (control.Status, error), w io.Writer, asJSON bool) error {
-	ticker := time.NewTicker(watchEvery)
-	defer ticker.Stop()
-	var before []control.Peer
-	for {
-		s, err := status(ctx)
-		if ctx.Err() != nil {
-			return nil
-		}
-		if err != nil {
+// watch prints the peers that are there, and then a line for each audit event until ctx ends.
+func watch(ctx context.Context, from source, w io.Writer, asJSON bool) error {
+	news, err := from.Events(ctx, latestEvent) // before the peers, so that nothing that happens falls between them
+	if err != nil {
+		return unlessEnded(ctx, err)
+	}
+	s, err := from.Status(ctx)
+	if err != nil {
+		return unlessEnded(ctx, err)
+	}
+	for _, p := range s.Peers {
+		e := control.Event{Time: time.Now(), Kind: control.Present, Address: p.Address, Local: p.Local, Name: shorten(p.Names), Assurance: p.Assurance,
+			KeyID: p.KeyID, Suite: p.Suite, Why: string(p.State) + ": " + p.Why}
+		if err := writeEvent(w, e, asJSON); err != nil {
 			return err
 		}
-		for _, c := range changes(before, s.Peers, time.Now()) {
-			if err := c.write(w, asJSON); err != nil {
+	}
+	for {
+		if news, err = from.Events(ctx, news.Next); err != nil {
+			return unlessEnded(ctx, err)
+		}
+		for i, e := range news.Events {
+			if i == 0 {
+				e.LeftOut += news.Missed
+			}
+			if err := writeEvent(w, e, asJSON); err != nil {
 				return err
 			}
 		}
-		before = s.Peers
-		select {
-		case <-ctx.Done():
+		if ctx.Err() != nil {
 			return nil
-		case <-ticker.C:
 		}
 	}
 }
 
-// changes compares two looks at the peers. One that has gone is clear.
-func changes(before, now []control.Peer, at time.Time) (all []change) {
-	type key struct{ address, local netip.Addr }
-	old := map[key]control.Peer{}
-	for _, p := range before {
-		old[key{p.Address, p.Local}] = p
+// latestEvent asks for no event but where the next one will be.
+const latestEvent = 1<<64 - 1
+
+// unlessEnded is the error of a watch that nobody interrupted.
+func unlessEnded(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		return nil
 	}
-	for _, p := range now {
-		k := key{p.Address, p.Local}
-		o, known := old[k]
-		delete(old, k)
-		if !known || o.State != p.State || o.Assurance != p.Assurance || o.KeyID != p.KeyID {
-			all = append(all, change{at, p.Address, p.Local, p.Names, o.State, p.State, p.Assurance, p.Why})
-		}
-	}
-	for _, p := range before {
-		if _, gone := old[key{p.Address, p.Local}]; gone {
-			all = append(all, change{at, p.Address, p.Local, p.Names, p.State, control.Clear, control.NoAssurance, "nothing is known of it any more"})
-		}
-	}
-	return all
+	return err
 }
 
-func (c change) write(w io.Writer, asJSON bool) error {
+func writeEvent(w io.Writer, e control.Event, asJSON bool) error {
 	if asJSON {
-		return json.NewEncoder(w).Encode(c)
+		return json.NewEncoder(w).Encode(e)
 	}
-	was := ""
-	if c.Was != "" {
-		was = string(c.Was) + " -> "
+	cells := []string{e.Time.Format(time.TimeOnly), string(e.Kind), e.Address.String(), dash(e.Name), string(e.Assurance)}
+	for i, c := range cells {
+		cells[i] = clean(c)
 	}
-	return ignoreCount(fmt.Fprintf(w, "%s  %v  %s  %s%s, %s: %s\n", c.Time.Format(time.TimeOnly), c.Address, clean(dash(shorten(c.Names))), was, c.State, c.Assurance, clean(c.Why)))
+	left := ""
+	if e.LeftOut > 0 {
+		left = fmt.Sprintf(" (%d events before this one were left out)", e.LeftOut)
+	}
+	return ignoreCount(fmt.Fprintf(w, "%s: %s%s\n", strings.Join(cells, "  "), clean(e.Why), left))
 }
