@@ -69,6 +69,10 @@ func (l *loop) acquire(now time.Time, local, remote netip.Addr, provoked bool) {
 	if !ok {
 		return
 	}
+	if pins := l.d.rules.Load().PinsAt(remote); len(pins) > 0 { // the administrator's word comes before the reverse zone's (R3)
+		l.keyFor(now, local, remote, []pad.Claim{atAddress(remote, pins, now.Add(2*lookAnyway))})
+		return
+	}
 	q := l.packets.quests[remote]
 	switch d := l.packets.denials.get(now, remote); {
 	case q != nil:
@@ -154,7 +158,7 @@ func (l *loop) conclude(now time.Time, q *quest, r reversed) {
 	}
 	if len(r.claims) > 0 {
 		for _, local := range q.locals {
-			l.keyByReverse(now, local, q.remote, r.claims)
+			l.keyFor(now, local, q.remote, r.claims)
 		}
 		return
 	}
@@ -181,8 +185,8 @@ func clamp(t, least, most time.Time) time.Time {
 	return t
 }
 
-// keyByReverse has an address keyed by the word of its reverse zone, which holds it: nothing leaves in clear any more.
-func (l *loop) keyByReverse(now time.Time, local, remote netip.Addr, claims []pad.Claim) {
+// keyFor has an address keyed by its own zone's word, or the administrator's, which holds it: nothing leaves in clear any more.
+func (l *loop) keyFor(now time.Time, local, remote netip.Addr, claims []pad.Claim) {
 	p := l.peerOf(now, local, remote)
 	if p == nil {
 		return

@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"tacit/config"
 	"tacit/dnssec"
 	"tacit/ike"
 	"tacit/ipsec"
@@ -213,6 +214,25 @@ func TestReverseKeyed(t *testing.T) {
 	if s := p.pad.Ask(x.now, other); s.State != pad.Conflict || p.pad.Outranks(x.now, other) {
 		t.Errorf("another key: %v", s.State)
 	}
+}
+
+// R3: where the administrator says who is at an address its zone is not asked.
+func TestPinnedAddressWithoutALookup(t *testing.T) {
+	x := newTraffic(t, policy.Rule{})
+	f := *x.l.d.cfg.File
+	f.Policy = []policy.Rule{{Prefixes: policy.Default().Prefixes, Class: policy.PrivateOrClear, Packets: true}}
+	f.Pins = config.Pins{x.p.remote.String(): {id(3)}}
+	if err := x.l.d.obey(&f); err != nil {
+		t.Fatal(err)
+	}
+	x.says = x.reverseClaim(1)
+	x.try()
+	p := x.peer()
+	if len(x.asked) != 0 || p == nil || p.attempt == nil || !p.attempt.claim.Has(id(3)) || p.attempt.claim.Has(id(1)) {
+		t.Fatalf("asked %v, peer %+v", x.asked, p)
+	}
+	x.fails()
+	x.want("failed", "hold")
 }
 
 // R3: who stands at the address by a name's word alone makes room for the key of the address's own zone, and nothing leaves in clear meanwhile.
