@@ -63,7 +63,7 @@ func newMachine(t *testing.T) *machine {
 		t.Fatal(err)
 	}
 	g := &Guard{cfg: Config{Device: "tacit0"}, conn: conn, table: &nftables.Table{Family: nftables.TableFamilyINet, Name: TableName}}
-	if err := g.addSets(); err != nil {
+	if err := g.addSets(true); err != nil {
 		t.Fatal(err)
 	}
 	m := &machine{t: t, chains: make(map[string]chain), size: make(map[string]int), have: make(map[string]map[string]time.Duration)}

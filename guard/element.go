@@ -7,15 +7,18 @@ import (
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
+	"golang.org/x/sys/unix"
 )
 
 // sets are the sets of the table: one of each kind for a family.
 type sets struct {
-	divert, block, seen [2]*nftables.Set // index 0 is IPv4, 1 is IPv6
-	client, server      [2]*nftables.Set // flows of DNS by the role of this host
-	clearPorts          *nftables.Set
-	in, out             *nftables.Set
-	latch               [2]*nftables.Set // only where the kernel does ESP
+	divert, block, clear, seen [2]*nftables.Set // index 0 is IPv4, 1 is IPv6
+	client, server             [2]*nftables.Set // flows of DNS by the role of this host
+	clearPorts                 *nftables.Set
+	in, out                    *nftables.Set
+	latch                      [2]*nftables.Set // only where the kernel does ESP
+	rules                      [2]ruleSets      // of prefixes
+	live                       *nftables.Set    // of families whose rules are asked; nil: the kernel cannot do rules
 }
 
 func family(a netip.Addr) int {
@@ -27,8 +30,11 @@ func family(a netip.Addr) int {
 
 // of is the set that holds keys with the verdict.
 func (s *sets) of(k Key, v Verdict) *nftables.Set {
-	if v == Block {
+	switch v {
+	case Block:
 		return s.block[family(k.Own)]
+	case Clear:
+		return s.clear[family(k.Own)]
 	}
 	return s.divert[family(k.Own)]
 }
@@ -77,22 +83,31 @@ func (l elementLists) each(do func(*nftables.Set, []nftables.SetElement) error) 
 	return nil
 }
 
-// addSets adds the empty sets, and the constant ones with their ports.
-func (g *Guard) addSets() error {
+// addSets adds the empty sets, with those of prefixes or without, and the constant ones with their ports.
+func (g *Guard) addSets(prefixes bool) error {
 	for i, addr := range []nftables.SetDatatype{nftables.TypeIPAddr, nftables.TypeIP6Addr} {
 		pair := nftables.MustConcatSetType(addr, addr)
 		suffix := [...]string{"4", "6"}[i]
 		g.sets.divert[i] = &nftables.Set{Table: g.table, Name: "divert" + suffix, KeyType: pair, HasTimeout: true}
 		g.sets.block[i] = &nftables.Set{Table: g.table, Name: "block" + suffix, KeyType: pair, HasTimeout: true}
+		g.sets.clear[i] = &nftables.Set{Table: g.table, Name: "clear" + suffix, KeyType: pair, HasTimeout: true}
 		g.sets.seen[i] = &nftables.Set{Table: g.table, Name: "seen" + suffix, KeyType: pair, HasTimeout: true, Dynamic: true, Counter: true,
 			Timeout: seenTimeout, Size: maxSeen}
 		g.sets.client[i], g.sets.server[i] = newFlowSets(g.table, addr, suffix)
-		all := []*nftables.Set{g.sets.divert[i], g.sets.block[i], g.sets.seen[i], g.sets.client[i], g.sets.server[i]}
+		all := []*nftables.Set{g.sets.divert[i], g.sets.block[i], g.sets.clear[i], g.sets.seen[i], g.sets.client[i], g.sets.server[i]}
 		if g.kernel() {
 			g.sets.latch[i] = &nftables.Set{Table: g.table, Name: "latch" + suffix, KeyType: pair, HasTimeout: true}
 			all = append(all, g.sets.latch[i])
 		}
 		for _, s := range all {
+			if err := g.conn.AddSet(s, nil); err != nil {
+				return err
+			}
+		}
+	}
+	if prefixes {
+		g.sets.rules, g.sets.live = newRuleSets(g.table)
+		for _, s := range append(append(g.sets.rules[0].all(), g.sets.rules[1].all()...), g.sets.live) {
 			if err := g.conn.AddSet(s, nil); err != nil {
 				return err
 			}
@@ -124,12 +139,16 @@ func portElements(ports []port) []nftables.SetElement {
 	return out
 }
 
-// elements lists the divert and block sets. What has timed out is left out, even if the kernel still lists it.
+// elements lists the sets of two addresses. What has timed out is left out, even if the kernel still lists it. A table of an older version
+// lacks some of them.
 func (g *Guard) elements(table *nftables.Table) ([]Element, error) {
 	var out []Element
-	for _, v := range []Verdict{Divert, Block} {
+	for _, v := range []Verdict{Divert, Block, Clear} {
 		for _, suffix := range []string{"4", "6"} {
 			listed, err := g.conn.GetSetElements(&nftables.Set{Table: table, Name: v.String() + suffix})
+			if errors.Is(err, unix.ENOENT) && v == Clear {
+				continue
+			}
 			if err != nil {
 				return nil, fmt.Errorf("list %v%s: %w", v, suffix, err)
 			}

@@ -12,7 +12,8 @@
 //	in  (filter, hook prerouting) from the data plane's device -> marked, so that strict rp_filter finds the way back
 //	                              own . peer in divert or block -> exempt? else counted and dropped
 //
-// DNS is exempt by flow and not by port alone; see dns.go.
+// What stands on two addresses goes before what stands on a prefix, see prefix.go. DNS is exempt by flow and not by port alone; see dns.go.
+// So are ports that a rule leaves in clear; see ports.go.
 package guard
 
 import (
@@ -23,6 +24,7 @@ import (
 	"time"
 
 	"github.com/google/nftables"
+	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 )
 
@@ -42,6 +44,9 @@ const maxSeen = 65535
 // chunk is how many elements travel in one netlink message: its attributes are limited to 64 KiB.
 const chunk = 400
 
+// replies is the room for the kernel's replies, in octets: it answers each message of a transaction, and echoes each rule.
+const replies = 4 << 20
+
 // Verdict is what becomes of clear packets between two addresses.
 type Verdict uint8
 
@@ -52,9 +57,11 @@ const (
 	Divert
 	// Block refuses ours at once and drops theirs.
 	Block
+	// Clear leaves them alone, and keeps the rules of prefixes off.
+	Clear
 )
 
-func (v Verdict) String() string { return [...]string{"pass", "divert", "block"}[v] }
+func (v Verdict) String() string { return [...]string{"pass", "divert", "block", "clear"}[v] }
 
 // Key is one of our own addresses and a peer's. Both are of one family.
 type Key struct{ Own, Peer netip.Addr }
@@ -96,6 +103,9 @@ type Guard struct {
 	sets  sets
 	have  map[Key]Verdict
 	latch map[Key]bool
+	left  bool // the rules of a dead process stand
+
+	noRules error // why there are no sets for rules
 }
 
 // Open makes the table in the network namespace of the calling thread. Elements that a dead process left are kept, with
@@ -120,7 +130,8 @@ func Open(cfg Config) (*Guard, []Element, error) {
 
 // dial opens the netlink socket in the namespace that Open saw, whatever thread calls.
 func (g *Guard) dial() error {
-	conn, err := nftables.New(nftables.WithNetNSFd(int(g.netns.Fd())), nftables.AsLasting())
+	room := func(c *netlink.Conn) error { return c.SetReadBuffer(replies) }
+	conn, err := nftables.New(nftables.WithNetNSFd(int(g.netns.Fd())), nftables.AsLasting(), nftables.WithSockOptions(room))
 	if err != nil {
 		return err
 	}
@@ -128,38 +139,63 @@ func (g *Guard) dial() error {
 	return nil
 }
 
-// build replaces a table that is there with a new one, in one transaction, and carries its elements over.
+// build replaces a table that is there with a new one, in one transaction, and carries its elements over. Where the kernel refuses what the
+// rules of prefixes need there are none.
 func (g *Guard) build() ([]Element, error) {
-	left, err := g.existing()
+	left, rules, lasting, err := g.existing()
 	if err != nil {
 		return nil, err
 	}
+	err = g.fill(left, rules, lasting, true)
+	if err == nil {
+		g.left = len(rules) > 0
+		return left, nil
+	}
+	if e := errors.Join(g.conn.CloseLasting(), g.dial()); e != nil {
+		return nil, errors.Join(err, e)
+	}
+	g.noRules = err
+	return left, g.fill(left, nil, 0, false)
+}
+
+// fill makes the table with these elements.
+func (g *Guard) fill(left []Element, rules ruleElements, lasting time.Duration, prefixes bool) error {
 	g.table = &nftables.Table{Family: nftables.TableFamilyINet, Name: TableName}
+	g.sets = sets{}
 	g.conn.AddTable(g.table) // so that the deletion finds one
 	g.conn.DelTable(g.table)
 	g.conn.AddTable(g.table)
-	if err := g.addSets(); err != nil {
-		return nil, err
+	if err := g.addSets(prefixes); err != nil {
+		return err
 	}
 	g.addChains()
 	for _, e := range left {
 		set := g.sets.of(e.Key, e.Verdict)
 		el := []nftables.SetElement{{Key: encodeKey(e.Key), Timeout: e.Left}}
 		if err := g.conn.SetAddElements(set, el); err != nil {
-			return nil, err
+			return err
 		}
 		g.have[e.Key] = e.Verdict
 	}
-	return left, g.conn.Flush()
+	if len(rules) > 0 {
+		if err := g.putRules(rules, lasting); err != nil {
+			return err
+		}
+	}
+	return g.conn.Flush()
 }
 
-// existing reads the elements of a table that a dead process left. There may be none.
-func (g *Guard) existing() ([]Element, error) {
+// existing reads the elements of a table that a dead process left, and its rules, with how long those stand yet. There may be none.
+func (g *Guard) existing() (left []Element, rules ruleElements, lasting time.Duration, err error) {
 	table, err := g.conn.ListTableOfFamily(TableName, nftables.TableFamilyINet)
 	if err != nil || table == nil {
-		return nil, nil // no table of ours is the ordinary case
+		return nil, nil, 0, nil // no table of ours is the ordinary case
 	}
-	return g.elements(table)
+	if left, err = g.elements(table); err != nil {
+		return nil, nil, 0, err
+	}
+	rules, lasting = g.existingRules(table)
+	return left, rules, lasting, nil
 }
 
 // Elements returns what stands in the kernel now.

@@ -48,7 +48,7 @@ func fromSA() []expr.Any {
 }
 
 // outward are the chains whose accept means: in clear, whatever the policies.
-var outward = []string{"out_exempt", "leak_exempt", "out_dns_query", "leak_dns_query", "out_dns_reply"}
+var outward = []string{"out_exempt", "leak_exempt", "out_dns_query", "leak_dns_query", "out_dns_reply", "out_port_query", "leak_port_query", "out_port_reply"}
 
 // kernelChains are the chains where there is no device.
 func kernelChains(s sets, number uint16) []chain {
@@ -67,6 +67,8 @@ func kernelChains(s sets, number uint16) []chain {
 			c.rules = replaceVerdict(c.rules, jumpTo(clear.name))
 		case c.name == "out_divert":
 			c.rules = [][]expr.Any{{jump("out_exempt")}, concat(intoSA(), []expr.Any{accept}), {queue}}
+		case c.name == "input":
+			c.rules[0] = concat(fromSA(), []expr.Any{accept})
 		case c.name == "in":
 			c.rules[0] = concat(fromSA(), []expr.Any{jumpTo(first.name)})
 		case c.name == "leak":

@@ -62,9 +62,9 @@ func (g *Guard) addChains() {
 // lookups and nothing else.
 func chains(s sets, device string) []chain {
 	drop := verdict(expr.VerdictDrop)
-	list := append(dnsChains(s),
-		chain{name: "out_exempt", rules: exemptOut(s, "out_dns_query")},
-		chain{name: "leak_exempt", rules: exemptOut(s, "leak_dns_query")},
+	list := append(append(dnsChains(s), portChains(s)...),
+		chain{name: "out_exempt", rules: exemptOut(s, "out_dns_query", "out_port_query")},
+		chain{name: "leak_exempt", rules: exemptOut(s, "leak_dns_query", "leak_port_query")},
 		chain{name: "in_exempt", rules: exemptIn(s)},
 		chain{name: "out_divert", rules: [][]expr.Any{{jump("out_exempt")}, setMark(MarkDivert)}},
 		chain{name: "out_leak", rules: [][]expr.Any{{jump("leak_exempt")}, {&expr.Counter{}, drop}}},
@@ -81,6 +81,9 @@ func chains(s sets, device string) []chain {
 			concat(loadKey(i, true), []expr.Any{seen}),
 			{drop},
 		}})
+	}
+	if s.live != nil {
+		list = append(list, ruleChains(s)...)
 	}
 	return append(list, hooks(s, device)...)
 }
@@ -106,22 +109,31 @@ func hooks(s sets, device string) []chain {
 		in.add(concat(loadKey(i, true), lookup(s.divert[i]), []expr.Any{jumpTo(inShut[i])}))
 		in.add(concat(loadKey(i, true), lookup(s.block[i]), []expr.Any{jumpTo(inShut[i])}))
 	}
-	return []chain{out, in, leak}
+	if s.live == nil {
+		return []chain{out, in, leak}
+	}
+	input := chain{name: "input", kind: nftables.ChainTypeFilter, hook: nftables.ChainHookInput}
+	input.add(concat(fromDevice(device), accept), concat(fromDevice("lo"), accept), whileLive(s, "in_rules"))
+	out.add(whileLive(s, "out_rules"))
+	leak.add(whileLive(s, "leak_rules"))
+	return []chain{out, in, leak, input}
 }
 
 // exemptOut accepts what this host sends in clear whatever the policy: our own sockets first. They are known by their ports too, which
 // nobody else can have: if another's rule takes the mark of our ESP away, it must not come back to us to be sealed again. DNS
 // comes before our mark, since our own queries are recorded like all others; a reply comes before a query, which records.
-func exemptOut(s sets, query string) [][]expr.Any {
+func exemptOut(s sets, query, portQuery string) [][]expr.Any {
 	accept := []expr.Any{verdict(expr.VerdictAccept)}
 	rules := [][]expr.Any{
 		concat(l4proto(unix.IPPROTO_ESP), accept),
 		concat(loadPort(0), lookup(s.in), accept),
+	}
+	rules = append(rules, portRules(s, false, "out_port_reply", portQuery)...)
+	rules = append(rules,
 		concat(loadPort(0), lookup(s.clearPorts), []expr.Any{jump("out_dns_reply")}),
 		concat(loadPort(2), lookup(s.clearPorts), []expr.Any{jump(query)}),
 		concat(markIs(MarkOwn), accept),
-		concat(loadPort(2), lookup(s.out), accept),
-	}
+		concat(loadPort(2), lookup(s.out), accept))
 	return append(rules, exemptICMP6()...)
 }
 
@@ -132,20 +144,25 @@ func exemptIn(s sets) [][]expr.Any {
 	rules := [][]expr.Any{
 		concat(l4proto(unix.IPPROTO_ESP), accept),
 		concat(loadPort(2), lookup(s.in), accept),
+	}
+	rules = append(rules, portRules(s, true, "in_port_reply", "in_port_query")...)
+	rules = append(rules,
 		concat(loadPort(0), lookup(s.clearPorts), []expr.Any{jump("in_dns_reply")}),
 		concat(loadPort(2), lookup(s.clearPorts), []expr.Any{jump("in_dns_query")}),
 		concat(nfproto(unix.NFPROTO_IPV4), payload(expr.PayloadBaseNetworkHeader, 6, 2), maskNotZero(0x1f, 0xff), accept),
-		concat(nfproto(unix.NFPROTO_IPV6), fragmentOffset(), maskNotZero(0xff, 0xf8), accept),
-	}
+		concat(nfproto(unix.NFPROTO_IPV6), fragmentOffset(), maskNotZero(0xff, 0xf8), accept))
 	return append(rules, exemptICMP6()...)
 }
 
 // exemptICMP6 accepts what keeps IPv6 neighbours known; without it a protected peer is lost when the cache empties.
-func exemptICMP6() [][]expr.Any {
-	var rules [][]expr.Any
-	for _, r := range icmp6Exempt {
+func exemptICMP6() [][]expr.Any { return icmpTypes(1, icmp6Exempt) }
+
+// icmpTypes accepts ranges of types of a family's ICMP.
+func icmpTypes(fam int, types [][2]byte) (rules [][]expr.Any) {
+	proto, _, _, _ := addresses(fam, false)
+	for _, r := range types {
 		rules = append(rules, concat(
-			nfproto(unix.NFPROTO_IPV6), l4proto(unix.IPPROTO_ICMPV6), payload(expr.PayloadBaseTransportHeader, 0, 1),
+			nfproto(proto), l4proto([...]byte{unix.IPPROTO_ICMP, unix.IPPROTO_ICMPV6}[fam]), payload(expr.PayloadBaseTransportHeader, 0, 1),
 			[]expr.Any{&expr.Range{Op: expr.CmpOpEq, Register: regFirst, FromData: []byte{r[0]}, ToData: []byte{r[1]}},
 				verdict(expr.VerdictAccept)}))
 	}
@@ -217,11 +234,15 @@ func deviceName(name string) []byte {
 func native(v uint32) []byte { return binaryutil.NativeEndian.PutUint32(v) }
 
 // markIs compares our bits of the mark.
-func markIs(mark uint32) []expr.Any {
+func markIs(mark uint32) []expr.Any { return compareMark(mark, expr.CmpOpEq) }
+
+func markIsNot(mark uint32) []expr.Any { return compareMark(mark, expr.CmpOpNeq) }
+
+func compareMark(mark uint32, op expr.CmpOp) []expr.Any {
 	return []expr.Any{
 		&expr.Meta{Key: expr.MetaKeyMARK, Register: regFirst},
 		&expr.Bitwise{SourceRegister: regFirst, DestRegister: regFirst, Len: 4, Mask: native(MarkMask), Xor: native(0)},
-		compare(native(mark)...),
+		&expr.Cmp{Op: op, Register: regFirst, Data: native(mark)},
 	}
 }
 

@@ -1,9 +1,11 @@
 package plane
 
 import (
+	"errors"
 	"fmt"
 	"iter"
 	"maps"
+	"net/netip"
 	"time"
 
 	"tacit/guard"
@@ -15,8 +17,9 @@ type Flow struct {
 	Key          guard.Key
 	ClearDropped uint64 // packets that came in clear
 
+	asked     bool // there is a policy; else rules decide
 	policy    ipsec.Action
-	until     time.Time // of the policy; zero: there is none
+	until     time.Time // of the policy, or when the flow is due without one; zero: never
 	verdict   guard.Verdict
 	lastClear uint64 // the kernel's counter, as it was seen last
 }
@@ -41,8 +44,8 @@ type Traffic interface {
 	Used() bool
 	// Armed reports whether armed Pairs carry it, and, unless that is zero, until when.
 	Armed() (bool, time.Time)
-	// Wait says until when its packets may wait. With a zero time none may, and those that do are dropped.
-	Wait(until time.Time)
+	// Settle says what becomes of packets that find no SA, and of those that wait; see [Queue.Settle].
+	Settle(f Fate, until time.Time)
 }
 
 // Policies are the flows of a data plane, by their hosts, and what guard was asked for each. What stands in guard lasts for Linger
@@ -53,6 +56,9 @@ type Policies[F Traffic] struct {
 	Now    func() time.Time
 	Made   func(guard.Key) F // makes a flow
 	Gone   func(F)           // nothing asks for the flow any more; may be nil
+	Rules  Rules
+	// Gateways are the addresses of the default gateways; nil: no rule spares them.
+	Gateways func() []netip.Addr
 
 	flows map[guard.Key]F
 }
@@ -72,6 +78,7 @@ func (p *Policies[F]) Flow(k guard.Key) F {
 		}
 		f = p.Made(k)
 		p.flows[k] = f
+		f.Settle(p.fate(f.base()))
 	}
 	return f
 }
@@ -107,8 +114,10 @@ func (p *Policies[F]) want(f *Flow, armed bool, ends, now time.Time) (guard.Verd
 		return guard.Divert, p.lasting()
 	case armed && ends.After(now):
 		return guard.Divert, min(ends.Sub(now), p.lasting())
-	case left <= 0 || f.policy == ipsec.Bypass:
+	case left <= 0 || !f.asked:
 		return guard.Pass, 0
+	case f.policy == ipsec.Bypass: // nothing is lost if it outlives us
+		return guard.Clear, f.until.Sub(now)
 	case f.policy == ipsec.Block:
 		return guard.Block, left
 	}
@@ -133,6 +142,9 @@ func (p *Policies[F]) Enforce(f F, armed bool) error {
 // remote host is refused.
 func (p *Policies[F]) Set(s ipsec.Selector, a ipsec.Action, until time.Time) error {
 	key, err := Hosts(s)
+	if a > ipsec.Block {
+		err = errors.Join(err, fmt.Errorf("%v is of rules only", a))
+	}
 	if err != nil {
 		return fmt.Errorf("set policy: %w", err)
 	}
@@ -164,46 +176,52 @@ func (p *Policies[F]) Clear(s ipsec.Selector) error {
 	return nil
 }
 
-// change replaces the policy of a flow. Packets may wait before they are diverted, and are diverted no more before they may no
-// longer wait: so none is lost on the way in, and none passes in clear.
+// fate is that of packets of a flow that find no SA.
+func (p *Policies[F]) fate(b *Flow) (Fate, time.Time) {
+	switch {
+	case !b.asked && p.Rules.Waits(b.Key.Peer):
+		return Wait, time.Time{}
+	case b.asked && b.policy == ipsec.Hold:
+		return Wait, b.until
+	case b.asked && b.policy == ipsec.Bypass:
+		return Release, time.Time{}
+	}
+	return Drop, time.Time{}
+}
+
+// change replaces the policy of a flow; with a zero time it ends it. Packets may wait before they are diverted, and are diverted no more
+// before they may no longer wait: so none is lost on the way in, and none passes in clear. Those that are let go leave before any later one.
 func (p *Policies[F]) change(f F, a ipsec.Action, until time.Time) error {
 	b := f.base()
-	action, ended := b.policy, b.until
-	wait := func(a ipsec.Action, until time.Time) {
-		if a != ipsec.Hold {
-			until = time.Time{}
-		}
-		f.Wait(until)
-	}
-	b.policy, b.until = a, until
-	if a == ipsec.Hold {
-		wait(a, until)
+	before := *b
+	b.asked, b.policy, b.until = !until.IsZero(), a, until
+	fate, ends := p.fate(b)
+	if fate != Drop {
+		f.Settle(fate, ends)
 	}
 	armed, _ := f.Armed()
 	if err := p.Enforce(f, armed); err != nil {
-		b.policy, b.until = action, ended
-		wait(action, ended)
+		b.asked, b.policy, b.until = before.asked, before.policy, before.until
+		f.Settle(p.fate(b))
 		return err
 	}
-	if a != ipsec.Hold {
-		wait(a, until)
+	if fate == Drop {
+		f.Settle(Drop, time.Time{})
 	}
 	return nil
 }
 
-// Adopt takes over what a dead process left: what it held or protected is held on, and what it refused refused, for as long as it
-// would have been.
+// Adopt takes over what a dead process left: what it held or protected is held on, what it refused refused, and what it let go let go, for as
+// long as it would have been. So do its rules, until others are set.
 func (p *Policies[F]) Adopt(left []guard.Element) {
 	now := p.Now()
+	p.Rules.unknown.Store(p.Guard != nil && p.Guard.RulesLeft())
 	for _, e := range left {
 		f := p.Flow(e.Key)
 		b := f.base()
-		b.policy, b.until, b.verdict = ipsec.Hold, now.Add(e.Left), e.Verdict
-		if e.Verdict == guard.Block {
-			b.policy = ipsec.Block
-		} else {
-			f.Wait(b.until)
-		}
+		b.asked, b.until, b.verdict = true, now.Add(e.Left), e.Verdict
+		b.policy = map[guard.Verdict]ipsec.Action{guard.Divert: ipsec.Hold, guard.Block: ipsec.Block, guard.Clear: ipsec.Bypass}[e.Verdict]
+		f.Settle(p.fate(b))
 	}
 }
 
@@ -236,7 +254,7 @@ func (p *Policies[F]) Renew(now time.Time) error {
 	for key, f := range p.flows {
 		armed, ends := f.Armed()
 		v, timeout := p.want(f.base(), armed, ends, now)
-		if v == guard.Pass {
+		if v == guard.Pass || v == guard.Clear && f.base().verdict == v { // what is let go has its whole time from the beginning
 			continue
 		}
 		changes = append(changes, guard.Change{Key: key, Verdict: v, Timeout: timeout})

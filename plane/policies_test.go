@@ -13,12 +13,13 @@ type traffic struct {
 	Flow
 	armed   bool
 	ends    time.Time
+	fate    Fate
 	waiting time.Time
 }
 
-func (f *traffic) Used() bool               { return f.armed }
-func (f *traffic) Armed() (bool, time.Time) { return f.armed, f.ends }
-func (f *traffic) Wait(until time.Time)     { f.waiting = until }
+func (f *traffic) Used() bool                        { return f.armed }
+func (f *traffic) Armed() (bool, time.Time)          { return f.armed, f.ends }
+func (f *traffic) Settle(fate Fate, until time.Time) { f.fate, f.waiting = fate, until }
 
 func TestWant(t *testing.T) {
 	now := time.Unix(1000, 0)
@@ -33,7 +34,7 @@ func TestWant(t *testing.T) {
 		timeout time.Duration
 	}{
 		"nothing":                         {},
-		"bypass":                          {policy: ipsec.Bypass, until: time.Hour},
+		"bypass, for its whole time":      {policy: ipsec.Bypass, until: time.Hour, verdict: guard.Clear, timeout: time.Hour},
 		"hold, renewed while it lasts":    {policy: ipsec.Hold, until: time.Hour, verdict: guard.Divert, timeout: lasting},
 		"hold for the rest of its time":   {policy: ipsec.Hold, until: time.Second, verdict: guard.Divert, timeout: time.Second},
 		"hold is over":                    {policy: ipsec.Hold, until: -time.Second},
@@ -43,7 +44,7 @@ func TestWant(t *testing.T) {
 		"Pairs that have ended":           {armed: true, ends: -time.Second},
 		"Pairs that ended before a Block": {policy: ipsec.Block, until: time.Second, armed: true, ends: -time.Second, verdict: guard.Block, timeout: time.Second},
 	} {
-		f := &Flow{policy: tt.policy}
+		f := &Flow{policy: tt.policy, asked: tt.until != 0}
 		if tt.until != 0 {
 			f.until = now.Add(tt.until)
 		}
@@ -84,7 +85,7 @@ func TestAdopt(t *testing.T) {
 	if gone != 0 {
 		t.Error("a flow with a policy was forgotten")
 	}
-	f.until, f.verdict = time.Time{}, guard.Pass
+	f.asked, f.until, f.verdict = false, time.Time{}, guard.Pass
 	p.Forget(f)
 	if gone != 1 || p.Len() != 1 {
 		t.Errorf("%d flows gone, %d left, want 1 and 1", gone, p.Len())

@@ -11,6 +11,8 @@ const (
 	HoldPerPeer = 64      // packets
 	HoldPackets = 4096    // packets, of all peers
 	HoldBytes   = 8 << 20 // octets, of all peers, where the data plane keeps them
+	// HoldAddresses are the addresses that may wait at once of which nothing is known but the rule of a prefix.
+	HoldAddresses = 1024
 
 	acquireInterval = time.Second
 )
@@ -41,22 +43,43 @@ type Held[P any] struct {
 	since  time.Time
 }
 
+// Fate is what becomes of packets that come to the data plane and find no SA.
+type Fate uint8
+
+const (
+	// Drop drops them.
+	Drop Fate = iota
+	// Wait lets them wait for a Pair, or for another fate.
+	Wait
+	// Release lets them leave in clear.
+	Release
+)
+
 // Queue are the packets of one flow that wait, in their order. Its owner locks it.
 type Queue[P any] struct {
 	Budget *Budget
 
 	list     []Held[P]
-	until    time.Time // packets may wait until then
+	fate     Fate
+	until    time.Time // packets may wait until then; zero: as long as the fate stays
 	acquired time.Time // the last Acquire
 }
 
 // Len is how many wait.
 func (q *Queue[P]) Len() int { return len(q.list) }
 
+// Fate is that of a packet that comes now. A queue begins with Drop.
+func (q *Queue[P]) Fate() Fate { return q.fate }
+
+// shut reports whether packets may not wait.
+func (q *Queue[P]) shut(now time.Time) bool {
+	return q.fate != Wait || !q.until.IsZero() && !now.Before(q.until)
+}
+
 // Put makes a packet wait, which takes size octets of the Budget: the caller sets its Packet. A nil one means that the packet must be
 // dropped. acquire says that the event is due.
 func (q *Queue[P]) Put(size int, now time.Time) (h *Held[P], acquire bool) {
-	if !now.Before(q.until) {
+	if q.shut(now) {
 		return nil, false
 	}
 	acquire = q.Due(now)
@@ -87,7 +110,7 @@ func (q *Queue[P]) Take(now time.Time) (ready, late []Held[P]) {
 // Expire takes out what waited too long.
 func (q *Queue[P]) Expire(now time.Time) (late []Held[P]) {
 	n := q.overdue(now)
-	if !now.Before(q.until) {
+	if q.shut(now) {
 		n = len(q.list)
 	}
 	late = q.list[:n]
@@ -95,14 +118,15 @@ func (q *Queue[P]) Expire(now time.Time) (late []Held[P]) {
 	return late
 }
 
-// Until says how long packets may wait. With a zero time none may, and those that do are taken out.
-func (q *Queue[P]) Until(t time.Time) (late []Held[P]) {
-	q.until = t
-	if t.IsZero() {
-		late = q.list
+// Settle says what becomes of packets from now on: with Wait they may wait until the given time, or if that is zero until it is called again.
+// Otherwise those that wait are taken out.
+func (q *Queue[P]) Settle(f Fate, until time.Time) (out []Held[P]) {
+	q.fate, q.until = f, until
+	if f != Wait {
+		out = q.list
 		q.remove(len(q.list))
 	}
-	return late
+	return out
 }
 
 func (q *Queue[P]) overdue(now time.Time) (n int) {

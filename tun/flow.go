@@ -33,11 +33,18 @@ func (f *flow) Used() bool { return f.pairs > 0 }
 // Armed reports whether an armed Pair does: for as long as we live.
 func (f *flow) Armed() (bool, time.Time) { return len(f.armed) > 0, time.Time{} }
 
-// Wait says until when packets may wait.
-func (f *flow) Wait(until time.Time) {
+// Settle says what becomes of packets that find no SA.
+func (f *flow) Settle(fate plane.Fate, until time.Time) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.plane.counts.held.Add(uint64(len(f.queue.Until(until))))
+	out := f.queue.Settle(fate, until)
+	if fate != plane.Release {
+		f.plane.counts.held.Add(uint64(len(out)))
+		return
+	}
+	for _, h := range out {
+		f.plane.sendClear(h.Packet)
+	}
 }
 
 // pair is a Child SA as the data plane knows it.

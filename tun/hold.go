@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"tacit/ipsec"
+	"tacit/plane"
 )
 
 // waitList holds the flows that have packets waiting, so that maintenance need not look at the others.
@@ -34,12 +35,18 @@ func (w *waitList) take() []*flow {
 	return out
 }
 
-// hold makes a packet wait for a Pair and raises Acquire. If a Pair was armed meanwhile it returns the SA to use.
+// hold makes a packet wait for a Pair and raises Acquire. If a Pair was armed meanwhile it returns the SA to use. If the flow was let go it
+// sends the packet in clear: it came in here before.
 func (p *Plane) hold(f *flow, data []byte, now time.Time) *outbound {
 	f.mu.Lock()
 	if out := f.out.Load(); out != nil {
 		f.mu.Unlock()
 		return out
+	}
+	if f.queue.Fate() == plane.Release {
+		p.sendClear(data)
+		f.mu.Unlock()
+		return nil
 	}
 	h, acquire := f.queue.Put(len(data), now)
 	if h == nil {
@@ -47,8 +54,11 @@ func (p *Plane) hold(f *flow, data []byte, now time.Time) *outbound {
 	} else {
 		h.Packet = bytes.Clone(data)
 	}
-	first := h != nil && f.queue.Len() == 1
+	first, empty := h != nil && f.queue.Len() == 1, f.queue.Len() == 0
 	f.mu.Unlock()
+	if empty {
+		p.unknown.leave(f)
+	}
 	if first {
 		p.waiting.add(f)
 	}
@@ -87,6 +97,8 @@ func (p *Plane) expireHeld(now time.Time) {
 		f.mu.Unlock()
 		if still {
 			p.waiting.add(f)
+		} else {
+			p.unknown.leave(f)
 		}
 		if again {
 			p.run.Raise(ipsec.Event{Kind: ipsec.Acquire, Selector: f.Selector()})

@@ -37,9 +37,10 @@ func (p *Plane) turn(now, renewed time.Time) time.Time {
 	}
 	if now.Sub(renewed) >= p.policies.Interval() {
 		renewed = now
-		errs = append(errs, p.policies.Renew(now))
+		errs = append(errs, p.policies.Renew(now), p.policies.RenewRules())
 		p.refreshMTU()
 	}
+	errs = append(errs, p.policies.FollowGateways(now))
 	fresh, err := p.policies.WatchClear()
 	for _, f := range fresh {
 		p.run.Raise(ipsec.Event{Kind: ipsec.ClearSeen, Selector: f.Selector()})

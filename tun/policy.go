@@ -34,5 +34,9 @@ func (p *Plane) SetRules(rules []ipsec.Rule) error {
 	if p.closed {
 		return plane.ErrClosed
 	}
-	return p.policies.SetRules(rules)
+	if err := p.policies.SetRules(rules); err != nil {
+		return err
+	}
+	p.unknown.judge(&p.policies.Rules)
+	return nil
 }

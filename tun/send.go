@@ -17,7 +17,8 @@ import (
 1. guard marked the packet, the rule led it into the device: sendLoop reads a batch. What the kernel handed over as one
    large segment, the device's Read has split.
 2. sendPacket parses it and looks its flow up by (own address, peer's address).
-3. Nothing armed: the packet waits (hold.go), or is dropped, because no policy wants it any more.
+3. Nothing armed: the packet waits (hold.go), also one of an unknown address if a rule of prefixes says so (unknown.go); or it is
+   dropped, because no policy wants it any more.
 4. A SYN's segment size is lowered to what fits into ESP.
 5. seal appends the ESP packet to the batch: the payload in transport mode, the whole packet in tunnel mode.
 6. flush sends the batch. The kernel builds the outer headers, from the Pair's local address, and fragments what is too long.
@@ -62,8 +63,9 @@ func (p *Plane) sendPacket(batch *sendBatch, data []byte, now time.Time) {
 	}
 	f, ok := p.flows.get(addrKey{pkt.src, pkt.dst})
 	if !ok {
-		p.counts.stray.Add(1)
-		return
+		if f = p.meet(&pkt); f == nil {
+			return
+		}
 	}
 	out := f.out.Load()
 	if out == nil {

@@ -70,6 +70,8 @@ func (c Config) withDefaults() Config {
 // counters count what the packet path did not deliver, and why.
 type counters struct {
 	stray        atomic.Uint64 // diverted, but no Pair and no Hold
+	crowded      atomic.Uint64 // of unknown addresses, while as many wait as may
+	released     atomic.Uint64 // let go in clear
 	unfit        atomic.Uint64 // cannot travel in transport mode, or is no packet
 	held         atomic.Uint64 // held in vain
 	unknownSPI   atomic.Uint64
@@ -106,6 +108,9 @@ type Plane struct {
 	order    uint64 // of the SA installed last
 	closed   bool
 	waiting  waitList
+	unknown  unknown
+	clear    clearSender
+	routes   *plane.Routes
 }
 
 // sockets are ours for as long as the Plane lives; IPv6's are nil where the kernel has no IPv6.
@@ -138,21 +143,14 @@ func Open(cfg Config) (*Plane, error) {
 
 // newPlane makes a Plane with nothing open.
 func newPlane(cfg Config) *Plane {
-	p := &Plane{cfg: cfg, log: cfg.Log, now: cfg.Now, run: plane.NewRunner(cfg.Now), pairs: make(map[uint32]*pair), probe: mtuProbe{-1, -1}}
+	p := &Plane{cfg: cfg, log: cfg.Log, now: cfg.Now, run: plane.NewRunner(cfg.Now), pairs: make(map[uint32]*pair), probe: mtuProbe{-1, -1}, clear: clearSender{probe: mtuProbe{-1, -1}}}
 	p.flows.shard = shardOfKey
 	p.spis.shard = func(s ipsec.SPI) uint8 { return uint8(s) }
 	p.flusher = newSendBatch(&p.counts)
 	p.conns.Send, p.conns.Done = p.sendIKE, p.run.Done()
 	p.policies = plane.Policies[*flow]{Linger: cfg.Linger, Now: cfg.Now, Made: p.newFlow,
-		Gone: func(f *flow) { p.flows.remove(keyOf(f.Key.Own, f.Key.Peer)) }}
+		Gone: p.forget}
 	return p
-}
-
-// newFlow makes a flow, which the path sees from now on.
-func (p *Plane) newFlow(k guard.Key) *flow {
-	f := &flow{Flow: plane.Flow{Key: k}, plane: p, queue: plane.Queue[[]byte]{Budget: &p.budget}}
-	p.flows.put(keyOf(k.Own, k.Peer), f)
-	return f
 }
 
 // open makes one thing after another; undo takes what was made. The rule that leads packets into the device comes last.
@@ -164,6 +162,13 @@ func (p *Plane) open() (err error) {
 		return err
 	}
 	if p.probe, err = openProbe(); err != nil {
+		return err
+	}
+	if p.routes, err = plane.OpenRoutes(); err != nil {
+		return hint("open netlink", err)
+	}
+	p.policies.Gateways = p.routes.Gateways
+	if err := p.clear.open(); err != nil {
 		return err
 	}
 	for i, v6 := range []bool{false, true} {
@@ -216,7 +221,7 @@ func (p *Plane) undo(keep bool) error {
 	if g := p.policies.Guard; g != nil {
 		p.mu.Lock()
 		if keep {
-			errs = append(errs, p.policies.Renew(p.now()))
+			errs = append(errs, p.policies.Renew(p.now()), p.policies.RenewRules())
 		}
 		errs = append(errs, g.Close(keep))
 		p.mu.Unlock()
@@ -229,6 +234,8 @@ func (p *Plane) undo(keep bool) error {
 	}
 	p.socks.each(func(s *socket) { errs = append(errs, s.file.Close()) })
 	p.probe.close()
+	p.clear.close()
+	p.routes.Close()
 	return errors.Join(errs...)
 }
 

@@ -25,8 +25,8 @@ type flow struct {
 // waiting is a packet in the kernel's queue.
 type waiting struct{ id, mark uint32 }
 
-// Used reports whether a Pair carries the flow.
-func (f *flow) Used() bool { return len(f.all) > 0 }
+// Used reports whether a Pair carries the flow, or packets wait for one.
+func (f *flow) Used() bool { return len(f.all) > 0 || f.queue.Len() > 0 }
 
 // Armed reports whether an armed Pair does: one that a dead process left until that would have ended.
 func (f *flow) Armed() (bool, time.Time) {
@@ -36,8 +36,18 @@ func (f *flow) Armed() (bool, time.Time) {
 	return len(f.armed) > 0, time.Time{}
 }
 
-// Wait says until when packets may wait.
-func (f *flow) Wait(until time.Time) { f.plane.dropHeld(f, f.queue.Until(until)) }
+// Settle says what becomes of packets that find no SA.
+func (f *flow) Settle(fate plane.Fate, until time.Time) {
+	out := f.queue.Settle(fate, until)
+	if fate != plane.Release {
+		f.plane.dropHeld(f, out)
+		return
+	}
+	for _, h := range out {
+		f.plane.letPass(h.Packet)
+	}
+	delete(f.plane.waiting, f)
+}
 
 // pair is a Child SA as the data plane knows it.
 type pair struct {

@@ -44,14 +44,23 @@ func (p *Plane) judge(q Queued) {
 		p.firstPackets(q)
 		return
 	}
-	f, ok := p.policies.Find(guard.Key{Own: q.Src, Peer: q.Dst})
+	key, w := guard.Key{Own: q.Src, Peer: q.Dst}, waiting{q.ID, q.Mark}
+	f, ok := p.policies.Find(key)
+	if !ok && len(p.waiting) < plane.HoldAddresses && p.policies.Rules.Waits(q.Dst) {
+		f, ok = p.policies.Flow(key), true // of an address that only a rule of prefixes concerns
+	}
 	switch {
 	case ok && f.out != nil: // the policy came after the packet had been routed
-		p.letGo(waiting{q.ID, q.Mark})
-	case ok && p.hold(f, waiting{q.ID, q.Mark}):
+		p.letGo(w)
+	case ok && f.queue.Fate() == plane.Release: // it was let go after that
+		p.letPass(w)
+	case ok && p.hold(f, w):
 	default:
 		p.counts.stray++
 		p.verdict(q.ID, verdictDrop, 0)
+		if ok {
+			p.policies.Forget(f)
+		}
 	}
 }
 
@@ -76,6 +85,11 @@ func (p *Plane) acquire(f *flow) {
 // letGo lets a packet leave through the policy: with a changed mark the kernel routes it anew.
 func (p *Plane) letGo(w waiting) {
 	p.verdict(w.id, verdictAccept, w.mark&^guard.MarkMask|guard.MarkDivert)
+}
+
+// letPass lets a packet leave in clear: as one of ours, which no policy takes.
+func (p *Plane) letPass(w waiting) {
+	p.verdict(w.id, verdictAccept, w.mark&^guard.MarkMask|guard.MarkOwn)
 }
 
 func (p *Plane) verdict(id, verdict, mark uint32) {
@@ -110,6 +124,7 @@ func (p *Plane) dropHeld(f *flow, late []plane.Held[waiting]) {
 func (p *Plane) expireHeld(now time.Time) {
 	for f := range p.waiting {
 		p.dropHeld(f, f.queue.Expire(now))
+		p.policies.Forget(f)
 		if f.queue.Len() > 0 && f.queue.Due(now) {
 			p.acquire(f)
 		}

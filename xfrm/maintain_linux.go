@@ -20,7 +20,7 @@ func (p *Plane) maintenance() {
 		errs := p.turn(now)
 		if now.Sub(elements) >= p.policies.Interval() {
 			elements = now
-			errs = append(errs, p.policies.Renew(now))
+			errs = append(errs, p.policies.Renew(now), p.policies.RenewRules())
 		}
 		if now.Sub(policies) >= p.policyInterval() {
 			policies = now
@@ -39,7 +39,7 @@ func (p *Plane) turn(now time.Time) (errs []error) {
 	for _, f := range fresh {
 		p.run.Raise(ipsec.Event{Kind: ipsec.ClearSeen, Selector: f.Selector()})
 	}
-	errs = append(errs, err)
+	errs = append(errs, err, p.policies.FollowGateways(now))
 	errs = append(errs, p.endLeft()...)
 	for f := range p.policies.All() {
 		errs = append(errs, p.route(f, current(f.armed))) // if it could not be set before

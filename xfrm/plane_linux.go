@@ -79,6 +79,7 @@ type Plane struct {
 	unended  []func() error // what could not be ended
 	left     []ipsec.Pair
 	counts   counters
+	routes   *plane.Routes
 	owner    bool // of what is ours in the kernel: Open got so far
 	closed   bool
 }
@@ -126,6 +127,10 @@ func (p *Plane) open() (err error) {
 	if p.news, err = openNews(); err != nil {
 		return err
 	}
+	if p.routes, err = plane.OpenRoutes(); err != nil {
+		return hint("open netlink", err)
+	}
+	p.policies.Gateways = p.routes.Gateways
 	var left []guard.Element
 	if p.policies.Guard, left, err = guard.Open(guard.Config{Queue: p.cfg.Queue, Fault: p.cfg.fault}); err != nil {
 		if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EOPNOTSUPP) {
@@ -191,7 +196,7 @@ func (p *Plane) undo(keep bool) error {
 	p.mu.Lock()
 	if g := p.policies.Guard; g != nil {
 		if keep {
-			errs = append(errs, p.policies.Renew(p.now()), p.renewPolicies())
+			errs = append(errs, p.policies.Renew(p.now()), p.policies.RenewRules(), p.renewPolicies())
 		}
 		errs = append(errs, g.Close(keep))
 	}
@@ -210,5 +215,6 @@ func (p *Plane) undo(keep bool) error {
 	for _, s := range p.socks {
 		errs = append(errs, s.close())
 	}
+	p.routes.Close()
 	return errors.Join(errs...)
 }

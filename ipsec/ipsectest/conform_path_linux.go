@@ -142,23 +142,31 @@ func testForward(w *world) {
 	w.must(err)
 	w.must(w.alice.AddAddr(netip.MustParsePrefix("198.51.100.1/24")))
 	w.must(w.alice.Sysctl("net.ipv4.ip_forward", "1"))
-	route := func(h *lab.Host, to, via string) {
-		_, dst, err := net.ParseCIDR(to)
-		w.must(err)
-		w.must(h.Netlink().RouteAdd(&netlink.Route{Dst: dst, Gw: net.ParseIP(via)}))
-	}
-	route(guest, "192.0.2.0/24", "198.51.100.1")
-	route(w.bob, "198.51.100.0/24", "192.0.2.1")
+	w.route(guest, "192.0.2.0/24", "198.51.100.1")
+	w.route(w.bob, "198.51.100.0/24", "192.0.2.1")
 	da, db := w.open(w.alice), w.open(w.bob)
 	w.answered(v4, guest, w.bob, 8)
 	for _, a := range []ipsec.Action{ipsec.Hold, ipsec.Block} {
 		w.must(da.SetPolicy(ipsec.Host(w.alice.Addr4(), w.bob.Addr4()), a, time.Now().Add(time.Minute)))
 		w.answered(v4, guest, w.bob, 8)
 	}
+	w.must(da.ClearPolicy(ipsec.Host(w.alice.Addr4(), w.bob.Addr4())))
+	for _, a := range []ipsec.Action{ipsec.Hold, ipsec.Block, ipsec.Trap} {
+		w.must(da.SetRules(everywhere(a)))
+		w.answered(v4, guest, w.bob, 8)
+	}
 	alice, bob := w.pairs(1, shape{v4, ipsec.Transport, true})
 	w.up(da, db, alice, bob)
 	w.answered(v4, w.alice, w.bob, 8)
 	w.answered(v4, guest, w.bob, 8)
+}
+
+// route adds a route to a host.
+func (w *world) route(h *lab.Host, to, via string) {
+	w.Helper()
+	_, dst, err := net.ParseCIDR(to)
+	w.must(err)
+	w.must(h.Netlink().RouteAdd(&netlink.Route{Dst: dst, Gw: net.ParseIP(via)}))
 }
 
 // testForeignMarks: a firewall of somebody else that overwrites every mark, and so routes what was diverted anew, makes

@@ -1,0 +1,250 @@
+package guard
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"time"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/expr"
+	"golang.org/x/sys/unix"
+)
+
+/* Rules of prefixes say what becomes of clear packets between any own unicast address and addresses that no element names. They stand in
+sets of intervals, which are asked while an element of the set live has time left: so all of them end at once, by themselves.
+
+	out    live? -> peer in rule_block -> exempt? else refused at once
+	               peer in rule_hold or rule_trap -> exempt? else as with divert
+	leak   live? -> peer in rule_hold or rule_block, from one of our own addresses, about to leave in clear -> exempt? else dropped
+	input  live? -> peer in rule_hold or rule_block -> exempt? else dropped. The hook sees what is for this host, after another's rules have
+	               translated it back: what answers a masqueraded guest is forwarded, and no matter of ours
+
+Exempt is what others are (own . peer in clear among it), and ICMP errors, which come from any router on the way. */
+
+// Range is the addresses of one family from First to Last, both included.
+type Range struct{ First, Last netip.Addr }
+
+// Port is a port of TCP or UDP.
+type Port struct {
+	Proto  uint8
+	Number uint16
+}
+
+// Ports are ports that stay in clear for the peers of a range.
+type Ports struct {
+	Range Range
+	Ports []Port
+}
+
+// Rules are the ranges of each treatment. Those of Hold, Trap and Block do not overlap, nor do those of Ports, nor do those of DNS. None
+// ends with the last address of its family.
+type Rules struct {
+	Hold  []Range // ours go to the data plane, theirs are dropped
+	Trap  []Range // ours go to the data plane, theirs pass
+	Block []Range // ours are refused, theirs are dropped
+	DNS   []Range // ports 53 and 853 are not exempt
+	Ports []Ports
+}
+
+// ErrNoRules is returned where the kernel cannot do what rules need: nftables' fib, or sets of intervals of concatenations.
+var ErrNoRules = errors.New("this kernel's nftables has no rules for prefixes (nft_fib_inet; Linux 5.6)")
+
+// ruleSets are the sets of a family.
+type ruleSets struct{ hold, trap, block, dns, ports *nftables.Set }
+
+func (r *ruleSets) all() []*nftables.Set {
+	return []*nftables.Set{r.hold, r.trap, r.block, r.dns, r.ports}
+}
+
+// ruleElements are the elements of rule sets, by the names of the sets.
+type ruleElements map[string][]nftables.SetElement
+
+// newRuleSets makes the sets of both families, and the one that says for how long they are asked.
+func newRuleSets(table *nftables.Table) (rules [2]ruleSets, live *nftables.Set) {
+	for i, addr := range []nftables.SetDatatype{nftables.TypeIPAddr, nftables.TypeIP6Addr} {
+		set := func(name string) *nftables.Set {
+			return &nftables.Set{Table: table, Name: name + [...]string{"4", "6"}[i], KeyType: addr, Interval: true}
+		}
+		r := &rules[i]
+		r.hold, r.trap, r.block, r.dns, r.ports = set("rule_hold"), set("rule_trap"), set("rule_block"), set("rule_dns"), set("rule_ports")
+		r.ports.KeyType, r.ports.Concatenation = nftables.MustConcatSetType(addr, nftables.TypeInetProto, nftables.TypeInetService), true
+	}
+	return rules, &nftables.Set{Table: table, Name: "live", KeyType: nftables.TypeNFProto, HasTimeout: true}
+}
+
+// elements lays the ranges out for the sets.
+func (r Rules) elements(sets [2]ruleSets) ruleElements {
+	out := make(ruleElements)
+	put := func(in func(*ruleSets) *nftables.Set, ranges []Range) {
+		for _, a := range ranges {
+			name := in(&sets[family(a.First)]).Name
+			out[name] = append(out[name], nftables.SetElement{Key: a.First.AsSlice()},
+				nftables.SetElement{Key: a.Last.Next().AsSlice(), IntervalEnd: true})
+		}
+	}
+	put(func(s *ruleSets) *nftables.Set { return s.hold }, r.Hold)
+	put(func(s *ruleSets) *nftables.Set { return s.trap }, r.Trap)
+	put(func(s *ruleSets) *nftables.Set { return s.block }, r.Block)
+	put(func(s *ruleSets) *nftables.Set { return s.dns }, r.DNS)
+	for _, a := range r.Ports {
+		name := sets[family(a.Range.First)].ports.Name
+		for _, p := range a.Ports {
+			tail := portElements([]port{{p.Proto, p.Number}})[0].Key
+			out[name] = append(out[name], nftables.SetElement{
+				Key: append(a.Range.First.AsSlice(), tail...), KeyEnd: append(a.Range.Last.AsSlice(), tail...)})
+		}
+	}
+	return out
+}
+
+// putRules replaces the elements of all rule sets, in the transaction that is being made.
+func (g *Guard) putRules(elements ruleElements, timeout time.Duration) error {
+	for i := range g.sets.rules {
+		for _, set := range g.sets.rules[i].all() {
+			g.conn.FlushSet(set)
+			for list := elements[set.Name]; len(list) > 0; {
+				n := min(len(list), chunk)
+				if err := g.conn.SetAddElements(set, list[:n]); err != nil {
+					return err
+				}
+				list = list[n:]
+			}
+		}
+	}
+	g.conn.FlushSet(g.sets.live)
+	if len(elements) == 0 {
+		return nil
+	}
+	return g.conn.SetAddElements(g.sets.live, []nftables.SetElement{
+		{Key: []byte{unix.NFPROTO_IPV4}, Timeout: timeout}, {Key: []byte{unix.NFPROTO_IPV6}, Timeout: timeout}})
+}
+
+// SetRules replaces all rules, in one step. They are asked for as long as timeout says, unless that is renewed.
+func (g *Guard) SetRules(r Rules, timeout time.Duration) error {
+	if g.sets.live == nil {
+		if len(r.elements(g.sets.rules)) == 0 {
+			return nil
+		}
+		return fmt.Errorf("guard: %w: %w", ErrNoRules, g.noRules)
+	}
+	elements := r.elements(g.sets.rules)
+	return g.once("set rules", func() error { return g.putRules(elements, timeout) })
+}
+
+// RenewRules gives the rules their time anew.
+func (g *Guard) RenewRules(timeout time.Duration) error {
+	if g.sets.live == nil {
+		return nil
+	}
+	return g.once("renew rules", func() error {
+		g.conn.FlushSet(g.sets.live)
+		return g.conn.SetAddElements(g.sets.live, []nftables.SetElement{
+			{Key: []byte{unix.NFPROTO_IPV4}, Timeout: timeout}, {Key: []byte{unix.NFPROTO_IPV6}, Timeout: timeout}})
+	})
+}
+
+// once makes a transaction, and a second time with a new socket if it fails.
+func (g *Guard) once(op string, fill func() error) error {
+	if err := g.fault(op); err != nil {
+		return err
+	}
+	try := func() error {
+		if err := fill(); err != nil {
+			return err
+		}
+		return g.conn.Flush()
+	}
+	err := try()
+	if err == nil {
+		return nil
+	}
+	if e := g.resync(); e != nil {
+		return hint(op, errors.Join(err, e))
+	}
+	if err = try(); err != nil {
+		return hint(op, errors.Join(err, g.resync()))
+	}
+	return nil
+}
+
+// RulesLeft reports whether rules stand that a dead process set.
+func (g *Guard) RulesLeft() bool { return g.left }
+
+// existingRules reads the rules of a table that a dead process left, and how long they are asked yet. A table of an older version has none.
+func (g *Guard) existingRules(table *nftables.Table) (ruleElements, time.Duration) {
+	rules, live := newRuleSets(table)
+	alive, err := g.conn.GetSetElements(live)
+	if err != nil || len(alive) == 0 || alive[0].Expires <= 0 {
+		return nil, 0
+	}
+	out := make(ruleElements)
+	for i := range rules {
+		for _, set := range rules[i].all() {
+			if out[set.Name], err = g.conn.GetSetElements(set); err != nil {
+				return nil, 0
+			}
+		}
+	}
+	return out, alive[0].Expires
+}
+
+// icmpErrors are the types of ICMP and ICMPv6 that report what became of another packet (RFC 792; RFC 4443, 2.1).
+var icmpErrors = [2][][2]byte{{{3, 3}, {11, 12}}, {{1, 4}}}
+
+// ruleChains are the chains behind the rules of prefixes; those that they go to are made already.
+func ruleChains(s sets) []chain {
+	accept := []expr.Any{verdict(expr.VerdictAccept)}
+	exempt, shut := chain{name: "rule_exempt"}, chain{name: "rule_shut"}
+	out, leak, in := chain{name: "out_rules"}, chain{name: "leak_rules"}, chain{name: "in_rules"}
+	for i, r := range s.rules {
+		exempt.add(concat(loadKey(i, false), lookup(s.clear[i]), accept))
+		for _, set := range []*nftables.Set{s.clear[i], s.divert[i], s.block[i]} { // of the latter two the hook before has judged
+			shut.add(concat(loadKey(i, true), lookup(set), accept))
+		}
+		errs := icmpTypes(i, icmpErrors[i])
+		exempt.add(errs...)
+		shut.add(errs...)
+		out.add(
+			concat(loadPeer(i, false), lookup(r.block), []expr.Any{jumpTo("rule_refuse")}),
+			concat(loadPeer(i, false), lookup(r.hold), []expr.Any{jumpTo("rule_divert")}),
+			concat(loadPeer(i, false), lookup(r.trap), []expr.Any{jumpTo("rule_divert")}))
+		for _, set := range []*nftables.Set{r.hold, r.block} {
+			leak.add(concat(loadPeer(i, false), lookup(set), []expr.Any{jumpTo("rule_leak")}))
+			in.add(concat(loadPeer(i, true), lookup(set), []expr.Any{jumpTo("rule_shut")}))
+		}
+	}
+	exempt.add(concat(addressType(false, expr.CmpOpNeq, unix.RTN_UNICAST), accept))
+	shut.add(concat(addressType(false, expr.CmpOpNeq, unix.RTN_LOCAL), accept),
+		[]expr.Any{jump("in_exempt")}, []expr.Any{&expr.Counter{}, verdict(expr.VerdictDrop)})
+	return []chain{exempt, shut,
+		{name: "rule_divert", rules: [][]expr.Any{{jump("rule_exempt")}, {jumpTo("out_divert")}}},
+		{name: "rule_refuse", rules: [][]expr.Any{{jump("rule_exempt")}, {jumpTo("out_block")}}},
+		{name: "rule_leak", rules: [][]expr.Any{{jump("rule_exempt")}, concat(addressType(true, expr.CmpOpNeq, unix.RTN_LOCAL), accept), {jumpTo("out_leak")}}},
+		out, leak, in}
+}
+
+// whileLive goes to a chain while there are rules.
+func whileLive(s sets, chain string) []expr.Any {
+	return concat([]expr.Any{&expr.Meta{Key: expr.MetaKeyNFPROTO, Register: regFirst}}, lookup(s.live), []expr.Any{jumpTo(chain)})
+}
+
+// addressType compares what the routing table says of the destination's address, or the source's.
+func addressType(source bool, op expr.CmpOp, kind uint32) []expr.Any {
+	return []expr.Any{&expr.Fib{Register: regFirst, ResultADDRTYPE: true, FlagSADDR: source, FlagDADDR: !source},
+		&expr.Cmp{Op: op, Register: regFirst, Data: native(kind)}}
+}
+
+// loadPeer loads the peer's address.
+func loadPeer(fam int, inbound bool) []expr.Any {
+	proto, _, peer, size := addresses(fam, inbound)
+	return append(nfproto(proto), &expr.Payload{DestRegister: regFirst, Base: expr.PayloadBaseNetworkHeader, Offset: peer, Len: size})
+}
+
+// loadPeerPort loads peer . protocol . port; offset 0 is the source port, 2 the destination's.
+func loadPeerPort(fam int, inbound bool, offset uint32) []expr.Any {
+	_, _, _, size := addresses(fam, inbound)
+	next := reg32First + size/4
+	return append(loadPeer(fam, inbound), &expr.Meta{Key: expr.MetaKeyL4PROTO, Register: next},
+		&expr.Payload{DestRegister: next + 1, Base: expr.PayloadBaseTransportHeader, Offset: offset, Len: 2})
+}
