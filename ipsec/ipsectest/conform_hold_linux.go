@@ -191,37 +191,44 @@ func testPairToHold(w *world) {
 }
 
 // testKill: after the process died nothing passes in clear before linger is over; then everything passes, with no help from
-// the dead process; Cleanup leaves nothing behind.
+// the dead process; Cleanup leaves nothing behind. So it is with a policy on two addresses, and with a rule of a prefix.
 func testKill(w *world) {
 	w.echo(w.bob)
 	for _, f := range families {
-		before := w.state(w.alice)
-		own, peer := f.of(w.alice).String(), f.of(w.bob).String()
-		cmd := w.alice.Command(context.Background(), "/proc/self/exe", childFlag, own, peer)
-		out, err := cmd.StdoutPipe()
-		w.must(err)
-		cmd.Stderr = os.Stderr
-		w.must(cmd.Start())
-		if _, err := io.ReadFull(out, make([]byte, len("ready\n"))); err != nil {
-			w.Fatalf("child: %v", err)
-		}
-		w.unanswered(f, w.alice, w.bob)
-		w.must(cmd.Signal(syscall.SIGKILL))
-		_ = cmd.Wait()
-		died := time.Now()
-		w.reset()
-		c := w.dialUDP(f, w.alice, w.bob)
-		for time.Since(died) < childLinger-300*time.Millisecond {
-			_, _ = c.Write([]byte("clear?")) // refused, or nowhere to go
-			time.Sleep(10 * time.Millisecond)
-		}
-		w.noClear(f)
-		time.Sleep(childLinger/2 + 500*time.Millisecond)
-		w.answered(f, w.alice, w.bob, 8)
-		w.must(w.alice.Do(w.subject.Cleanup))
-		if after := w.state(w.alice); after != before {
-			w.Errorf("%v: after cleanup: got\n%s\nwant\n%s", f, after, before)
-		}
+		w.kill(f, f.of(w.alice).String(), f.of(w.bob).String())
+	}
+	w.kill(v4, "", v4.network().String())
+	w.kill(v6, "", "::/0")
+}
+
+// kill starts a process that holds the peer, or a prefix, and kills it.
+func (w *world) kill(f family, own, peer string) {
+	w.Helper()
+	before := w.state(w.alice)
+	cmd := w.alice.Command(context.Background(), "/proc/self/exe", childFlag, own, peer)
+	out, err := cmd.StdoutPipe()
+	w.must(err)
+	cmd.Stderr = os.Stderr
+	w.must(cmd.Start())
+	if _, err := io.ReadFull(out, make([]byte, len("ready\n"))); err != nil {
+		w.Fatalf("child: %v", err)
+	}
+	w.unanswered(f, w.alice, w.bob)
+	w.must(cmd.Signal(syscall.SIGKILL))
+	_ = cmd.Wait()
+	died := time.Now()
+	w.reset()
+	c := w.dialUDP(f, w.alice, w.bob)
+	for time.Since(died) < childLinger-300*time.Millisecond {
+		_, _ = c.Write([]byte("clear?")) // refused, or nowhere to go
+		time.Sleep(10 * time.Millisecond)
+	}
+	w.noClear(f)
+	time.Sleep(childLinger/2 + 500*time.Millisecond)
+	w.answered(f, w.alice, w.bob, 8)
+	w.must(w.alice.Do(w.subject.Cleanup))
+	if after := w.state(w.alice); after != before {
+		w.Errorf("%v: after cleanup: got\n%s\nwant\n%s", f, after, before)
 	}
 }
 
@@ -232,10 +239,13 @@ func testRenew(w *world) {
 	alice, bob := w.pairs(1, shape{v4, ipsec.Transport, true})
 	w.up(da, db, alice, bob)
 	w.must(da.SetPolicy(ipsec.Host(w.alice.Addr6(), w.bob.Addr6()), ipsec.Hold, time.Now().Add(time.Minute)))
+	w.must(da.SetRules([]ipsec.Rule{{Remote: netip.PrefixFrom(w.malory.Addr4(), 32), Action: ipsec.Hold}}))
+	w.echo(w.malory)
 	for end := time.Now().Add(childLinger); time.Now().Before(end); {
 		w.answered(v4, w.alice, w.bob, 8)
 		w.unanswered(v6, w.alice, w.bob)
 	}
+	w.unanswered(v4, w.alice, w.malory)
 	w.noClear(v4)
 	w.noClear(v6)
 }
@@ -285,4 +295,29 @@ func testRestart(w *world) {
 	if c := w.tap.From(f.of(w.alice), f.of(w.bob)); c.Clear() != 0 {
 		w.Errorf("alice sent in clear: %v", c)
 	}
+}
+
+// testRulesOfTheDead: the rules of a process that ended are taken over: nothing passes in clear, what comes waits and raises Acquire, until
+// the next process sets its own.
+func testRulesOfTheDead(w *world) {
+	w.echo(w.bob)
+	open := func() (d ipsec.Dataplane) {
+		w.must(w.alice.Do(func() (err error) { d, err = w.subject.Open(Options{Linger: time.Minute}); return err }))
+		return d
+	}
+	first := open()
+	w.must(first.SetRules(everywhere(ipsec.Hold)))
+	w.must(first.SetPolicy(ipsec.Host(w.alice.Addr6(), w.bob.Addr6()), ipsec.Bypass, time.Now().Add(time.Minute)))
+	w.reset()
+	w.must(first.Close(true))
+	_ = ask(w.dialUDP(v4, w.alice, w.bob), 8, 100*time.Millisecond)
+	second := open()
+	defer func() { w.must(second.Close(false)) }()
+	w.answered(v6, w.alice, w.bob, 8) // let go yet
+	got := make(chan error, 1)
+	go func() { got <- ask(w.dialUDP(v4, w.alice, w.bob), 8, wait) }()
+	w.acquired(second, ipsec.Host(w.alice.Addr4(), w.bob.Addr4()))
+	w.noClear(v4)
+	w.must(second.SetRules(nil))
+	w.must(<-got)
 }

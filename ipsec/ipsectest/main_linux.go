@@ -11,7 +11,7 @@ import (
 	"tacit/lab"
 )
 
-// childFlag makes the test binary a process that holds two addresses until it is killed.
+// childFlag makes the test binary a process that holds two addresses, or a prefix, until it is killed.
 const childFlag = "-tacit-plane-child"
 
 // Main is the TestMain of a package with a Dataplane: it knows the processes that its tests start.
@@ -32,8 +32,12 @@ func child(open func(Options) (ipsec.Dataplane, error), own, peer string) error 
 	if err != nil {
 		return err
 	}
-	s := ipsec.Host(netip.MustParseAddr(own), netip.MustParseAddr(peer))
-	if err := p.SetPolicy(s, ipsec.Hold, time.Now().Add(time.Hour)); err != nil {
+	if own == "" {
+		err = p.SetRules([]ipsec.Rule{{Remote: netip.MustParsePrefix(peer), Action: ipsec.Hold}})
+	} else {
+		err = p.SetPolicy(ipsec.Host(netip.MustParseAddr(own), netip.MustParseAddr(peer)), ipsec.Hold, time.Now().Add(time.Hour))
+	}
+	if err != nil {
 		return err
 	}
 	fmt.Println("ready")
