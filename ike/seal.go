@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
 
 	"golang.org/x/crypto/chacha20poly1305"
 
@@ -94,7 +95,7 @@ func (s *sealer) enclose(h wire.Header, plain []byte, wrap func(body []byte) wir
 	if err != nil {
 		return nil, err
 	}
-	body := make([]byte, s.size(len(plain)))
+	body := slices.Grow(plain, s.size(0))[:s.size(len(plain))] // of the size that it will have, and else of no meaning yet
 	m := wire.Message{Header: h, Payloads: []wire.Payload{wrap(body)}}
 	b, err := m.Marshal()
 	if err != nil {
@@ -105,6 +106,7 @@ func (s *sealer) enclose(h wire.Header, plain []byte, wrap func(body []byte) wir
 	s.fillIV(b[at:text], block)
 	n := copy(b[text:], plain)
 	in := b[text : text+n+s.padding(n)+1]
+	clear(in[n:])
 	in[len(in)-1] = byte(len(in) - n - 1)
 	aead.Seal(in[:0], s.nonce(b[at:text:text]), in, b[:at])
 	return b, nil
@@ -126,7 +128,7 @@ func (s *sealer) open(data []byte) ([]wire.Payload, error) {
 
 // disclose decrypts a message whose only payload is an Encrypted one or a fragment of one. Its errors are open's.
 func (s *sealer) disclose(data []byte) (wire.Payload, []byte, error) {
-	m, err := wire.Parse(data)
+	m, err := wire.ParseInPlace(data)
 	if err != nil || len(m.Payloads) != 1 {
 		return nil, nil, errSealed
 	}

@@ -91,6 +91,21 @@ func FuzzParse(f *testing.F) {
 	})
 }
 
+func FuzzParseInPlace(f *testing.F) {
+	seeds(f, func(b []byte, _ PayloadType, _ []byte) { f.Add(b) })
+	f.Fuzz(func(t *testing.T, b []byte) {
+		before := bytes.Clone(b)
+		m, err := ParseInPlace(b)
+		want, wantErr := Parse(before)
+		if !reflect.DeepEqual(m, want) || !reflect.DeepEqual(err, wantErr) {
+			t.Errorf("parses as %+v, %v, and a copy as %+v, %v", m, err, want, wantErr)
+		}
+		if !bytes.Equal(b, before) {
+			t.Error("it was changed")
+		}
+	})
+}
+
 func FuzzParsePayloads(f *testing.F) {
 	seeds(f, func(_ []byte, first PayloadType, chain []byte) { f.Add(uint8(first), chain) })
 	f.Fuzz(func(t *testing.T, first uint8, b []byte) {

@@ -41,28 +41,30 @@ func (r *reader) counted(field string) (first, second uint8, body reader) {
 	return first, second, r.sub(field, n-genericLen)
 }
 
-// What a buffer begins with: most bodies and messages fit, and need not be copied to a larger one.
-const (
-	usualBody  = 64
-	usualChain = 512
-)
+// usualMessage is what the buffer of a message begins with: most need no larger one.
+const usualMessage = 512
 
-// addCounted is counted's other direction: it writes the two octets, the length, and what f writes.
+// addCounted is counted's other direction: it writes the two octets, the length, and what f writes. The length is filled in behind it, so that
+// all of a message is written in one buffer.
 func addCounted(b *cryptobyte.Builder, first, second uint8, f func(*cryptobyte.Builder)) {
-	body := cryptobyte.NewBuilder(make([]byte, 0, usualBody))
-	f(body)
-	octets, err := body.Bytes()
-	if err == nil && len(octets)+genericLen > 0xffff {
-		err = fmt.Errorf("wire: a body of %d octets does not fit a payload", len(octets))
-	}
+	before, err := b.Bytes()
 	if err != nil {
-		b.SetError(err)
 		return
 	}
 	b.AddUint8(first)
 	b.AddUint8(second)
-	b.AddUint16(uint16(len(octets) + genericLen))
-	b.AddBytes(octets)
+	b.AddUint16(0)
+	f(b)
+	all, err := b.Bytes()
+	if err != nil {
+		return
+	}
+	counted := all[len(before):]
+	if len(counted) > 0xffff {
+		b.SetError(fmt.Errorf("wire: a body of %d octets does not fit a payload", len(counted)-genericLen))
+		return
+	}
+	binary.BigEndian.PutUint16(counted[2:], uint16(len(counted)))
 }
 
 // Header is the IKE header (RFC 7296, 3.1) without its version, which is 2.0, and its length. Flags holds only the three
@@ -132,7 +134,12 @@ func versionHeader(b []byte) Header {
 
 // Parse reads a whole datagram (without the non-ESP marker). The Message has a copy of b and the caller may use b again.
 // Errors are *SyntaxError, *VersionError and *CriticalError; each says what it would be answered with.
-func Parse(b []byte) (*Message, error) {
+func Parse(b []byte) (*Message, error) { return parse(b, bytes.Clone) }
+
+// ParseInPlace is Parse without the copy: the Message points into b.
+func ParseInPlace(b []byte) (*Message, error) { return parse(b, func(b []byte) []byte { return b }) }
+
+func parse(b []byte, own func([]byte) []byte) (*Message, error) {
 	h, length, err := parseHeader(b)
 	if err != nil {
 		return nil, err
@@ -143,7 +150,7 @@ func Parse(b []byte) (*Message, error) {
 	if uint64(length) != uint64(len(b)) {
 		return nil, &SyntaxError{Offset: 24, Field: "length", Err: fmt.Errorf("%d, but the datagram has %d", length, len(b))}
 	}
-	r := newReader(bytes.Clone(b))
+	r := newReader(own(b))
 	r.skip("header", HeaderLen)
 	ps := r.chain(h.NextPayload, true)
 	if *r.err != nil {
@@ -158,14 +165,11 @@ func (m *Message) Marshal() ([]byte, error) {
 	if m.InitiatorSPI == 0 {
 		return nil, fmt.Errorf("wire: initiator SPI: %w", errZero)
 	}
-	first, chain, err := marshalChain(m.Payloads, true)
-	if err != nil {
-		return nil, err
+	first := PayloadNone
+	if len(m.Payloads) > 0 {
+		first = m.Payloads[0].PayloadType()
 	}
-	if len(chain)+HeaderLen > MaxMessage {
-		return nil, fmt.Errorf("wire: a message of %d octets does not fit a datagram", len(chain)+HeaderLen)
-	}
-	b := cryptobyte.NewBuilder(make([]byte, 0, HeaderLen+len(chain)))
+	b := cryptobyte.NewBuilder(make([]byte, 0, m.room()))
 	b.AddUint64(m.InitiatorSPI)
 	b.AddUint64(m.ResponderSPI)
 	b.AddUint8(uint8(first))
@@ -173,7 +177,28 @@ func (m *Message) Marshal() ([]byte, error) {
 	b.AddUint8(uint8(m.Exchange))
 	b.AddUint8(uint8(m.Flags & definedFlags))
 	b.AddUint32(m.MessageID)
-	b.AddUint32(uint32(HeaderLen + len(chain)))
-	b.AddBytes(chain)
-	return b.Bytes()
+	b.AddUint32(0)
+	addChain(b, m.Payloads, true)
+	data, err := b.Bytes()
+	if err != nil {
+		return nil, err
+	}
+	if len(data) > MaxMessage {
+		return nil, fmt.Errorf("wire: a message of %d octets does not fit a datagram", len(data))
+	}
+	binary.BigEndian.PutUint32(data[24:], uint32(len(data)))
+	return data, nil
+}
+
+// room is how long the message will be, exactly where it is a closed one, which may be kept for long.
+func (m *Message) room() int {
+	if len(m.Payloads) == 1 {
+		switch p := m.Payloads[0].(type) {
+		case *Encrypted:
+			return HeaderLen + genericLen + len(p.Body)
+		case *EncryptedFragment:
+			return HeaderLen + genericLen + 4 + len(p.Body)
+		}
+	}
+	return usualMessage
 }

@@ -28,7 +28,13 @@ func ParsePayloads(first PayloadType, b []byte) ([]Payload, error) {
 
 // MarshalPayloads writes a chain that is to be encrypted, and says what the Encrypted payload's First must be.
 func MarshalPayloads(ps []Payload) (first PayloadType, b []byte, err error) {
-	return marshalChain(ps, false)
+	if len(ps) > 0 {
+		first = ps[0].PayloadType()
+	}
+	out := cryptobyte.NewBuilder(make([]byte, 0, usualMessage))
+	addChain(out, ps, false)
+	b, err = out.Bytes()
+	return first, b, err
 }
 
 // Find returns the first payload of a type, and how many there are: 0 is missing, 2 a repeated one.
@@ -114,11 +120,12 @@ func (r *reader) payload(t PayloadType, critical bool, at int) (p Payload) {
 	return p
 }
 
-func marshalChain(ps []Payload, outside bool) (first PayloadType, b []byte, err error) {
+// addChain writes payloads one behind the other.
+func addChain(out *cryptobyte.Builder, ps []Payload, outside bool) {
 	if len(ps) > MaxPayloads {
-		return 0, nil, fmt.Errorf("wire: more than %d payloads", MaxPayloads)
+		out.SetError(fmt.Errorf("wire: more than %d payloads", MaxPayloads))
+		return
 	}
-	out := cryptobyte.NewBuilder(make([]byte, 0, usualChain))
 	for i, p := range ps {
 		next, flags := PayloadNone, uint8(0)
 		if i+1 < len(ps) {
@@ -127,7 +134,8 @@ func marshalChain(ps []Payload, outside bool) (first PayloadType, b []byte, err 
 		switch p := p.(type) {
 		case *Encrypted, *EncryptedFragment:
 			if !outside || i+1 < len(ps) {
-				return 0, nil, fmt.Errorf("wire: %v must be the last payload of a message", p.PayloadType())
+				out.SetError(fmt.Errorf("wire: %v must be the last payload of a message", p.PayloadType()))
+				return
 			}
 			next = innerFirst(p)
 		case *Unknown:
@@ -137,9 +145,4 @@ func marshalChain(ps []Payload, outside bool) (first PayloadType, b []byte, err 
 		}
 		addCounted(out, uint8(next), flags, p.marshal)
 	}
-	if len(ps) > 0 {
-		first = ps[0].PayloadType()
-	}
-	b, err = out.Bytes()
-	return first, b, err
 }
