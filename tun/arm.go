@@ -36,12 +36,20 @@ func (p *Plane) arm(in *inbound) {
 	if !gone {
 		err = p.armPair(pr, in.next)
 	}
+	p.addressed(in.next)
+	limit := in.next.mss
 	p.mu.Unlock()
 
 	in.mu.Lock()
 	waiting := in.waiting
 	in.waiting, in.arming = nil, false
 	if err == nil && !gone {
+		in.mss = limit
+		for _, buf := range waiting {
+			if pkt, err := parsePacket(buf[deviceOffset:]); err == nil {
+				clampMSS(&pkt, limit)
+			}
+		}
 		if len(waiting) > 0 {
 			if _, e := p.dev.Write(waiting, deviceOffset); e != nil {
 				p.counts.deviceErrors.Add(1)

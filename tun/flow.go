@@ -109,7 +109,7 @@ type inbound struct {
 	outer atomic.Pointer[netip.AddrPort]
 	mode  ipsec.Mode
 	encap bool
-	mss   uint16
+	mss   uint16 // once it is live
 
 	live atomic.Bool // the first packet came and protection stands
 

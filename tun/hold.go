@@ -75,6 +75,7 @@ func (p *Plane) switchTo(f *flow, out *outbound) {
 	defer f.mu.Unlock()
 	now := p.now()
 	if out != nil {
+		p.addressed(out)
 		ready, late := f.queue.Take(now)
 		p.counts.held.Add(uint64(len(late)))
 		for _, h := range ready {

@@ -36,7 +36,7 @@ func expireAfter(sa ipsec.SA) uint64 {
 	return min(packets, octets>>16)
 }
 
-// address gives an outbound SA its way: socket, destination, source, and what fits.
+// address gives an outbound SA its way: socket, destination, source, and what fits. Most that are installed are never sent with, so it has none before it is.
 func (p *Plane) address(out *outbound, spec ipsec.Pair) {
 	out.sock, out.to = p.socketFor(spec), makeSockaddr(spec.Remote)
 	out.control = putLocal(make([]byte, 0, controlSize), spec.Local.Addr())
@@ -47,6 +47,13 @@ func (p *Plane) address(out *outbound, spec ipsec.Pair) {
 	}
 	out.mss = segmentLimit(spec, out.mtu, out.sealer)
 	out.segments.Store(spec.Encapsulated() && !p.cfg.NoOffload)
+}
+
+// addressed gives it its way, unless it has one.
+func (p *Plane) addressed(out *outbound) {
+	if out.sock == nil {
+		p.address(out, out.pair.spec())
+	}
 }
 
 // InstallInbound accepts p.In; see [ipsec.Dataplane].
@@ -95,9 +102,7 @@ func (p *Plane) installInbound(spec ipsec.Pair) (*inbound, error) {
 	pr.local, pr.remote = spec.Local, spec.Remote
 	p.order++
 	out := &outbound{pair: pr, order: p.order, spi: spec.Out.SPI, sealer: sealer, expire: expireAfter(spec.Out), tunnel: spec.Mode == ipsec.Tunnel}
-	p.address(out, spec)
-	in := &inbound{pair: pr, spi: spec.In.SPI, next: out, local: key.Own, peer: key.Peer, mode: spec.Mode,
-		encap: spec.Encapsulated(), mss: out.mss, opener: opener}
+	in := &inbound{pair: pr, spi: spec.In.SPI, next: out, local: key.Own, peer: key.Peer, mode: spec.Mode, encap: spec.Encapsulated(), opener: opener}
 	outer := spec.Remote // not all of spec
 	in.outer.Store(&outer)
 	pr.ins = append(pr.ins, in)
@@ -224,7 +229,9 @@ func (p *Plane) Redirect(id uint32, local, remote netip.AddrPort) error {
 	move := func(old *outbound) *outbound {
 		if old != nil && moved[old] == nil {
 			next := &outbound{pair: pr, order: old.order, spi: old.spi, sealer: old.sealer, expire: old.expire, tunnel: old.tunnel}
-			p.address(next, spec)
+			if old.sock != nil {
+				p.address(next, spec)
+			}
 			moved[old] = next
 		}
 		return moved[old]

@@ -2,6 +2,8 @@ package tun
 
 import (
 	"net/netip"
+	"sync"
+	"sync/atomic"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -48,7 +50,6 @@ func TestSockaddr(t *testing.T) {
 
 func TestTable(t *testing.T) {
 	var tab table[addrKey, int]
-	tab.shard = shardOfKey
 	keys := make([]addrKey, 3000)
 	for i := range keys {
 		keys[i] = keyOf(alice4, netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)}))
@@ -59,13 +60,53 @@ func TestTable(t *testing.T) {
 			t.Fatalf("key %d: got %d, %v", i, got, ok)
 		}
 	}
-	for _, k := range keys {
+	tab.put(keys[7], -7)
+	if got, _ := tab.get(keys[7]); got != -7 || tab.n != len(keys) {
+		t.Errorf("a key that was put again: got %d of %d keys", got, tab.n)
+	}
+	most := len(*tab.buckets.Load())
+	for i, k := range keys {
 		tab.remove(k)
 		tab.remove(k)
+		if _, ok := tab.get(k); ok {
+			t.Fatalf("key %d was removed and is there", i)
+		}
+		if got, ok := tab.get(keys[len(keys)-1]); i < len(keys)-1 && (!ok || got != len(keys)-1) {
+			t.Fatalf("after the removal of key %d: got %d, %v for another", i, got, ok)
+		}
 	}
-	if _, ok := tab.get(keys[7]); ok {
-		t.Error("a key that was removed is there")
+	if tab.n != 0 || most < len(keys) || len(*tab.buckets.Load()) != leastBuckets {
+		t.Errorf("%d keys, %d buckets at most, %d in the end", tab.n, most, len(*tab.buckets.Load()))
 	}
+}
+
+// Who reads a table while it changes finds what was there all the time.
+func TestTableBesideWriter(t *testing.T) {
+	var tab table[int, int]
+	const steady = 100
+	for i := range steady {
+		tab.put(i, i)
+	}
+	var readers sync.WaitGroup
+	var over atomic.Bool
+	readers.Go(func() {
+		for i := 0; !over.Load(); i = (i + 1) % steady {
+			if got, ok := tab.get(i); !ok || got != i {
+				t.Errorf("key %d: got %d, %v", i, got, ok)
+				return
+			}
+		}
+	})
+	for range 3 {
+		for i := steady; i < 5000; i++ {
+			tab.put(i, i)
+		}
+		for i := steady; i < 5000; i++ {
+			tab.remove(i)
+		}
+	}
+	over.Store(true)
+	readers.Wait()
 }
 
 func TestJoins(t *testing.T) {

@@ -145,13 +145,15 @@ func (p *Plane) receiveESP(r *receiver, data []byte, from *sockaddr, c control) 
 		return
 	}
 	in.count(len(opened)-room, r.now)
-	if opened, ok = p.unwrap(in, opened, next, c.tos); !ok {
+	opened, pkt, ok := p.unwrap(in, opened, next, c.tos)
+	if !ok {
 		return
 	}
 	if !in.live.Load() && p.latch(in, opened) {
 		return
 	}
 	if opened != nil {
+		clampMSS(&pkt, in.mss)
 		r.ready = append(r.ready, opened)
 	}
 }
@@ -199,31 +201,30 @@ func (p *Plane) expected(in *inbound, from *sockaddr, udp bool) bool {
 }
 
 // unwrap makes an IP packet of what was opened: buf holds it behind deviceOffset and room for a header. A dummy packet yields nil.
-func (p *Plane) unwrap(in *inbound, buf []byte, next, tos uint8) (out []byte, ok bool) {
+func (p *Plane) unwrap(in *inbound, buf []byte, next, tos uint8) (out []byte, pkt packet, ok bool) {
 	if next == esp.NextDummy {
-		return nil, true
+		return nil, packet{}, true
 	}
 	data := buf[deviceOffset:]
 	if in.mode == ipsec.Transport {
 		room := in.headerRoom()
 		if len(buf)-deviceOffset > maxPacket {
 			p.counts.unfit.Add(1)
-			return nil, false
+			return nil, packet{}, false
 		}
 		putHeader(data[:room], in.local, in.peer, next, tos, len(data)-room)
 	}
 	pkt, err := parsePacket(data)
 	if err != nil {
 		p.counts.unfit.Add(1)
-		return nil, false
+		return nil, packet{}, false
 	}
 	if in.mode == ipsec.Tunnel {
 		version := next == unix.IPPROTO_IPV6 && pkt.v6 || next == unix.IPPROTO_IPIP && !pkt.v6
 		if !version || pkt.src != in.peer.As16() || pkt.dst != in.local.As16() || !decapsulateECN(pkt.data, tos) {
 			p.counts.mismatched.Add(1)
-			return nil, false
+			return nil, packet{}, false
 		}
 	}
-	clampMSS(&pkt, in.mss)
-	return buf[:deviceOffset+len(pkt.data)], true
+	return buf[:deviceOffset+len(pkt.data)], pkt, true
 }

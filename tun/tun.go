@@ -2,8 +2,8 @@
 // what must be protected. It needs no IPsec in the kernel. It passes ipsectest.TestDataplane.
 //
 // The way of a packet is in send.go and receive.go, in packet order. Packets are moved by a few goroutines: one reads the device,
-// one each of our sockets. They take no lock but for packets that wait and for the inbound SA at hand; what they look up are
-// immutable maps behind atomic pointers. Everything else is done by the caller of a method, or by the one
+// one each of our sockets. They take no lock but for packets that wait and for the inbound SA at hand; what they look up is
+// immutable, behind atomic pointers. Everything else is done by the caller of a method, or by the one
 // goroutine of maintain.go, under the Plane's lock.
 package tun
 
@@ -144,8 +144,6 @@ func Open(cfg Config) (*Plane, error) {
 // newPlane makes a Plane with nothing open.
 func newPlane(cfg Config) *Plane {
 	p := &Plane{cfg: cfg, log: cfg.Log, now: cfg.Now, run: plane.NewRunner(cfg.Now), pairs: make(map[uint32]*pair), probe: mtuProbe{-1, -1}, clear: clearSender{probe: mtuProbe{-1, -1}}}
-	p.flows.shard = shardOfKey
-	p.spis.shard = func(s ipsec.SPI) uint8 { return uint8(s) }
 	p.flusher = newSendBatch(&p.counts)
 	p.conns.Send, p.conns.Done = p.sendIKE, p.run.Done()
 	p.policies = plane.Policies[*flow]{Linger: cfg.Linger, Now: cfg.Now, Made: p.newFlow,
