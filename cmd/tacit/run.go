@@ -9,7 +9,6 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
-	godebug "runtime/debug"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -19,10 +18,6 @@ import (
 	"tacit/dnssec"
 	"tacit/ipseckey"
 )
-
-// gcPercent is how much garbage there may be for what is in use. Most of that is caches, which stay: half of the default costs little
-// time, and a hundred thousand cached names take less than 100 MB.
-const gcPercent = 50
 
 // runCommand is `tacit run`: the daemon, in the foreground.
 func runCommand(f *flags) *cobra.Command {
@@ -43,7 +38,7 @@ It ends on SIGINT and SIGTERM, tells its peers, and gives everything back.`,
 				level = slog.LevelDebug
 			}
 			if os.Getenv("GOGC") == "" {
-				godebug.SetGCPercent(gcPercent)
+				boundGarbage()
 			}
 			log := slog.New(slog.NewTextHandler(c.ErrOrStderr(), &slog.HandlerOptions{Level: level}))
 			d, err := open(file, f.load, observe, log)
