@@ -77,7 +77,7 @@ type Peer struct {
 	Names     []string   `json:"names"` // those that its key satisfies; without the final dot
 	State     State      `json:"state"`
 	Assurance Assurance  `json:"assurance"`
-	KeyID     string     `json:"key_id"` // the proven key's fingerprint; empty: none
+	KeyID     string     `json:"key_id"` // the proven key's fingerprint, of an anonymous peer the one that it is known again by; empty: none
 	Suite     string     `json:"suite"`
 	Mode      string     `json:"mode"` // transport, tunnel; with "-udp" behind it where ESP travels in UDP
 	Since     time.Time  `json:"since"`

@@ -43,6 +43,10 @@ func (l *loop) do(now time.Time, p *peer, a action) {
 	case doUnhold:
 		s := ipsec.Host(p.local, p.remote)
 		l.job("releasing", func() error { delete(l.unheld, s); return l.dp.ClearPolicy(s) }, l.failed("releasing the address", p.remote))
+	case doAdmit:
+		l.admitted(now, a)
+	case doSever:
+		l.severs(p)
 	case doAsk:
 		l.askAgain(p, a.name)
 	case doAudit:
@@ -96,14 +100,19 @@ func (l *loop) initiate(now time.Time, p *peer, a doInitiate) {
 		l.step(now, p, ike.Closed{Err: errNoRoute})
 		return
 	}
+	peer.Auth.Mask = l.mask(p.local, p.remote)
 	if a.anybody {
-		peer.Auth.Anonymous = true
+		peer.Auth.Anonymous, peer.Auth.Same = true, p.same(now)
 	}
 	if !a.unnamed && !a.anybody && c.Name != c.Addr.String()+"." { // an address is no name that a host has
 		peer.RemoteID = ike.ID{Kind: ike.IDFQDN, Value: strings.TrimSuffix(c.Name, ".")}
 	}
-	if !a.anybody && l.tellsName(p, c.Name) {
+	// An address that has begun with us knows us by our name, and would take another for somebody else. One that has refused it knows us by our mask.
+	if (!a.anybody || p.called) && !(a.unnamed && p.talks()) && l.tellsName(p, c.Name) {
 		peer.LocalID, peer.Tell = ike.ID{Kind: ike.IDFQDN, Value: l.d.cfg.File.Name}, ike.TellAfter
+		if a.anybody { // it need not prove itself before
+			peer.Tell = ike.TellFirst
+		}
 	}
 	id, out := l.engine.Initiate(now, peer)
 	l.bySA[id] = p

@@ -2,10 +2,12 @@ package daemon
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"time"
 
+	"tacit/ike"
 	"tacit/pad"
 )
 
@@ -82,10 +84,16 @@ func (p *peer) somebody() []action {
 // nobody is its failure: the address speaks clear, for those whose rule lets it.
 func (p *peer) nobody(now time.Time, err error) []action {
 	p.attempt = nil
+	if p.talks() { // both ends had begun, and one is enough
+		return p.somebody()
+	}
 	p.anybody.failed++
 	p.anybody.why = fmt.Sprintf("%v does not encrypt: %s", p.remote, reason(err))
 	p.anybody.until = now.Add(min(firstRefusal<<min(p.anybody.failed-1, 10), maxRefusal))
 	do := p.tell(outcome{why: p.anybody.why})
+	if !p.latch.since.IsZero() && errors.Is(err, ike.ErrAuthentication) { // whoever it is, it is not the one whom we spoke with
+		do = append(do, p.severs()...)
+	}
 	if len(p.live()) == 0 {
 		do = append(do, p.rest(now, p.anybody.why)...)
 	}

@@ -103,7 +103,7 @@ func (l *loop) admitAsNobody(now time.Time, w *caller) {
 	if w.answered {
 		return
 	}
-	if a, _ := l.verdict(now, w.AuthorizationWanted, pad.Claim{}); a.Anonymous {
+	if a, _ := l.verdict(now, w.AuthorizationWanted, pad.Claim{}); a.Anonymous && !another(a, w.AuthorizationWanted) {
 		w.answered, a.Pending = true, true
 		l.output(now, l.engine.Authorize(now, w.SA, a))
 	}
@@ -222,10 +222,14 @@ func (l *loop) verdict(now time.Time, e ike.AuthorizationWanted, claim pad.Claim
 	remote := e.Remote.Addr().Unmap()
 	r := l.d.rules.Load().ForAddr(remote)
 	a = ike.Authorization{Mode: ipsec.Transport, Anonymous: r.AcceptAnonymous && !closed(r.Class), Keys: l.d.onlyPinned(remote, claim.PublicKeys()), Known: claim.Known()}
+	if l.d.cfg.File.Name == "" {
+		a.Mask = l.mask(e.Local.Addr().Unmap(), remote)
+	}
 	p := l.peers[key{e.Local.Addr().Unmap(), remote}]
 	if p == nil {
 		return a, false
 	}
+	a.Same = p.same(e.Began)
 	a.Keys, contest = p.pad.Initiator(now, claim)
 	a.Keys = l.d.onlyPinned(remote, a.Keys)
 	if p.pad.Live() {
@@ -233,7 +237,7 @@ func (l *loop) verdict(now time.Time, e ike.AuthorizationWanted, claim pad.Claim
 	}
 	if p.pad.Live() || p.pad.Held(now) {
 		a.Anonymous = false
-		contest = contest || e.Null && !e.More // it will be refused: either somebody else, or the incumbent has forgotten us
+		contest = contest || (e.Null || e.ID.Kind == ike.IDNull) && !e.More // it will be refused: either somebody else, or the incumbent has forgotten us
 	}
 	return a, contest
 }
@@ -259,6 +263,10 @@ func (l *loop) judge(now time.Time, e ike.AuthorizationWanted, claim pad.Claim, 
 		l.refuse(now, e, why)
 		return
 	}
+	if len(a.Keys) == 0 && a.Known == nil && !e.More && another(a, e) {
+		l.step(now, l.peers[key{e.Local.Addr().Unmap(), e.Remote.Addr().Unmap()}], evKnock{e})
+		return
+	}
 	if why != "" {
 		l.log.Info("the initiator's name is not proven", "peer", e.Remote, "name", e.ID.Value, "why", why)
 	}
@@ -274,6 +282,11 @@ func (l *loop) disputed(now time.Time, p *peer, e ike.AuthorizationWanted, claim
 	}
 	l.d.audit(now, p.event(kind, f, why).e)
 	l.step(now, p, evContest{})
+}
+
+// another reports whether an initiator who is nobody is not the one that he may be.
+func another(a ike.Authorization, e ike.AuthorizationWanted) bool {
+	return a.Anonymous && a.Same != nil && !a.Same(e.Raw)
 }
 
 // refuse answers AUTHENTICATION_FAILED.

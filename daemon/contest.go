@@ -61,6 +61,9 @@ func (p *peer) alive(now time.Time, id ike.SAID) []action {
 		return nil
 	}
 	a.probed, a.heard = time.Time{}, now
+	if a.talks() {
+		return p.stands()
+	}
 	if !a.up || !p.isLive(a) {
 		return nil
 	}

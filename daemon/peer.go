@@ -11,6 +11,7 @@ import (
 	"tacit/control"
 	"tacit/ike"
 	"tacit/ipsec"
+	"tacit/ipseckey"
 	"tacit/pad"
 )
 
@@ -69,6 +70,7 @@ type association struct {
 	id        ike.SAID
 	initiator bool
 	key       crypto.PublicKey // proven by the peer; nil: anonymous
+	raw       string           // anonymous: the fingerprint of the key that it showed, if any
 	remoteID  ike.ID
 	claim     pad.Claim // a responder's: the initiator's name, proven by DNS and by its key; asked is when it was looked up last
 	asked     time.Time
@@ -113,6 +115,7 @@ type peer struct {
 	sas     []*association // the oldest first
 	waiting []waiter
 	anybody anybody
+	latch   latch
 	held    time.Time // until when a Hold policy of ours stands; zero: none
 	broken  time.Time // until when it is to stand because an SA ended in the middle of a conversation; zero: none did
 	// standing is what lookups see of the live key; nil: there is none. The loop's.
@@ -226,6 +229,10 @@ func (p *peer) step(now time.Time, e any) (do []action, wake time.Time) {
 		p.pad.Ask(now, e.claim)
 	case evRules:
 		do = p.reconsider(now, e)
+	case evKnock:
+		do = p.knock(now, e.e)
+	case evSevered:
+		do = p.severed(now, e.err)
 	case evPinned:
 		p.repinned(e)
 	case evRequired:
@@ -233,6 +240,7 @@ func (p *peer) step(now time.Time, e any) (do []action, wake time.Time) {
 	case evTick:
 		do = p.tick(now)
 	}
+	do = append(do, p.latched(now)...)
 	do = append(do, p.settle(now)...)
 	do = append(do, p.changed(before, e)...)
 	if !p.quiet(now) {
@@ -292,7 +300,11 @@ func (p *peer) forget(w waiter) {
 // nobody can speak as the one who proved himself.
 func (p *peer) established(now time.Time, e ike.Established) (do []action) {
 	p.called = p.called || !e.Initiator
-	p.sas = append(p.sas, &association{id: e.SA, initiator: e.Initiator, key: e.Key, remoteID: e.RemoteID, suite: e.Summary, born: now, renew: now.Add(p.renew), since: now})
+	raw := ""
+	if e.Raw != nil {
+		raw = ipseckey.Fingerprint(e.Raw)
+	}
+	p.sas = append(p.sas, &association{raw: raw, id: e.SA, initiator: e.Initiator, key: e.Key, remoteID: e.RemoteID, suite: e.Summary, born: now, renew: now.Add(p.renew), since: now})
 	if e.Initiator {
 		return nil
 	}
@@ -407,6 +419,9 @@ func (p *peer) acquire(now time.Time) []action {
 			return nil
 		}
 	}
+	if do := p.resume(now); do != nil {
+		return do
+	}
 	return p.revive(now)
 }
 
@@ -429,7 +444,7 @@ func (p *peer) tick(now time.Time) (do []action) {
 			do = append(do, p.end(a)...)
 		}
 	}
-	do = append(do, p.renewal(now)...)
+	do = append(append(do, p.abandon(now)...), p.renewal(now)...)
 	if p.authenticated() != nil && p.attempt == nil {
 		do = append(do, p.askAgain(now)...)
 		if p.pad.Lame(now) {

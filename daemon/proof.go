@@ -200,6 +200,9 @@ func (p *peer) used(now time.Time, e *evUsage) (do []action) {
 				do = append(do, p.remains(now, a)...)
 			}
 		}
+		if a.talks() && e.u.LastIn.After(p.latch.doubted) && !p.latch.doubted.IsZero() {
+			do = append(do, p.stands()...)
+		}
 		a.usage = e.u
 	}
 	return do

@@ -40,6 +40,7 @@ type shared struct {
 	grants  *grants                       // what lookups may read
 	signers chan struct{}                 // a seat each
 	known   atomic.Int64                  // peers
+	masks   [32]byte                      // see mask
 }
 
 const (
@@ -58,6 +59,7 @@ func newShards(d *Daemon, n int) (*shards, error) {
 		d: d, log: d.log, now: d.now, dp: d.cfg.Dataplane, conns: map[netip.AddrPort]ipsec.Conn{},
 		grants: newGrants(d.started), signers: make(chan struct{}, max(4, n)),
 	}}
+	rand.Read(s.masks[:])
 	f := d.cfg.File
 	c := ike.Config{
 		Rand: rand.Reader, Encapsulate: d.cfg.Encapsulate, IKELifetime: f.IKELifetime, ChildLifetime: f.ChildLifetime,

@@ -108,7 +108,7 @@ func (p *peer) row(now time.Time) (control.Peer, *association) {
 	if a == nil {
 		return r, nil
 	}
-	r.Assurance, r.Suite, r.Mode = control.Anonymous, a.suite, a.pair.mode.String()
+	r.Assurance, r.Suite, r.Mode, r.KeyID = control.Anonymous, a.suite, a.pair.mode.String(), a.raw
 	if a.pair.encapsulated {
 		r.Mode += "-udp"
 	}

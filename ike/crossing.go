@@ -40,7 +40,7 @@ type crossing struct {
 
 // remember keeps the nonces of an SA that has just been authenticated.
 func (s *sa) remember() {
-	s.named = s.hs.auths.ours.Method != wire.AuthNull
+	s.named = s.hs.auths.local.Kind != wire.IDNull
 	c := &crossing{key: youngKey{s.remote.Addr(), s.initiator}, low: bytes.Clone(lower(s.hs.ni, s.hs.nr)), done: s.e.now, at: s.e.now.Add(youngFor)}
 	if s.initiator { // the peer had it when it answered
 		c.done = c.done.Add(-s.hs.rtt)

@@ -250,7 +250,7 @@ func (e *Endpoint) schedule(s *sa) {
 
 // newSA draws an SPI. The SA is half-open.
 func (e *Endpoint) newSA(initiator bool, local, remote netip.AddrPort) *sa {
-	s := &sa{e: e, initiator: initiator, guest: !initiator, local: local, remote: remote, origin: remote, slot: -1, hs: &handshake{}}
+	s := &sa{e: e, initiator: initiator, guest: !initiator, local: local, remote: remote, origin: remote, slot: -1, hs: &handshake{began: e.now}}
 	s.id = e.newSAID()
 	if initiator {
 		s.state, s.spiI = initSent, uint64(s.id)

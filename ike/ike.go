@@ -104,7 +104,14 @@ type Authorization struct {
 	// Known says whether a key that the peer sends in CERT is one of whom it may be, though only its fingerprint was known before (RFC 7670, 5: "the
 	// identity ... must be obtained by some out-of-band means"); nil: none is. It must be pure.
 	Known func(crypto.PublicKey) bool
-	Mode  ipsec.Mode // preferred; Tunnel is the fallback where the peer does not echo USE_TRANSPORT_MODE
+	// Same narrows Anonymous down to the one who was here before: it is given the key that the peer sent in CERT and proved, or nil if there is none; nil:
+	// whoever it is. It must be pure.
+	Same func(raw crypto.PublicKey) bool
+	// Mask is what we can be known again by where we are nobody: a key that a peer who asks for it gets in CERT, beside ID_NULL (RFC 7619, 2.2: "ID_NULL
+	// could be used when authentication is performed via raw public keys and the identities are the keys themselves"). It must sign in some tens of
+	// microseconds; nil: there is none.
+	Mask crypto.Signer
+	Mode ipsec.Mode // preferred; Tunnel is the fallback where the peer does not echo USE_TRANSPORT_MODE
 	// Selector is what the peer may ask for; zero: our address and its own, everything.
 	Selector ipsec.Selector
 }
@@ -178,10 +185,12 @@ type Event interface{ event() }
 type AuthorizationWanted struct {
 	SA            SAID
 	Local, Remote netip.AddrPort
-	ID            ID   // what the initiator claims; not verified
-	Null          bool // it uses NULL authentication
-	More          bool // its name follows when we have proved ours: another AuthorizationWanted; of the answer to this one only Refuse counts
-	Asked         ID   // the IDr that it asked for; Kind 0: none. The engine has refused names that are not ours (A-14).
+	ID            ID               // what the initiator claims; not verified
+	Null          bool             // it uses NULL authentication
+	Raw           crypto.PublicKey // the key in its CERT, which it has not proved yet; nil: none
+	Began         time.Time        // when its first message came
+	More          bool             // its name follows when we have proved ours: another AuthorizationWanted; of the answer to this one only Refuse counts
+	Asked         ID               // the IDr that it asked for; Kind 0: none. The engine has refused names that are not ours (A-14).
 }
 
 // SignatureWanted asks for a signature by our key over Data with the hash (crypto.Hash(0) for Ed25519; Data is then the

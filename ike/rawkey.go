@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto"
 	"crypto/x509"
+	"errors"
 
 	"tacit/ike/wire"
 )
@@ -46,14 +47,45 @@ func rawKeys(ps []wire.Payload) []crypto.PublicKey {
 // ourCert is our raw key for a peer that asked, beside a signature of ours.
 func (s *sa) ourCert() []wire.Payload {
 	a := &s.hs.auths
-	if !a.asksKey || a.local.Kind == wire.IDNull {
+	pub := s.e.cfg.Public
+	switch {
+	case !a.asksKey || a.ours.Method == wire.AuthNull:
 		return nil
+	case a.local.Kind == wire.IDNull:
+		pub = s.hs.auth.Mask.Public()
 	}
-	der, err := x509.MarshalPKIXPublicKey(s.e.cfg.Public)
+	der, err := x509.MarshalPKIXPublicKey(pub)
 	if err != nil {
 		return nil
 	}
 	return []wire.Payload{&wire.Cert{Encoding: wire.CertRawKey, Data: der}}
+}
+
+// signNobody makes our AUTH where we tell no name: by the key that we are known again by, if the peer wants one, else without a key.
+func (s *sa) signNobody() {
+	if ours, err := s.signMask(); err == nil {
+		s.hs.auths.ours = ours
+		return
+	}
+	s.signNull()
+}
+
+// signMask fails where there is no such key, or the peer did not ask for it, or could not verify it. What is to be followed by a second
+// authentication begins with NULL.
+func (s *sa) signMask() (*wire.Auth, error) {
+	a, mask := &s.hs.auths, s.hs.auth.Mask
+	if mask == nil || !a.asksKey || a.second != secondNone {
+		return nil, errors.New("no key is wanted")
+	}
+	sch, err := chooseScheme(mask.Public(), s.hs.hashes, a.family)
+	if err != nil {
+		return nil, err
+	}
+	sig, err := mask.Sign(s.e.cfg.Rand, sch.digest(s.localOctets()), sch.opts())
+	if err != nil {
+		return nil, err
+	}
+	return sch.payload(sig)
 }
 
 // ourProof is our ID, with our key if it was asked for, and our AUTH.

@@ -63,7 +63,7 @@ func (s *sa) beginAuth() {
 		return
 	}
 	a.local = &wire.ID{Kind: wire.IDNull}
-	s.signNull()
+	s.signNobody()
 	s.sendAuth()
 }
 
@@ -216,6 +216,9 @@ func (s *sa) verifyNull() error {
 	return nil
 }
 
+// errAnother says that the peer is allowed to be nobody, and is not the nobody that it may be.
+var errAnother = fmt.Errorf("%w: it is not the one who was here before", ErrAuthentication)
+
 // verify checks the peer's AUTH: a key of auth's that made the signature, or nobody where that is allowed. A key that comes in CERT
 // is never one of auth's: who proves that is still nobody (RFC 7670, 5).
 func (s *sa) verify(auth Authorization, ps []wire.Payload) (crypto.PublicKey, error) {
@@ -223,6 +226,9 @@ func (s *sa) verify(auth Authorization, ps []wire.Payload) (crypto.PublicKey, er
 	if a.method.Method == wire.AuthNull {
 		if !auth.Anonymous {
 			return nil, fmt.Errorf("%w: NULL authentication is not allowed", ErrAuthentication)
+		}
+		if auth.Same != nil && !auth.Same(nil) {
+			return nil, errAnother
 		}
 		return nil, s.verifyNull()
 	}
@@ -243,6 +249,11 @@ func (s *sa) verify(auth Authorization, ps []wire.Payload) (crypto.PublicKey, er
 		return nil, fmt.Errorf("%w: the signature is by none of the %d keys", ErrAuthentication, len(auth.Keys))
 	case sent:
 		a.remoteRaw = raw
+	default:
+		raw = nil
+	}
+	if auth.Same != nil && !auth.Same(raw) {
+		return nil, errAnother
 	}
 	if auth.Pending {
 		s.late = &lateProof{sch, signed, sig, s.e.now.Add(lateFor)}
@@ -296,10 +307,14 @@ func (s *sa) onAuthRequest(d Datagram, ps []wire.Payload) {
 
 func (s *sa) wantAuthorization() {
 	a := &s.hs.auths
-	s.emit(AuthorizationWanted{
-		SA: s.id, Local: s.local, Remote: s.remote, ID: a.remoteID,
+	e := AuthorizationWanted{
+		SA: s.id, Local: s.local, Remote: s.remote, ID: a.remoteID, Began: s.hs.began,
 		Null: a.method.Method == wire.AuthNull, More: a.second == secondAnnounced, Asked: a.asked,
-	})
+	}
+	if raw := rawKeys(a.request); len(raw) > 0 && !e.Null {
+		e.Raw = raw[0]
+	}
+	s.emit(e)
 }
 
 // asked refuses an IDr that is not ours: the initiator means somebody else (TRUST.md A-14).
@@ -382,7 +397,7 @@ func (s *sa) identify() error {
 // proveOurselves makes our AUTH as responder; identify has found that it can be made.
 func (s *sa) proveOurselves() {
 	if s.hs.auths.local.Kind == wire.IDNull {
-		s.signNull()
+		s.signNobody()
 		return
 	}
 	_ = s.wantSignature()

@@ -13,8 +13,9 @@ import (
 
 // handshake is what an SA needs until both ends are authenticated, and forgets then.
 type handshake struct {
-	peer Peer          // initiator
-	auth Authorization // what the peer must prove
+	peer  Peer          // initiator
+	auth  Authorization // what the peer must prove
+	began time.Time
 
 	ni, nr             []byte
 	message1, message2 []byte // the IKE_SA_INIT messages, which AUTH signs (RFC 7296, 2.15)

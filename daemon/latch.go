@@ -1,0 +1,201 @@
+package daemon
+
+import (
+	"crypto"
+	"crypto/ed25519"
+	"crypto/hmac"
+	"crypto/sha256"
+	"errors"
+	"net/netip"
+	"slices"
+	"time"
+
+	"tacit/ike"
+	"tacit/ipseckey"
+)
+
+// The latch (RFC 5660; RFC 5386 calls what is latched better than nothing). Nobody knows whom an anonymous SA is with, but what was begun on it is not
+// handed to anybody else: while a conversation lives, no other nobody comes in. Who shows a key in CERT is the same nobody in every SA in which he proves it;
+// who shows none is so in one IKE SA and its rekeys only. Another one has the conversation's SAs asked whether they stand, and where
+// they do not, its sockets are closed before he comes in, or he waits until nothing of it is held any more. Who proves himself to be somebody is let
+// in at any time: what was anonymous is authenticated from then on.
+
+const (
+	maxLatched = 8 // keys of a conversation: the ends may begin several SAs at once
+	maxKnocks  = 4 // who waits to be let in
+)
+
+// latch is whom the conversation with an address is with.
+type latch struct {
+	since   time.Time                 // when its first SA was in use; zero: there is none
+	keys    []string                  // the fingerprints that its SAs showed
+	ours    bool                      // we have begun one of them: we may begin the next
+	doubted time.Time                 // when they were asked whether they stand; zero: they need not answer
+	knocks  []ike.AuthorizationWanted // who waits for that
+	sever   bool                      // the sockets are being closed
+}
+
+type (
+	// doAdmit answers those who have knocked.
+	doAdmit struct {
+		e   ike.AuthorizationWanted
+		why string // they do not come in; "": they may try
+	}
+	doSever   struct{}                            // close the sockets that speak to the address: evSevered
+	evKnock   struct{ e ike.AuthorizationWanted } // an initiator who is another nobody
+	evSevered struct{ err error }
+)
+
+var errSilent = errors.New("it does not answer")
+
+// same is who may be nobody in a negotiation that began at a time: nil: whoever it is. What began before the conversation is a part of it: the ends may
+// have begun at once.
+func (p *peer) same(began time.Time) func(crypto.PublicKey) bool {
+	if p.latch.since.IsZero() || began.Before(p.latch.since) {
+		return nil
+	}
+	keys := slices.Clone(p.latch.keys)
+	return func(raw crypto.PublicKey) bool { return raw != nil && slices.Contains(keys, ipseckey.Fingerprint(raw)) }
+}
+
+// talks reports whether an anonymous SA is in use.
+func (a *association) talks() bool { return a.up && a.armed && a.key == nil }
+
+func (p *peer) talks() bool { return slices.ContainsFunc(p.sas, (*association).talks) }
+
+// latched follows the conversation: it begins with the first anonymous SA that is in use, and ends when none is and nothing is held for it, or when the
+// address proves a key.
+func (p *peer) latched(now time.Time) (do []action) {
+	talks := false
+	for _, a := range p.sas {
+		if !a.talks() || a.deleting {
+			continue
+		}
+		talks = true
+		if p.latch.since.IsZero() {
+			p.latch.since = now
+		}
+		p.latch.ours = p.latch.ours || a.initiator
+		if a.raw != "" && !slices.Contains(p.latch.keys, a.raw) && len(p.latch.keys) < maxLatched {
+			p.latch.keys = append(p.latch.keys, a.raw)
+		}
+	}
+	if p.latch.since.IsZero() || !p.covered() && (talks || now.Before(p.broken)) {
+		return nil
+	}
+	for _, e := range p.latch.knocks {
+		do = append(do, doAdmit{e: e})
+	}
+	p.latch = latch{}
+	return do
+}
+
+// knock is another nobody: he waits until it is known whether the conversation stands.
+func (p *peer) knock(now time.Time, e ike.AuthorizationWanted) []action {
+	if len(p.latch.knocks) >= maxKnocks {
+		return []action{doAdmit{e, "others wait already"}}
+	}
+	p.latch.knocks = append(p.latch.knocks, e)
+	if !p.talks() {
+		return p.severs()
+	}
+	if p.latch.doubted.IsZero() {
+		p.latch.doubted = now
+	}
+	return p.probeAll(now)
+}
+
+// stands: an SA of the conversation has answered, or was used. Nobody else comes in.
+func (p *peer) stands() []action {
+	p.latch.doubted = time.Time{}
+	return p.turnAway("the address has a conversation with another")
+}
+
+func (p *peer) turnAway(why string) (do []action) {
+	for _, e := range p.latch.knocks {
+		do = append(do, doAdmit{e, why})
+	}
+	p.latch.knocks = nil
+	return do
+}
+
+// abandon ends the SAs of a conversation that have not answered in time, behind a hold, and closes its sockets.
+func (p *peer) abandon(now time.Time) []action {
+	if p.latch.doubted.IsZero() || now.Sub(p.latch.doubted) < incumbentWait {
+		return nil
+	}
+	p.latch.doubted = time.Time{}
+	p.broken = latest(p.broken, now.Add(armedWithin)) // until it is known what became of the sockets
+	var ends []action
+	for _, a := range p.sas {
+		if a.talks() {
+			p.broken = latest(p.broken, p.breaks(now, a, errSilent))
+			ends = append(ends, p.dismiss(a)...)
+		}
+	}
+	return append(append(p.rest(now, "the SA ended: "+errSilent.Error()), ends...), p.severs()...)
+}
+
+func (p *peer) severs() []action {
+	if p.latch.sever {
+		return nil
+	}
+	p.latch.sever = true
+	return []action{doSever{}}
+}
+
+// severed: nothing of the conversation is left, and the next may begin; or it cannot be known, and is held until it would have ended by itself.
+func (p *peer) severed(now time.Time, err error) []action {
+	if !p.latch.sever { // it has ended meanwhile
+		return nil
+	}
+	p.latch.sever = false
+	if err != nil {
+		return p.turnAway("a conversation with another is held: " + err.Error())
+	}
+	p.broken, p.anybody = time.Time{}, anybody{waiting: p.anybody.waiting}
+	if len(p.live()) == 0 {
+		return p.rest(now, "the conversation was ended for another")
+	}
+	return nil
+}
+
+// resume asks an address, whose conversation was broken, to go on with it: the SA was ours.
+func (p *peer) resume(now time.Time) []action {
+	if !p.latch.ours || !now.Before(p.broken) || p.attempt != nil || now.Before(p.anybody.until) {
+		return nil
+	}
+	p.attempt = &attempt{anybody: true, called: p.called}
+	return []action{doInitiate{anybody: true}}
+}
+
+// admitted answers one who has knocked.
+func (l *loop) admitted(now time.Time, a doAdmit) {
+	if a.why != "" {
+		l.refuse(now, a.e, a.why)
+		return
+	}
+	l.admit(now, a.e)
+}
+
+// severs has the sockets closed beside the loop.
+func (l *loop) severs(p *peer) {
+	go func() {
+		err := errors.New("its sockets cannot be closed on this system")
+		if l.d.sever != nil {
+			err = l.d.sever(p.local, p.remote)
+		}
+		l.report(func(now time.Time) { l.step(now, p, evSevered{err}) })
+	}()
+}
+
+// mask is the key that an address is shown by one of ours where we are nobody. It is of this process and these two addresses, so that nobody can
+// tell by it what the addresses do not tell him.
+func (s *shared) mask(local, remote netip.Addr) crypto.Signer {
+	h := hmac.New(sha256.New, s.masks[:])
+	for _, a := range []netip.Addr{local, remote} {
+		b := a.As16()
+		h.Write(b[:])
+	}
+	return ed25519.NewKeyFromSeed(h.Sum(nil))
+}
