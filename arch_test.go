@@ -21,13 +21,14 @@ import (
 
 // imports is who may import whom, inside the project. Tests may import more.
 var imports = map[string][]string{
-	"cmd/tacit":       {"config", "control", "daemon", "dnssec", "guard", "ipsec", "ipseckey", "lab", "pad", "policy", "resolver", "tun", "upstream", "xfrm"},
+	"cmd/tacit":       {"config", "control", "daemon", "dnssec", "flows", "guard", "ipsec", "ipseckey", "lab", "pad", "policy", "resolver", "tun", "upstream", "xfrm"},
 	"config":          {"ipsec", "policy", "upstream"},
 	"control":         {},
-	"daemon":          {"config", "control", "dnssec", "ike", "ipsec", "ipseckey", "pad", "policy", "resolver", "upstream"},
+	"daemon":          {"config", "control", "dnssec", "flows", "ike", "ipsec", "ipseckey", "pad", "policy", "resolver", "upstream"},
 	"dnssec":          {},
 	"e2e":             {},
 	"esp":             {"ipsec"},
+	"flows":           {},
 	"guard":           {},
 	"ike":             {"ike/wire", "ipsec"},
 	"ike/wire":        {},

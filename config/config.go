@@ -61,6 +61,7 @@ type DNS struct {
 	TrustAD          bool     // the upstreams, all on loopback, validate for us
 	Hold             time.Duration
 	Manage           string // off
+	OnFailure        string // open, closed; empty: closed where the rule is private
 }
 
 // Default returns the configuration of a host without a file: an anonymous client. It has no upstream: UseNameservers.

@@ -56,11 +56,11 @@ func TestParseFull(t *testing.T) {
 	first.Names = []string{"*.example.", ".tree.example.", "host.example.", "*."}
 	first.Prefixes = []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24"), netip.MustParsePrefix("198.51.100.1/32"),
 		netip.MustParsePrefix("2001:db8::/32")}
-	first.Class, first.AcceptAnonymous, first.Line = policy.Clear, false, 25
+	first.Class, first.AcceptAnonymous, first.Line = policy.Clear, false, 26
 	first.Packets, first.ClearPorts, first.ProtectDNS = true, []ipsec.Port{{Proto: 6, Number: 22}, {Proto: 17, Number: 123}}, true
-	second.Line = 33
+	second.Line = 34
 	third := policy.Default()
-	third.Prefixes, third.Class, third.Anonymous, third.Line = []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}, policy.Private, true, 35
+	third.Prefixes, third.Class, third.Anonymous, third.Line = []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}, policy.Private, true, 36
 	want := &Config{
 		Name: "alice.example", Identity: "/etc/tacit/key.pem", Identify: "all", Dataplane: "tun", Socket: "/run/t.sock", PostQuantum: "before",
 		Linger: 90 * time.Second, IKELifetime: 90 * time.Minute, ChildLifetime: 2 * time.Second,
@@ -76,6 +76,7 @@ func TestParseFull(t *testing.T) {
 			TimeServers:      []string{"ntp.example.", "time.lan."},
 			Hold:             500 * time.Millisecond,
 			Manage:           "off",
+			OnFailure:        "closed",
 		},
 		Policy: []policy.Rule{first, second, third, policy.Default()},
 	}
@@ -153,7 +154,6 @@ func TestErrors(t *testing.T) {
 func TestLater(t *testing.T) {
 	for _, text := range []string{
 		"[publish]", "publish.x = 1",
-		`dns.on-failure = "open"`,
 		"[dns]\nmanage = \"auto\"",
 	} {
 		if _, err := Parse([]byte(text+"\n"), "f"); err == nil || !strings.HasSuffix(err.Error(), ": not in this version") {

@@ -43,6 +43,7 @@ var settings = map[string]func(p *parser, v value){
 	"dns.manage": func(p *parser, v value) {
 		p.word(v, &p.config.DNS.Manage, []string{"off"}, []string{"auto", "resolved", "networkmanager", "file"})
 	},
+	"dns.on-failure": func(p *parser, v value) { p.word(v, &p.config.DNS.OnFailure, []string{"open", "closed"}, nil) },
 	// Rules.
 	"policy.match":            (*parser).setMatch,
 	"policy.class":            (*parser).setClass,
@@ -61,7 +62,6 @@ var settings = map[string]func(p *parser, v value){
 // later are the keys and tables of the design that this version refuses.
 var later = []string{
 	"publish",
-	"dns.on-failure",
 }
 
 // maxList bounds the elements of a list.

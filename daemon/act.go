@@ -40,9 +40,11 @@ func (l *loop) do(now time.Time, p *peer, a action) {
 	case doHold:
 		s, until := ipsec.Host(p.local, p.remote), a.until
 		l.job("holding", func() error { return l.hold(s, until) }, l.failed("holding the address", p.remote))
+	case doEnd:
+		l.endFlows(now, p)
 	case doUnhold:
 		s := ipsec.Host(p.local, p.remote)
-		l.job("releasing", func() error { delete(l.unheld, s); return l.dp.ClearPolicy(s) }, l.failed("releasing the address", p.remote))
+		l.job("releasing", func() error { return l.unhold(s) }, l.failed("releasing the address", p.remote))
 	case doAdmit:
 		l.admitted(now, a)
 	case doSever:

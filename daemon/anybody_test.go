@@ -34,6 +34,7 @@ func TestAnybodyWillDo(t *testing.T) {
 		t.Error("the next lookup does not use it")
 	}
 	p.ended(1, nil)
+	p.pass(idleHold + tick)
 	p.wantState(idle)
 }
 

@@ -5,7 +5,6 @@ package daemon
 import (
 	"context"
 	"crypto"
-	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -21,6 +20,7 @@ import (
 	"tacit/config"
 	"tacit/control"
 	"tacit/dnssec"
+	"tacit/flows"
 	"tacit/ipsec"
 	"tacit/pad"
 	"tacit/policy"
@@ -44,6 +44,8 @@ type Config struct {
 	Proofs     []byte
 	SaveProofs func(text []byte) error
 	Dataplane  ipsec.Dataplane
+	// Flows lists the connections of this host, which are ended before they go on in clear; nil: they are left alone.
+	Flows func() ([]flows.Flow, error)
 	// DataplaneName and DataplaneWhy are for status: which data plane, and why this one.
 	DataplaneName, DataplaneWhy string
 	Encapsulate                 bool // the data plane prefers ESP in UDP
@@ -76,6 +78,7 @@ type Daemon struct {
 	rollover *dnssec.Rollover // nil without a TrustPoint
 	started  time.Time
 	trail    trail
+	handing  atomic.Bool // HandOver
 }
 
 // New opens everything that can fail for a reason of the administrator's: listeners and IKE's ports.
@@ -212,11 +215,7 @@ func (d *Daemon) Close() error {
 		return nil
 	}
 	d.shards.close()
-	var err error
-	if d.cfg.SaveProofs != nil {
-		err = d.cfg.SaveProofs(nil)
-	}
-	return errors.Join(err, d.cfg.Dataplane.Close(false))
+	return d.shards.end()
 }
 
 // ports are where IKE listens, in every family that the host has.

@@ -38,6 +38,9 @@ type loop struct {
 	leaving   bool                         // the SAs are being ended: no new ones
 	ended     chan struct{}                // closed when the loop has
 	unheld    map[ipsec.Selector]time.Time // holds that could not be set; the data plane goroutine's
+	stuck     map[ipsec.Selector]bool      // what it may not release, since connections could not be ended
+	sockets   sockets                      // its own
+	parting   parting                      // what a stop leaves to the end of all loops
 }
 
 const (
@@ -50,6 +53,7 @@ func newLoop(s *shared, engine *ike.Endpoint) *loop {
 		shared: s, engine: engine, peers: map[key]*peer{}, bySA: map[ike.SAID]*peer{}, pairs: map[uint32]*peer{}, callers: newCallers(), refusals: refusals{asked: map[ike.SAID]ike.AuthorizationWanted{}},
 		datagrams: make(chan ike.Datagram, 1024), strangers: make(chan ike.Datagram, 256), events: make(chan ipsec.Event, 1024), calls: make(chan func(time.Time), 64), jobs: make(chan func()),
 		packets: newPackets(1), done: make(chan func(time.Time), 64), ended: make(chan struct{}), unheld: map[ipsec.Selector]time.Time{},
+		stuck: map[ipsec.Selector]bool{},
 	}
 }
 
@@ -310,11 +314,18 @@ func (l *loop) event(now time.Time, e ipsec.Event) {
 	}
 }
 
-// stop ends the SAs by DELETE, and waits a moment for the answers.
+// stop ends what may not go on in clear, then the SAs by DELETE, and waits a moment for the answers.
 func (l *loop) stop() {
 	now := l.now()
 	l.leaving = true
 	l.withdraw()
+	if l.d.handing.Load() {
+		return
+	}
+	l.part(now)
+	for _, p := range l.peers {
+		l.step(now, p, evLeave{})
+	}
 	for id := range l.bySA {
 		l.output(now, l.engine.Do(now, id, ike.Delete))
 	}

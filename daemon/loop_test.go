@@ -65,6 +65,7 @@ type end struct {
 	l     *loop // the first, and as a rule the only one
 	addr  netip.Addr
 	claim pad.Claim // what a lookup of its name finds
+	stop  func()    // ends the loops, as a stop does
 }
 
 // newEnd starts one; without a name it has no key.
@@ -92,7 +93,8 @@ func newEndOn(t *testing.T, addr, name string, shards int, plane func(gatedPlane
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan struct{})
 	go func() { defer close(ended); _ = s.run(ctx) }()
-	t.Cleanup(func() { cancel(); <-ended })
+	e.stop = func() { cancel(); <-ended }
+	t.Cleanup(e.stop)
 	return e
 }
 

@@ -38,6 +38,7 @@ func (s state) String() string {
 }
 
 const (
+	idleHold      = time.Second     // an address that was protected is held for so long at least: a peer may end an SA to make the next one
 	armedWithin   = 5 * time.Second // a responder's SA without ESP is probed after so long (TRUST.md R10)
 	incumbentWait = time.Second     // an incumbent that answers no probe for so long loses (R3)
 	silence       = 4 * time.Second // we send and hear nothing for so long: probe
@@ -187,7 +188,7 @@ func (p *peer) setState(now time.Time, s state, why string) {
 
 // step takes one event and says what to do, and when to come back at the latest (zero: only with an event).
 func (p *peer) step(now time.Time, e any) (do []action, wake time.Time) {
-	before := p.face()
+	before, shut := p.face(), p.shuts()
 	switch e := e.(type) {
 	case evLookup:
 		do = p.lookup(now, e.w)
@@ -237,12 +238,17 @@ func (p *peer) step(now time.Time, e any) (do []action, wake time.Time) {
 		p.repinned(e)
 	case evRequired:
 		p.required(now, e.claim)
+	case evStuck:
+		p.broken = latest(p.broken, e.until)
+		p.setState(now, withheld, "connections that were protected cannot be ended here")
+	case evLeave:
+		p.leave()
 	case evTick:
 		do = p.tick(now)
 	}
 	do = append(do, p.latched(now)...)
 	do = append(do, p.settle(now)...)
-	do = append(do, p.changed(before, e)...)
+	do = append(p.opened(shut, do), p.changed(before, e)...)
 	if !p.quiet(now) {
 		wake = now.Add(tick)
 	}
@@ -344,11 +350,14 @@ func (p *peer) childDown(now time.Time, e ike.ChildDown) (do []action) {
 
 // breaks is until when the address is held because of the end of an SA that was in use (I1): our half of a conversation does not go on in
 // clear while the peer keys again. That takes no time where it asked for the end itself, and until it has something to say where
-// our lifetime ended or it did not answer. A peer that has not spoken lately is gone, or nobody talks.
+// our lifetime ended or it did not answer. A peer that has not spoken lately is gone, or nobody
+// talks: it has a moment to begin anew, and then the address is open.
 func (p *peer) breaks(now time.Time, a *association, err error) time.Time {
 	switch {
-	case a.deleting || !a.armed || now.Sub(a.usage.LastIn) >= silence || errors.Is(err, ike.ErrCrashed):
+	case a.deleting || !a.armed:
 		return time.Time{}
+	case now.Sub(a.usage.LastIn) >= silence || errors.Is(err, ike.ErrCrashed):
+		return now.Add(idleHold)
 	case err == nil:
 		return now.Add(armedWithin)
 	}
@@ -449,6 +458,10 @@ func (p *peer) tick(now time.Time) (do []action) {
 		do = append(do, p.askAgain(now)...)
 		if p.pad.Lame(now) {
 			p.setState(now, lame, "no name vouches for it any more; the SA is kept for its flows")
+			if now.Sub(p.since) >= p.renew { // R9: "kept until no flow uses it or its lifetime ends"
+				p.ending = "no name has vouched for it for the lifetime of an SA"
+				do = append(do, p.end(p.authenticated())...)
+			}
 		} else if p.state == lame {
 			p.setState(now, protected, "claimed again")
 		}

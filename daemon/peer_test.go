@@ -287,9 +287,9 @@ func TestConversationDoesNotGoOnInClear(t *testing.T) {
 		"our lifetime":          {ike.ErrExpired, 0, testLinger},
 		"its lifetime":          {nil, 0, armedWithin},
 		"deaf, but it talks":    {ike.ErrTimeout, time.Second, testLinger},
-		"gone":                  {ike.ErrTimeout, 15 * time.Second, 0},
-		"nobody talks, deleted": {nil, 15 * time.Second, 0},
-		"started again":         {ike.ErrCrashed, 0, 0},
+		"gone":                  {ike.ErrTimeout, 15 * time.Second, idleHold},
+		"nobody talks, deleted": {nil, 15 * time.Second, idleHold},
+		"started again":         {ike.ErrCrashed, 0, idleHold},
 	} {
 		p := newPlay(t)
 		p.established(7, false, 0)
@@ -298,12 +298,6 @@ func TestConversationDoesNotGoOnInClear(t *testing.T) {
 		p.event(&evUsage{107, ipsec.Usage{LastIn: p.now, Armed: true}})
 		p.now = p.now.Add(c.idle)
 		p.ended(7, c.err)
-		if c.hold == 0 {
-			if p.wantState(idle); count[doHold](p) != 0 {
-				t.Errorf("%s: held", name)
-			}
-			continue
-		}
 		p.wantState(withheld)
 		p.wantHoldFirst()
 		if !p.p.held.Equal(p.now.Add(c.hold)) {

@@ -53,14 +53,13 @@ func (d *Daemon) remember(ctx context.Context) {
 			return
 		case <-ticker.C:
 		}
-		m := memory{Version: memoryVersion}
+		var all []proven
 		for _, l := range d.shards.loops {
-			if l.ask(ctx, func(now time.Time) { m.Proofs = append(m.Proofs, l.proofs(now)...) }) != nil {
+			if l.ask(ctx, func(now time.Time) { all = append(all, l.proofs(now)...) }) != nil {
 				return
 			}
 		}
-		slices.SortFunc(m.Proofs, func(a, b proven) int { return cmp.Or(a.Remote.Compare(b.Remote), a.Local.Compare(b.Local)) })
-		text, err := json.Marshal(m)
+		text, err := marshalProofs(all)
 		if err == nil && string(text) != last {
 			if err = d.cfg.SaveProofs(text); err == nil {
 				last = string(text)
@@ -71,6 +70,15 @@ func (d *Daemon) remember(ctx context.Context) {
 		}
 		failed = err != nil
 	}
+}
+
+// marshalProofs is the file, in an order of its own; nil where there is none.
+func marshalProofs(all []proven) ([]byte, error) {
+	if len(all) == 0 {
+		return nil, nil
+	}
+	slices.SortFunc(all, func(a, b proven) int { return cmp.Or(a.Remote.Compare(b.Remote), a.Local.Compare(b.Local)) })
+	return json.Marshal(memory{Version: memoryVersion, Proofs: all})
 }
 
 // proofs are those of the loop's peers that still count. The times are rounded up, so that they do not change with every packet.

@@ -16,6 +16,7 @@ import (
 	"tacit/config"
 	"tacit/daemon"
 	"tacit/dnssec"
+	"tacit/flows"
 	"tacit/ipseckey"
 )
 
@@ -26,7 +27,8 @@ func runCommand(f *flags) *cobra.Command {
 		Use:   "run",
 		Short: "Answer this host's DNS and encrypt to whoever publishes a key",
 		Long: `Runs the daemon in the foreground. It logs to standard error, a line for each change of a peer's state with its reason.
-It ends on SIGINT and SIGTERM, tells its peers, and gives everything back.`,
+It ends on SIGINT and SIGTERM, tells its peers, and gives everything back but what ` + "`dns.on-failure`" + ` keeps shut. On SIGUSR2 it ends for a
+process that follows it at once: what is protected or held stays so, and peers are told nothing.`,
 		Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
 			file, err := f.load()
@@ -47,11 +49,12 @@ It ends on SIGINT and SIGTERM, tells its peers, and gives everything back.`,
 			}
 			ctx, stop := signal.NotifyContext(c.Context(), os.Interrupt, syscall.SIGTERM)
 			defer stop()
-			go onHangup(ctx, func() {
+			go onSignal(ctx, syscall.SIGHUP, func() {
 				if err := d.ReloadFile(ctx); err != nil {
 					log.Error("not reloaded", "err", err)
 				}
 			})
+			go onSignal(ctx, syscall.SIGUSR2, func() { d.HandOver(); stop() })
 			err = d.Run(ctx)
 			return errors.Join(err, d.Close())
 		},
@@ -80,10 +83,10 @@ func keepProofs(cfg *daemon.Config, path string) (err error) {
 	return nil
 }
 
-// onHangup calls f for each SIGHUP until ctx ends.
-func onHangup(ctx context.Context, f func()) {
+// onSignal calls f for each such signal until ctx ends.
+func onSignal(ctx context.Context, s os.Signal, f func()) {
 	c := make(chan os.Signal, 1)
-	signal.Notify(c, syscall.SIGHUP)
+	signal.Notify(c, s)
 	defer signal.Stop(c)
 	for {
 		select {
@@ -97,7 +100,8 @@ func onHangup(ctx context.Context, f func()) {
 
 // open wires the daemon. load reads the file again.
 func open(file *config.Config, load func() (*config.Config, error), observe bool, log *slog.Logger) (*daemon.Daemon, error) {
-	cfg := daemon.Config{File: file, Load: load, Observe: observe, Version: version(), Log: log, DataplaneName: "none", DataplaneWhy: "observing: nothing is touched"}
+	cfg := daemon.Config{File: file, Load: load, Observe: observe, Version: version(), Log: log, DataplaneName: "none", DataplaneWhy: "observing: nothing is touched",
+		Flows: flows.List}
 	var err error
 	if cfg.Anchors, err = trustAnchors(file); err != nil {
 		return nil, err

@@ -1,0 +1,218 @@
+package daemon
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"time"
+
+	"tacit/control"
+	"tacit/flows"
+	"tacit/ipsec"
+	"tacit/policy"
+)
+
+// What becomes of the connections with an address when its protection ends (TRUST.md R9, R11): what is still there then is ended before the
+// first packet could leave in clear. Where the kernel cannot end them the address is held on.
+
+// sockets is a list of the connections of this host, by their addresses, and since when it counts. It is the data plane goroutine's: the ends of many peers in
+// one turn of the loop cost one list.
+type sockets struct {
+	taken time.Time
+	flows map[ipsec.Selector][]flows.Flow
+}
+
+// doEnd ends the connections with the address. It comes before what ends its protection.
+type doEnd struct{}
+
+// evLeave: we stop.
+type evLeave struct{}
+
+// leave: the SAs are about to be ended.
+func (p *peer) leave() {
+	p.ending = "tacit stops here"
+	for _, a := range p.sas {
+		a.deleting = true
+	}
+}
+
+// evStuck: they could not be ended; the address is held until then.
+type evStuck struct{ until time.Time }
+
+// shuts reports whether packets to or from the address cannot pass in clear, because of an SA that was used or of a hold.
+func (p *peer) shuts() bool {
+	for _, a := range p.sas {
+		if a.up && a.armed {
+			return true
+		}
+	}
+	return !p.held.IsZero()
+}
+
+// opened puts the end of the connections before the actions of a step that opens an address which was shut.
+func (p *peer) opened(shut bool, do []action) []action {
+	if shut && !p.shuts() {
+		return append([]action{doEnd{}}, do...)
+	}
+	return do
+}
+
+// endFlows is doEnd.
+func (l *loop) endFlows(now time.Time, p *peer) {
+	s := ipsec.Host(p.local, p.remote)
+	ended, until := 0, now.Add(p.linger)
+	l.job("ending connections", func() (err error) {
+		if ended, err = l.abort(&l.sockets, now, s); err == nil {
+			return nil
+		}
+		l.stuck[s] = true
+		return errors.Join(err, l.hold(s, until))
+	}, func(now time.Time, err error) {
+		l.saidEnded(now, p, ended)
+		if err != nil {
+			l.log.Error("connections that were protected cannot be ended: the address is held", "peer", p.remote, "err", err)
+			if l.peers[p.key] == p {
+				l.step(now, p, evStuck{until})
+			}
+		}
+	})
+}
+
+// saidEnded is the event of connections that were ended.
+func (l *loop) saidEnded(now time.Time, p *peer, n int) {
+	if n > 0 {
+		l.d.audit(now, p.event(control.Ended, p.face(), fmt.Sprintf("%d of this host's connections had been protected, and are not any more", n)).e)
+	}
+}
+
+// abort ends the connections of a selector that there were at a time, or later. It lists them where list is older.
+func (l *loop) abort(list *sockets, at time.Time, s ipsec.Selector) (n int, err error) {
+	if l.d.cfg.Flows == nil {
+		return 0, nil
+	}
+	if list.flows == nil || !list.taken.After(at) {
+		taken := l.now()
+		all, err := l.d.cfg.Flows()
+		if err != nil {
+			return 0, err
+		}
+		*list = sockets{taken, map[ipsec.Selector][]flows.Flow{}}
+		for _, f := range all {
+			k := ipsec.Host(f.Local.Addr(), f.Remote.Addr())
+			list.flows[k] = append(list.flows[k], f)
+		}
+	}
+	for _, f := range list.flows[s] {
+		if e := f.End(); e != nil {
+			err = errors.Join(err, e)
+			continue
+		}
+		n++
+	}
+	delete(list.flows, s)
+	return n, err
+}
+
+// unhold ends the hold on an address, unless its connections could not be ended. It runs in the data plane's goroutine.
+func (l *loop) unhold(s ipsec.Selector) error {
+	delete(l.unheld, s)
+	if l.stuck[s] {
+		delete(l.stuck, s)
+		return nil
+	}
+	return l.dp.ClearPolicy(s)
+}
+
+// stands reports whether a stop leaves an address shut: where nothing may ever pass in clear, or as `on-failure` says.
+func (p *peer) stands(now time.Time, onFailure string, rules *policy.Table) bool {
+	if onFailure == "open" || !p.shuts() {
+		return false
+	}
+	rule := rules.ForAddr(p.remote)
+	if p.last.Name != "" {
+		rule = rules.For(p.last.Name, p.remote)
+	}
+	return rule.Class == policy.Private || onFailure == "closed" && p.holdUntil().After(now)
+}
+
+// parting is what a loop that stops leaves to the end of all.
+type parting struct {
+	shut  map[key]time.Time // addresses that stay shut, and until when
+	pairs []uint32
+	jobs  []func() // calls of the data plane that had not been made
+}
+
+// part ends, at a stop, the connections that would go on in clear, while their end can still be told encrypted.
+func (l *loop) part(now time.Time) {
+	l.parting = parting{map[key]time.Time{}, slices.Collect(maps.Keys(l.pairs)), l.queue}
+	l.queue = nil
+	var list sockets
+	for _, p := range l.peers {
+		if p.stands(now, l.d.cfg.File.DNS.OnFailure, l.d.rules.Load()) {
+			l.parting.shut[p.key] = latest(p.holdUntil(), now.Add(time.Second))
+			if p.authenticated() == nil && p.held.IsZero() { // nobody in particular: no proof has a time of its own
+				l.parting.shut[p.key] = now.Add(p.linger)
+			}
+			continue
+		}
+		if !p.shuts() {
+			continue
+		}
+		n, err := l.abort(&list, now, ipsec.Host(p.local, p.remote))
+		if err != nil {
+			l.log.Error("connections that were protected cannot be ended", "peer", p.remote, "err", err)
+		}
+		l.saidEnded(now, p, n)
+	}
+}
+
+// clear leaves standing what is to stay shut, with no help from us, and nothing else. The loop has ended.
+func (l *loop) clear() error {
+	for _, job := range l.parting.jobs {
+		job()
+	}
+	var errs []error
+	for k, until := range l.parting.shut {
+		errs = append(errs, l.dp.SetPolicy(ipsec.Host(k.local, k.remote), ipsec.Block, until))
+	}
+	for _, id := range l.parting.pairs {
+		errs = append(errs, l.dp.Remove(id))
+	}
+	for k, p := range l.peers {
+		if _, shut := l.parting.shut[k]; !shut && !p.held.IsZero() {
+			errs = append(errs, l.dp.ClearPolicy(ipsec.Host(k.local, k.remote)))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// end ends what the loops, which have stopped, do not leave standing: all, unless addresses are left shut, or the process hands over to the next.
+func (s *shards) end() error {
+	d, now := s.d, s.now()
+	keep := d.handing.Load()
+	var all []proven
+	for _, l := range s.loops {
+		for _, x := range l.proofs(now) {
+			if _, shut := l.parting.shut[key{x.Local, x.Remote}]; shut || d.handing.Load() {
+				all = append(all, x)
+			}
+		}
+		keep = keep || len(l.parting.shut) > 0
+	}
+	var errs []error
+	if d.cfg.SaveProofs != nil {
+		text, err := marshalProofs(all)
+		errs = append(errs, err, d.cfg.SaveProofs(text))
+	}
+	for _, l := range s.loops {
+		if keep && !d.handing.Load() {
+			errs = append(errs, l.clear())
+		}
+	}
+	return errors.Join(append(errs, d.cfg.Dataplane.Close(keep))...)
+}
+
+// HandOver has Run, whose context is about to end, leave everything standing for the process that follows: the kernel's SAs and policies, and what
+// was proven. Peers are told nothing.
+func (d *Daemon) HandOver() { d.handing.Store(true) }
