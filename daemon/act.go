@@ -48,7 +48,7 @@ func (l *loop) do(now time.Time, p *peer, a action) {
 	case doAdmit:
 		l.admitted(now, a)
 	case doSever:
-		l.severs(p)
+		l.severs(now, p)
 	case doAsk:
 		l.askAgain(p, a.name)
 	case doAudit:

@@ -62,7 +62,7 @@ func (p *peer) alive(now time.Time, id ike.SAID) []action {
 	}
 	a.probed, a.heard = time.Time{}, now
 	if a.talks() {
-		return p.stands()
+		return p.standsBy()
 	}
 	if !a.up || !p.isLive(a) {
 		return nil

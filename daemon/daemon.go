@@ -72,9 +72,7 @@ type Daemon struct {
 	// find is what DNS says of the name that an initiator at an address tells: findClaim.
 	find func(name string, remote netip.Addr) (c pad.Claim, why string)
 	// reverse is what the reverse zone of an address says: reversed.
-	reverse func(remote netip.Addr) reversed
-	// sever closes the sockets that speak from an address of ours to another; nil: it cannot be done here.
-	sever    func(local, remote netip.Addr) error
+	reverse  func(remote netip.Addr) reversed
 	rollover *dnssec.Rollover // nil without a TrustPoint
 	started  time.Time
 	trail    trail

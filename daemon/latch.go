@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"tacit/ike"
+	"tacit/ipsec"
 	"tacit/ipseckey"
 )
 
@@ -105,8 +106,8 @@ func (p *peer) knock(now time.Time, e ike.AuthorizationWanted) []action {
 	return p.probeAll(now)
 }
 
-// stands: an SA of the conversation has answered, or was used. Nobody else comes in.
-func (p *peer) stands() []action {
+// standsBy: an SA of the conversation has answered, or was used. Nobody else comes in.
+func (p *peer) standsBy() []action {
 	p.latch.doubted = time.Time{}
 	return p.turnAway("the address has a conversation with another")
 }
@@ -178,15 +179,22 @@ func (l *loop) admitted(now time.Time, a doAdmit) {
 	l.admit(now, a.e)
 }
 
-// severs has the sockets closed beside the loop.
-func (l *loop) severs(p *peer) {
-	go func() {
-		err := errors.New("its sockets cannot be closed on this system")
-		if l.d.sever != nil {
-			err = l.d.sever(p.local, p.remote)
+// severs ends the conversation's connections (endings.go).
+func (l *loop) severs(now time.Time, p *peer) {
+	s := ipsec.Host(p.local, p.remote)
+	ended := 0
+	l.job("ending connections", func() (err error) {
+		if l.d.cfg.Flows == nil {
+			return errors.New("its connections cannot be ended on this system")
 		}
-		l.report(func(now time.Time) { l.step(now, p, evSevered{err}) })
-	}()
+		ended, err = l.abort(&l.sockets, now, s)
+		return err
+	}, func(now time.Time, err error) {
+		l.saidEnded(now, p, ended)
+		if l.peers[p.key] == p {
+			l.step(now, p, evSevered{err})
+		}
+	})
 }
 
 // mask is the key that an address is shown by one of ours where we are nobody. It is of this process and these two addresses, so that nobody can

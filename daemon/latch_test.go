@@ -196,7 +196,6 @@ func TestLatchKeepsAnotherOut(t *testing.T) {
 	p := newPlay(t)
 	l := idleLoop(t, p)
 	defer close(l.ended)
-	l.d.sever = func(local, remote netip.Addr) error { return nil }
 	p.nobody(1, false, 1)
 	p.now = p.now.Add(time.Second)
 	e := ike.AuthorizationWanted{SA: 7, Null: true, ID: ike.ID{Kind: ike.IDNull}, Began: p.now, Local: netip.AddrPortFrom(p.p.local, 500), Remote: netip.AddrPortFrom(p.p.remote, 500)}

@@ -201,7 +201,7 @@ func (p *peer) used(now time.Time, e *evUsage) (do []action) {
 			}
 		}
 		if a.talks() && e.u.LastIn.After(p.latch.doubted) && !p.latch.doubted.IsZero() {
-			do = append(do, p.stands()...)
+			do = append(do, p.standsBy()...)
 		}
 		a.usage = e.u
 	}
