@@ -124,8 +124,8 @@ func (l *loop) unhold(s ipsec.Selector) error {
 	return l.dp.ClearPolicy(s)
 }
 
-// stands reports whether a stop leaves an address shut: where nothing may ever pass in clear, or as `on-failure` says.
-func (p *peer) stands(now time.Time, onFailure string, rules *policy.Table) bool {
+// staysShut reports whether a stop leaves an address shut: where nothing may ever pass in clear, or as `on-failure` says.
+func (p *peer) staysShut(now time.Time, onFailure string, rules *policy.Table) bool {
 	if onFailure == "open" || !p.shuts() {
 		return false
 	}
@@ -149,7 +149,7 @@ func (l *loop) part(now time.Time) {
 	l.queue = nil
 	var list sockets
 	for _, p := range l.peers {
-		if p.stands(now, l.d.cfg.File.DNS.OnFailure, l.d.rules.Load()) {
+		if p.staysShut(now, l.d.cfg.File.DNS.OnFailure, l.d.rules.Load()) {
 			l.parting.shut[p.key] = latest(p.holdUntil(), now.Add(time.Second))
 			if p.authenticated() == nil && p.held.IsZero() { // nobody in particular: no proof has a time of its own
 				l.parting.shut[p.key] = now.Add(p.linger)
