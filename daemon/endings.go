@@ -136,6 +136,9 @@ func (p *peer) staysShut(now time.Time, onFailure string, rules *policy.Table) b
 	return rule.Class == policy.Private || onFailure == "closed" && p.holdUntil().After(now)
 }
 
+// partingPause lets the resets of connections that were ended go before the DELETE of the SA that carries them.
+const partingPause = 20 * time.Millisecond
+
 // parting is what a loop that stops leaves to the end of all.
 type parting struct {
 	shut  map[key]time.Time // addresses that stay shut, and until when
@@ -148,6 +151,7 @@ func (l *loop) part(now time.Time) {
 	l.parting = parting{map[key]time.Time{}, slices.Collect(maps.Keys(l.pairs)), l.queue}
 	l.queue = nil
 	var list sockets
+	told := 0
 	for _, p := range l.peers {
 		if p.staysShut(now, l.d.cfg.File.DNS.OnFailure, l.d.rules.Load()) {
 			l.parting.shut[p.key] = latest(p.holdUntil(), now.Add(time.Second))
@@ -164,6 +168,10 @@ func (l *loop) part(now time.Time) {
 			l.log.Error("connections that were protected cannot be ended", "peer", p.remote, "err", err)
 		}
 		l.saidEnded(now, p, n)
+		told += n
+	}
+	if told > 0 {
+		time.Sleep(partingPause)
 	}
 }
 
