@@ -350,7 +350,7 @@ func (w *classWorld) compare() {
 func TestClassMatrix(t *testing.T) {
 	needE2E(t, "nft", "ip")
 	w := newClassWorld(t, newClassCells(func(*classCell) bool { return true }))
-	w.run("tun", 16)
+	w.run("tun", 50)
 	w.compare()
 }
 

@@ -195,6 +195,8 @@ func startUnbound(t *testing.T, h *lab.Host, server string) *lab.Cmd {
 	num-threads: 1
 	module-config: "iterator"
 	local-zone: "test." nodefault
+	local-zone: "2.0.192.in-addr.arpa." nodefault
+	local-zone: "8.b.d.0.1.0.0.2.ip6.arpa." nodefault
 	do-not-query-localhost: no
 	minimal-responses: no
 	prefetch: no
