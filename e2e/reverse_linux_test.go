@@ -262,7 +262,7 @@ func TestPacketStorm(t *testing.T) {
 		if round > 0 && left() != storm {
 			t.Errorf("round %d: %d of %d packets left", round, left(), storm)
 		}
-		if lookups < storm {
+		if lookups < storm && (round > 0 || lookups < storm*9/10) { // too many at once: the packets of some are dropped, and the next ones ask
 			t.Errorf("round %d: %d of %d addresses asked for", round, lookups, storm)
 		}
 	}
