@@ -17,7 +17,7 @@ sets of intervals, which are asked while an element of the set live has time lef
 	out    live? -> peer in rule_block -> exempt? else refused at once
 	               peer in rule_hold or rule_trap -> exempt? else as with divert
 	leak   live? -> peer in rule_hold or rule_block, from one of our own addresses, about to leave in clear -> exempt? else dropped
-	input  live? -> peer in rule_hold or rule_block -> exempt? else dropped. The hook sees what is for this host, after another's rules have
+	input  live? -> peer in rule_hold or rule_block -> exempt? else counted and dropped. The hook sees what is for this host, after another's rules have
 	               translated it back: what answers a masqueraded guest is forwarded, and no matter of ours
 
 Exempt is what others are (own . peer in clear among it), and ICMP errors, which come from any router on the way. */
@@ -215,8 +215,10 @@ func ruleChains(s sets) []chain {
 		}
 	}
 	exempt.add(concat(addressType(false, expr.CmpOpNeq, unix.RTN_UNICAST), accept))
-	shut.add(concat(addressType(false, expr.CmpOpNeq, unix.RTN_LOCAL), accept),
-		[]expr.Any{jump("in_exempt")}, []expr.Any{&expr.Counter{}, verdict(expr.VerdictDrop)})
+	shut.add(concat(addressType(false, expr.CmpOpNeq, unix.RTN_LOCAL), accept))
+	for i := range s.rules {
+		shut.add(concat(loadKey(i, true), []expr.Any{jumpTo(inShut[i])}))
+	}
 	return []chain{exempt, shut,
 		{name: "rule_divert", rules: [][]expr.Any{{jump("rule_exempt")}, {jumpTo("out_divert")}}},
 		{name: "rule_refuse", rules: [][]expr.Any{{jump("rule_exempt")}, {jumpTo("out_block")}}},

@@ -74,7 +74,7 @@ const (
 	FirstPacket                      // the first valid packet of an inbound SA: ID, SPI
 	Expiring                         // a soft limit (packets, bytes) of an SA: ID, SPI
 	Moved                            // valid packets of an encapsulated Pair come from another address: ID, Remote
-	ClearSeen                        // clear packets of a protected peer were dropped: Selector
+	ClearSeen                        // clear packets of a protected peer, or of one that a rule holds, were dropped: Selector
 )
 
 func (k EventKind) String() string {

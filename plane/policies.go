@@ -60,8 +60,12 @@ type Policies[F Traffic] struct {
 	// Gateways are the addresses of the default gateways; nil: no rule spares them.
 	Gateways func() []netip.Addr
 
-	flows map[guard.Key]F
+	flows     map[guard.Key]F
+	strangers map[guard.Key]uint64 // clear packets that a rule had dropped, as they were counted last
 }
+
+// maxStrangers bounds the addresses without a flow that one turn reports for their clear packets (TRUST.md I4).
+const maxStrangers = 64
 
 // Interval is how often elements are to be renewed: seldom, since 10,000 of them take a while.
 func (p *Policies[F]) Interval() time.Duration { return p.Linger / 5 }
@@ -269,15 +273,23 @@ func (p *Policies[F]) Renew(now time.Time) error {
 	return nil
 }
 
-// WatchClear counts the clear packets that were dropped, and returns the flows that had some since it was called before.
-func (p *Policies[F]) WatchClear() (fresh []F, err error) {
+// WatchClear counts the clear packets that were dropped, and returns between which hosts some were since it was called before. Of those that only a rule of
+// prefixes concerns, which anybody can make up, it returns no more than maxStrangers.
+func (p *Policies[F]) WatchClear() (fresh []ipsec.Selector, err error) {
 	seen, err := p.Guard.Seen()
 	if err != nil {
 		return nil, err
 	}
+	strangers, told := p.strangers, 0
+	p.strangers = make(map[guard.Key]uint64)
 	for _, s := range seen {
 		f, ok := p.flows[s.Key]
 		if !ok {
+			p.strangers[s.Key] = s.Packets
+			if s.Packets != strangers[s.Key] && p.Rules.Action(s.Key.Peer) == ipsec.Hold && told < maxStrangers {
+				told++
+				fresh = append(fresh, ipsec.Host(s.Key.Own, s.Key.Peer))
+			}
 			continue
 		}
 		b := f.base()
@@ -288,7 +300,7 @@ func (p *Policies[F]) WatchClear() (fresh []F, err error) {
 		}
 		if s.Packets > last {
 			b.ClearDropped += s.Packets - last
-			fresh = append(fresh, f)
+			fresh = append(fresh, b.Selector())
 		}
 	}
 	return fresh, nil

@@ -42,8 +42,8 @@ func (p *Plane) turn(now, renewed time.Time) time.Time {
 	}
 	errs = append(errs, p.policies.FollowGateways(now))
 	fresh, err := p.policies.WatchClear()
-	for _, f := range fresh {
-		p.run.Raise(ipsec.Event{Kind: ipsec.ClearSeen, Selector: f.Selector()})
+	for _, s := range fresh {
+		p.run.Raise(ipsec.Event{Kind: ipsec.ClearSeen, Selector: s})
 	}
 	if err := errors.Join(append(errs, err)...); err != nil {
 		p.log.Error("maintenance", "err", err)

@@ -36,8 +36,8 @@ func (p *Plane) maintenance() {
 func (p *Plane) turn(now time.Time) (errs []error) {
 	p.expireHeld(now)
 	fresh, err := p.policies.WatchClear()
-	for _, f := range fresh {
-		p.run.Raise(ipsec.Event{Kind: ipsec.ClearSeen, Selector: f.Selector()})
+	for _, s := range fresh {
+		p.run.Raise(ipsec.Event{Kind: ipsec.ClearSeen, Selector: s})
 	}
 	errs = append(errs, err, p.policies.FollowGateways(now))
 	errs = append(errs, p.endLeft()...)

@@ -146,6 +146,9 @@ func testRuleHold(w *world) {
 		if w.reaches(f, w.alice, w.bob) {
 			w.Errorf("%v: a clear datagram arrived", f)
 		}
+		if e := w.event(da, ipsec.ClearSeen, wait); e.Selector != s {
+			w.Errorf("%v: clear packets seen of %v, want %v", f, e.Selector, s)
+		}
 		w.reset()
 		w.unanswered(f, w.alice, w.bob)
 		w.acquired(da, s)
