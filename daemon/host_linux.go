@@ -161,6 +161,21 @@ func source(remote netip.Addr) (netip.Addr, error) {
 	return c.LocalAddr().(*net.UDPAddr).AddrPort().Addr().Unmap(), nil
 }
 
+// nudge sends a packet that means nothing, of the protocol "no next header". By an SA it is a dummy packet (RFC 4303, 2.6), which its receiver discards.
+func nudge(local, remote netip.Addr) error {
+	network := "ip4:59"
+	if remote.Is6() {
+		network = "ip6:59"
+	}
+	c, err := net.DialIP(network, &net.IPAddr{IP: local.AsSlice()}, &net.IPAddr{IP: remote.AsSlice()})
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	_, err = c.Write([]byte{0})
+	return err
+}
+
 // markSocket sets SO_MARK on a socket before it is used.
 func markSocket(mark int) func(string, string, syscall.RawConn) error {
 	return func(_, _ string, c syscall.RawConn) error {

@@ -70,7 +70,7 @@ func (l *loop) acquire(now time.Time, local, remote netip.Addr, provoked bool) {
 		return
 	}
 	if pins := l.d.rules.Load().PinsAt(remote); len(pins) > 0 { // the administrator's word comes before the reverse zone's (R3)
-		l.keyFor(now, local, remote, []pad.Claim{atAddress(remote, pins, now.Add(2*lookAnyway))})
+		l.keyFor(now, local, &quest{remote: remote, provoked: provoked}, []pad.Claim{atAddress(remote, pins, now.Add(2*lookAnyway))})
 		return
 	}
 	q := l.packets.quests[remote]
@@ -80,7 +80,7 @@ func (l *loop) acquire(now time.Time, local, remote netip.Addr, provoked bool) {
 			q.locals = append(q.locals, local)
 		}
 	case d != nil:
-		l.unproven(now, r, local, d, now)
+		l.unproven(now, r, &quest{remote: remote, begun: now, provoked: provoked}, local, d)
 	case provoked && l.packets.provoked >= maxProvoked, len(l.packets.queue) >= maxQueued:
 		l.packets.overflow++
 	default:
@@ -158,7 +158,7 @@ func (l *loop) conclude(now time.Time, q *quest, r reversed) {
 	}
 	if len(r.claims) > 0 {
 		for _, local := range q.locals {
-			l.keyFor(now, local, q.remote, r.claims)
+			l.keyFor(now, local, q, r.claims)
 		}
 		return
 	}
@@ -171,7 +171,7 @@ func (l *loop) conclude(now time.Time, q *quest, r reversed) {
 		l.release(gone)
 	}
 	for _, local := range q.locals {
-		l.unproven(now, rule, local, d, q.begun)
+		l.unproven(now, rule, q, local, d)
 	}
 }
 
@@ -186,20 +186,20 @@ func clamp(t, least, most time.Time) time.Time {
 }
 
 // keyFor has an address keyed by its own zone's word, or the administrator's, which holds it: nothing leaves in clear any more.
-func (l *loop) keyFor(now time.Time, local, remote netip.Addr, claims []pad.Claim) {
-	p := l.peerOf(now, local, remote)
+func (l *loop) keyFor(now time.Time, local netip.Addr, q *quest, claims []pad.Claim) {
+	p := l.peerOf(now, local, q.remote)
 	if p == nil {
 		return
 	}
 	l.step(now, p, evRequired{claims[0]})
 	for _, c := range claims {
-		l.step(now, p, evLookup{waiter{claim: c}})
+		l.step(now, p, evLookup{waiter{claim: c, packet: &waiting{provoked: q.provoked, over: true}}}) // the word stands, whatever comes of the attempt
 	}
 }
 
 // unproven is what becomes of packets to an address that nobody is proven to be at: they are shut in, or anybody is asked for encryption, or they leave in
-// clear. since is when the first of them began to wait.
-func (l *loop) unproven(now time.Time, r policy.Rule, local netip.Addr, d *denial, since time.Time) {
+// clear.
+func (l *loop) unproven(now time.Time, r policy.Rule, q *quest, local netip.Addr, d *denial) {
 	if d.shut || !r.Anonymous {
 		l.settleFor(now, r, local, d, d.until)
 		return
@@ -209,12 +209,12 @@ func (l *loop) unproven(now time.Time, r policy.Rule, local netip.Addr, d *denia
 		l.settleFor(now, r, local, d, d.until)
 		return
 	}
-	w := waiter{claim: pad.Claim{Addr: d.addr}, packet: &waiting{local: local}}
+	w := waiter{claim: pad.Claim{Addr: d.addr}, packet: &waiting{local: local, provoked: q.provoked}}
 	l.step(now, p, evLookup{w})
 	if r.Class != policy.PrivateOrClear || w.packet.over {
 		return
 	}
-	wait := min(l.d.cfg.File.DNS.Hold, maxWait) - now.Sub(since)
+	wait := min(l.d.cfg.File.DNS.Hold, maxWait) - now.Sub(q.begun)
 	time.AfterFunc(max(0, wait), func() {
 		l.report(func(now time.Time) { l.waited(now, p, w, outcome{why: "no encryption within the hold"}) })
 	})
@@ -222,13 +222,17 @@ func (l *loop) unproven(now time.Time, r policy.Rule, local netip.Addr, d *denia
 
 // waiting is the part of a waiter that stands for packets.
 type waiting struct {
-	local netip.Addr
-	over  bool // it had its outcome
+	local    netip.Addr
+	over     bool // it had its outcome
+	provoked bool // no packet of ours waits: the peer speaks clear to us, and is not heard
 }
 
 // waited is the outcome for packets that waited for a peer. Those of an SA have left with it.
 func (l *loop) waited(now time.Time, p *peer, w waiter, o outcome) {
-	if w.packet == nil || w.packet.over { // the reverse zone's word stands, whatever came of the attempt
+	if o.ok && w.packet.provoked { // the peer sends with the SA once it has seen that we do (TRUST.md R10)
+		l.job("nudging", func() error { return l.nudge(p.local, p.remote) }, l.failed("nudging the peer", p.remote))
+	}
+	if w.packet.over {
 		return
 	}
 	w.packet.over = true

@@ -281,6 +281,47 @@ func TestAnybodyWithinTheHold(t *testing.T) {
 	x.want("private", "")
 }
 
+// A peer whose clear packets are held back by a rule is asked as if we had something to say, and shown the SA, or it would go on in clear: but not for any number
+// of made-up senders at once.
+func TestClearPacketsAskToo(t *testing.T) {
+	for _, k := range []byte{0, 1} {
+		x := newTraffic(t, policy.Rule{Class: policy.Private, Packets: true, Anonymous: true})
+		if k != 0 {
+			x.says = x.reverseClaim(k)
+		}
+		nudged := 0
+		x.l.nudge = func(local, remote netip.Addr) error {
+			if local != x.p.local || remote != x.p.remote || !x.peer().covers() {
+				t.Errorf("nudged %v from %v, SA in use %v", remote, local, x.peer().covers())
+			}
+			nudged++
+			return nil
+		}
+		x.l.event(x.now, ipsec.Event{Kind: ipsec.ClearSeen, Selector: ipsec.Host(x.p.local, x.p.remote)})
+		x.settle()
+		if nudged != 0 || x.attempts() != 1 {
+			t.Fatalf("key %d: nudged %d times, %d attempts", k, nudged, x.attempts())
+		}
+		x.succeeds(k)
+		if nudged != 1 {
+			t.Errorf("key %d: nudged %d times", k, nudged)
+		}
+	}
+	x := newTraffic(t, policy.Rule{Class: policy.Private, Packets: true})
+	x.gate = make(chan struct{})
+	for i := range 1000 {
+		x.l.event(x.now, ipsec.Event{Kind: ipsec.ClearSeen, Selector: ipsec.Host(x.p.local, nth(256*(i%4)+i/4))})
+	}
+	if n := len(x.l.packets.quests); n != maxProvoked {
+		t.Errorf("%d lookups for clear packets, want %d", n, maxProvoked)
+	}
+	close(x.gate)
+	x.settle()
+	if x.l.packets.provoked != 0 {
+		t.Errorf("%d are counted yet", x.l.packets.provoked)
+	}
+}
+
 // A storm to addresses without keys costs a lookup each at most, then nothing; what is remembered of it is bounded.
 func TestStorm(t *testing.T) {
 	const storm = 10_000

@@ -53,8 +53,8 @@ type key struct{ local, remote netip.Addr }
 // waiter is a lookup whose answer waits. Exactly one outcome is sent to reply, which has room for it.
 type waiter struct {
 	claim  pad.Claim
-	reply  chan outcome // nil: no lookup waits
-	packet *waiting     // without a lookup: packets that wait for anybody; nil: what happens to them follows from the address
+	reply  chan outcome // nil: no lookup waits, but packets do
+	packet *waiting
 }
 
 // outcome is what becomes of one address of an answer; ok releases it.

@@ -41,6 +41,7 @@ type shared struct {
 	signers chan struct{}                 // a seat each
 	known   atomic.Int64                  // peers
 	masks   [32]byte                      // see mask
+	nudge   func(local, remote netip.Addr) error
 }
 
 const (
@@ -57,7 +58,7 @@ func shardCount() int {
 func newShards(d *Daemon, n int) (*shards, error) {
 	s := &shards{seed: maphash.MakeSeed(), shared: &shared{
 		d: d, log: d.log, now: d.now, dp: d.cfg.Dataplane, conns: map[netip.AddrPort]ipsec.Conn{},
-		grants: newGrants(d.started), signers: make(chan struct{}, max(4, n)),
+		grants: newGrants(d.started), signers: make(chan struct{}, max(4, n)), nudge: nudge,
 	}}
 	rand.Read(s.masks[:])
 	f := d.cfg.File
