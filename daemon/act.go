@@ -53,6 +53,14 @@ func (l *loop) do(now time.Time, p *peer, a action) {
 		l.askAgain(p, a.name)
 	case doAudit:
 		l.d.audit(now, a.e)
+	case doTick:
+		time.AfterFunc(a.in, func() {
+			l.report(func(now time.Time) {
+				if l.peers[p.key] == p {
+					l.step(now, p, evTick{})
+				}
+			})
+		})
 	case doRemove:
 		delete(l.pairs, a.pair)
 		l.remove(ipsec.Host(p.local, p.remote), a.pair)

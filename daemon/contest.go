@@ -86,10 +86,12 @@ func (p *peer) contest(now time.Time) []action {
 	if p.authenticated() == nil {
 		return p.revive(now)
 	}
+	do := p.probeAll(now)
 	if p.contested.IsZero() {
 		p.contested = now
+		do = append(do, doTick{incumbentWait}) // the housekeeping's could be a second late, and who waits has a hold of two
 	}
-	return p.probeAll(now)
+	return do
 }
 
 // lose ends an incumbent that did not answer. Its SA's DELETE may take its time; the next name does not wait for it. Without one

@@ -75,6 +75,9 @@ func TestConflictIncumbentAnswers(t *testing.T) {
 func TestConflictIncumbentIsGone(t *testing.T) {
 	p := newProven(t)
 	next := p.lookup("next.example.", 2)
+	if n := count[doTick](p); n != 1 {
+		t.Fatalf("%d ticks are asked for, want one when the second is over: the lookup has no time to lose", n)
+	}
 	p.pass(2 * tick)
 	p.ended(1, nil)
 	if n := count[doInitiate](p); n != 2 {

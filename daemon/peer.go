@@ -150,7 +150,8 @@ type (
 	doHold   struct{ until time.Time }
 	doUnhold struct{}
 	doRemove struct{ pair uint32 }
-	doAsk    struct{ name string } // whether DNS still says what it said of an initiator
+	doAsk    struct{ name string }      // whether DNS still says what it said of an initiator
+	doTick   struct{ in time.Duration } // evTick then, and not only with the second's housekeeping
 )
 
 // The events of a peer. Those of ike come as they are.

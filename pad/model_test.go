@@ -21,11 +21,12 @@ type model struct {
 
 // happening is one thing that happened at X.
 type happening struct {
-	what  string // claimed, withdrawn, failed; proved, alive, elsewhere, lost, forgotten; required
-	at    time.Time
-	name  string
-	keys  []string
-	until time.Time // of a claim, of the administrator's word
+	what   string // claimed, withdrawn, failed; proved, alive, elsewhere, lost, forgotten; required
+	at     time.Time
+	name   string
+	keys   []string
+	source Source
+	until  time.Time // of a claim, of the administrator's word
 }
 
 func (m *model) note(h happening) { m.history = append(m.history, h) }
@@ -92,18 +93,18 @@ func (m *model) heldUntil() (until time.Time) {
 
 func (m *model) held() bool { return m.now.Before(m.heldUntil()) }
 
-// claim is what a name says now.
-func (m *model) claim(name string) (keys []string, ok bool) {
+// claim is what a name says now, and on whose word.
+func (m *model) claim(name string) (keys []string, source Source, ok bool) {
 	for _, h := range m.history {
 		switch {
 		case h.name != name:
 		case h.what == "claimed":
-			keys, ok = h.keys, m.now.Before(h.until)
+			keys, source, ok = h.keys, h.source, m.now.Before(h.until)
 		case h.what == "withdrawn":
 			keys, ok = nil, false
 		}
 	}
-	return keys, ok
+	return keys, source, ok
 }
 
 // names are those of whom the live key is one, and the others that claim X.
@@ -114,7 +115,7 @@ func (m *model) names() (satisfied, claiming []string) {
 			continue
 		}
 		seen[h.name] = true
-		keys, ok := m.claim(h.name)
+		keys, _, ok := m.claim(h.name)
 		switch {
 		case !ok:
 		case live != "" && slices.Contains(keys, live):
@@ -186,7 +187,7 @@ func (m *model) initiator(c Claim) (keys []string, contest bool) {
 	for _, k := range ids(c) {
 		agreed := slices.Contains(satisfied, c.Name)
 		for _, n := range satisfied {
-			theirs, _ := m.claim(n)
+			theirs, _, _ := m.claim(n)
 			agreed = agreed && (n == c.Name || slices.Contains(theirs, k))
 		}
 		switch {
@@ -198,6 +199,22 @@ func (m *model) initiator(c Claim) (keys []string, contest bool) {
 		}
 	}
 	return keys, contest
+}
+
+// outranks is R3's order: administrator, signed reverse zone, the prover. It takes a word that is more than a name's, and more than all have on
+// which the live key stands.
+func (m *model) outranks(c Claim) bool {
+	live := m.live()
+	if live == "" || c.Has(live) || c.Source == Forward {
+		return false
+	}
+	satisfied, _ := m.names()
+	for _, n := range satisfied {
+		if _, source, _ := m.claim(n); source >= c.Source {
+			return false
+		}
+	}
+	return true
 }
 
 func sorted(s []string) []string { return slices.Compact(slices.Sorted(slices.Values(s))) }
@@ -240,7 +257,9 @@ func claimOf(n int, keys []string, until time.Time) Claim {
 
 func (r *run) claim() Claim {
 	n, keys := rapid.IntRange(0, r.names-1).Draw(r.T, "name"), rapid.SampledFrom(sets).Draw(r.T, "keys")
-	return claimOf(n, keys, r.m.now.Add(r.ms(900_000)-time.Second))
+	c := claimOf(n, keys, r.m.now.Add(r.ms(900_000)-time.Second))
+	c.Source = rapid.SampledFrom([]Source{Forward, Forward, Forward, Reverse, Administrator}).Draw(r.T, "source")
+	return c
 }
 
 func (r *run) ago() time.Time {
@@ -344,7 +363,7 @@ func (r *run) asks(c Claim) {
 	want, ttl := r.m.ask(c)
 	got := r.a.Ask(r.m.now, c)
 	if want != Expired {
-		r.m.note(happening{what: "claimed", name: c.Name, keys: ids(c), until: c.Until})
+		r.m.note(happening{what: "claimed", name: c.Name, keys: ids(c), source: c.Source, until: c.Until})
 	}
 	if got.State != want && !(want == Failed && got.State != Satisfied && !r.whole()) || got.State == Satisfied && got.TTL != ttl {
 		r.Fatalf("%v: %v, TTL %v, want %v, %v", c, got.State, got.TTL, want, ttl)
@@ -377,8 +396,12 @@ func (r *run) anybody() {
 		return
 	}
 	for n := range min(r.names, 3) {
-		for _, keys := range sets {
+		for i, keys := range sets {
 			c := claimOf(n, keys, r.m.now.Add(time.Hour))
+			c.Source = Source((n + i) % 3)
+			if got, want := r.a.Outranks(r.m.now, c), r.m.outranks(c); got != want {
+				r.Fatalf("%v on the word of %v outranks the incumbent: %v, want %v", c, c.Source, got, want)
+			}
 			if got, want := r.a.judge(r.m.now, c).State, first(r.m.ask(c)); got != want {
 				r.Fatalf("%v: %v, want %v", c, got, want)
 			}
