@@ -110,9 +110,19 @@ func (p *peer) revive(now time.Time) []action {
 	if p.last.Name == "" || !p.pad.Held(now) {
 		return nil
 	}
-	c := p.last
+	c := p.again()
 	c.Until = p.pad.HoldUntil()
 	return p.begin(now, c)
+}
+
+// again is the claim by which the address is keyed when nobody has looked a name up: what goes on there goes on with the key that it proved (I2). A
+// name that this satisfies may list one of its own beside it, as at a roll-over; that one is for those who look the name up.
+func (p *peer) again() pad.Claim {
+	c := p.last
+	if k, _, ok := p.pad.Key(); ok && c.Source == pad.Forward {
+		c.Keys = []pad.Key{k}
+	}
+	return c
 }
 
 // probeAll asks every SA of the peer whether it still stands.

@@ -3,11 +3,13 @@ package daemon
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"testing"
 	"time"
 
 	"tacit/ike"
 	"tacit/ipsec"
+	"tacit/pad"
 )
 
 // A failed attempt for one name does not take the other's waiters with it.
@@ -111,4 +113,30 @@ func TestIncumbentHasItsSecond(t *testing.T) {
 		}
 		p.wantWithheld(w)
 	})
+}
+
+// I2: what goes on at an address goes on with the key that it proved. A name that lists that key beside its own is satisfied by it (R2), and gets
+// no more by that; what the administrator says is more.
+func TestKeysOfWhatGoesOn(t *testing.T) {
+	for source, want := range map[pad.Source][]byte{pad.Forward: {1}, pad.Administrator: {1, 9}} {
+		p := newPlay(t)
+		w := waiter{claim: p.claim("evil.example.", 1, 9), reply: make(chan outcome, 1)}
+		w.claim.Source = source
+		p.event(evLookup{w})
+		p.established(1, true, 1)
+		p.lookup("bob.example.", 1)
+		p.event(ike.Alive{SA: 1})
+		p.done = nil
+		p.ended(1, errors.New("no answer"))
+		p.event(evAcquire{})
+		var got []pad.Key
+		for _, a := range p.done {
+			if a, ok := a.(doInitiate); ok {
+				got = a.claim.Keys
+			}
+		}
+		if same := slices.EqualFunc(got, want, func(k pad.Key, b byte) bool { return k.ID == pad.KeyOf(testKey(b)).ID }); !same {
+			t.Errorf("on the word of %v: keyed again by %v, want %v", source, got, want)
+		}
+	}
 }

@@ -473,7 +473,7 @@ func (p *peer) tick(now time.Time) (do []action) {
 // renewal sets the IKE SA up anew while the old one still serves: before it expires, if it could not be rekeyed, or when it does not answer a probe. A peer
 // that was started again has lost it, and would be missed until the probe's last repeat. The end that began it does.
 func (p *peer) renewal(now time.Time) []action {
-	if p.attempt != nil || p.last.Name == "" || p.pad.Lame(now) || p.pad.Failing(now, p.last) {
+	if p.attempt != nil || p.last.Name == "" || p.pad.Lame(now) || p.pad.Failing(now, p.again()) {
 		return nil
 	}
 	due := false
@@ -489,7 +489,7 @@ func (p *peer) renewal(now time.Time) []action {
 	if !due {
 		return nil
 	}
-	return p.begin(now, p.last)
+	return p.begin(now, p.again())
 }
 
 // unanswered reports whether a probe of the SA had no answer for some time.
