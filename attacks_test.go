@@ -23,7 +23,6 @@ var later = map[string]string{
 	"A-15": "TCP 4500 comes with NAT",
 	"A-29": "comes with NAT",
 	"A-30": "MOBIKE comes with NAT",
-	"A-35": "end to end: not yet",
 	"A-37": "socket activation comes with the packages",
 	"A-40": "our own roll-over comes with publishing",
 	"A-41": "comes with publishing",

@@ -47,6 +47,7 @@ type shared struct {
 const (
 	maxDatagram = 65535
 	maxShards   = 64
+	initSends   = 3 // to an address where nobody may be (TRUST.md A-20)
 )
 
 // shardCount is one for each processor, as far as that is a power of two.
@@ -65,6 +66,7 @@ func newShards(d *Daemon, n int) (*shards, error) {
 	c := ike.Config{
 		Rand: rand.Reader, Encapsulate: d.cfg.Encapsulate, IKELifetime: f.IKELifetime, ChildLifetime: f.ChildLifetime,
 		Liveness:   f.Linger / 2,
+		InitSends:  initSends,
 		Retransmit: []time.Duration{500 * time.Millisecond, time.Second, 2 * time.Second, 3 * time.Second},
 		FirstPair:  uint32(d.started.Unix()) &^ 0xfff, // differs from the ids of a process before us
 		Shards:     n, CrashSecret: d.cfg.CrashSecret, AskKeys: true,

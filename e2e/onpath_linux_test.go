@@ -93,16 +93,19 @@ func (m *onPath) newEngine(name string) *ike.Endpoint {
 	return ike.New(ike.Config{Name: name, Public: key.Public()})
 }
 
-// initiates begins an IKE SA in the other's place, as nobody, and waits for what becomes of it.
-func (m *onPath) initiates(from, to netip.Addr) (refused error) {
+// initiates begins an IKE SA at an address, his own or one that he takes, in a name or without one, and waits until it is refused.
+func (m *onPath) initiates(name string, from, to netip.Addr) (refused error) {
 	m.t.Helper()
+	p := ike.Peer{Local: netip.AddrPortFrom(from, 500), Remote: netip.AddrPortFrom(to, 500), LocalID: ike.ID{Kind: ike.IDNull}, Auth: ike.Authorization{Anonymous: true}}
+	if name != "" {
+		p.LocalID = ike.ID{Kind: ike.IDFQDN, Value: name}
+	}
 	m.do(func() {
-		e := m.newEngine("")
-		_, out := e.Initiate(time.Now(), ike.Peer{Local: netip.AddrPortFrom(from, 500), Remote: netip.AddrPortFrom(to, 500),
-			LocalID: ike.ID{Kind: ike.IDNull}, Auth: ike.Authorization{Anonymous: true}})
+		e := m.newEngine(name)
+		_, out := e.Initiate(time.Now(), p)
 		m.output(e, out)
 	})
-	eventually(m.t, 5*time.Second, "an answer to who is nobody", func() bool {
+	eventually(m.t, 5*time.Second, "a refusal", func() bool {
 		m.do(func() {
 			if len(m.refused) > 0 {
 				refused, m.refused = m.refused[0], nil
@@ -177,6 +180,9 @@ func (m *onPath) packet(p []byte) {
 		if m.answers(ike.Datagram{Local: netip.AddrPortFrom(f.Dst, f.DstPort), Remote: netip.AddrPortFrom(f.Src, f.SrcPort), Data: data}) {
 			return
 		}
+	}
+	if m.at == m.to { // they are his own: his kernel has them too
+		return
 	}
 	if err := m.at.Inject(p); err != nil {
 		m.t.Errorf("pass on %d bytes: %v", len(p), err)

@@ -109,7 +109,11 @@ func (s *sa) retransmit() {
 	if s.out.state != waiting || !due(s.out.due, s.e.now) {
 		return
 	}
-	if int(s.out.sends) < len(s.e.cfg.Retransmit) {
+	sends := len(s.e.cfg.Retransmit)
+	if n := s.e.cfg.InitSends; n > 0 && s.state == initSent { // nobody may be there (TRUST.md A-20)
+		sends = min(sends, n)
+	}
+	if int(s.out.sends) < sends {
 		s.e.stats.Retransmitted++
 		s.repeat()
 		return

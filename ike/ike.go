@@ -71,6 +71,7 @@ type Config struct {
 	CrashSecret   []byte          // makes the tokens of quick crash detection (RFC 6290); it must outlive the process; empty: we give none
 	Path          int             // octets of an IP datagram that pass everywhere, at least 576; longer messages go in fragments (RFC 7383); 0: 1280
 	PostQuantum   PostQuantum     // when the keys are made by the hybrid with ML-KEM; 0: After
+	InitSends     int             // how often an IKE_SA_INIT that nobody answers is sent; 0: like any request
 	Retransmit    []time.Duration // the wait after each send of a request; after the last it is given up. nil: 0.5 s, 1, 2, 4, 8 s
 }
 

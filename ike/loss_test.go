@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"net/netip"
 	"testing"
 	"time"
 )
@@ -52,6 +53,26 @@ func TestTimeout(t *testing.T) {
 	w.run(3 * time.Second)
 	if c, ok := find[Closed](a); !ok || c.Err != ErrTimeout || w.sent != 5 || a.e.Stats().SAs != 0 {
 		t.Errorf("closed %v %v after %d messages", ok, c.Err, w.sent)
+	}
+}
+
+// TRUST.md A-20: to an address where nobody may be fewer messages go than on an SA that was there.
+//
+//tacit:attack A-20 an IKE_SA_INIT that nobody answers is sent as often as is set, and no more
+func TestInitSends(t *testing.T) {
+	a, b, w := pairWith(t, Config{InitSends: 3}, Config{})
+	id := establish(t, w, a, b, peerOf(a, b))
+	w.loss, w.sent = 1, 0
+	w.initiate(a, Peer{Local: addrA, Remote: netip.MustParseAddrPort("192.0.2.77:500"), Auth: Authorization{Anonymous: true}})
+	w.run(time.Minute)
+	if w.sent != 3 {
+		t.Errorf("%d first messages, want 3", w.sent)
+	}
+	w.sent = 0
+	w.take(a, a.e.Do(w.now, id, Probe))
+	w.run(time.Minute)
+	if w.sent != 5 {
+		t.Errorf("%d probes of an SA, want 5", w.sent)
 	}
 }
 
