@@ -210,7 +210,11 @@ func (s *shards) end() error {
 	}
 	var errs []error
 	if d.cfg.SaveProofs != nil {
-		text, err := marshalProofs(all)
+		var text []byte
+		var err error
+		if keep {
+			text, err = s.memory(all)
+		}
 		errs = append(errs, err, d.cfg.SaveProofs(text))
 	}
 	for _, l := range s.loops {

@@ -27,6 +27,9 @@ const (
 type memory struct {
 	Version int      `json:"version"`
 	Proofs  []proven `json:"proofs"`
+	// Masks is what the keys are made of that we show where we are nobody: after a crash we are the same nobody, or those who had a conversation with
+	// us would let nobody else in.
+	Masks []byte `json:"masks"`
 }
 
 // proven is what an address showed last.
@@ -48,18 +51,13 @@ func (d *Daemon) remember(ctx context.Context) {
 	var last string
 	failed := false
 	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-ticker.C:
-		}
 		var all []proven
 		for _, l := range d.shards.loops {
 			if l.ask(ctx, func(now time.Time) { all = append(all, l.proofs(now)...) }) != nil {
 				return
 			}
 		}
-		text, err := marshalProofs(all)
+		text, err := d.shards.memory(all)
 		if err == nil && string(text) != last {
 			if err = d.cfg.SaveProofs(text); err == nil {
 				last = string(text)
@@ -69,16 +67,18 @@ func (d *Daemon) remember(ctx context.Context) {
 			d.log.Warn("what was proven is not saved: after a crash addresses are held, and keyed at the next lookup only", "err", err)
 		}
 		failed = err != nil
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+		}
 	}
 }
 
-// marshalProofs is the file, in an order of its own; nil where there is none.
-func marshalProofs(all []proven) ([]byte, error) {
-	if len(all) == 0 {
-		return nil, nil
-	}
+// memory is the file, in an order of its own.
+func (s *shards) memory(all []proven) ([]byte, error) {
 	slices.SortFunc(all, func(a, b proven) int { return cmp.Or(a.Remote.Compare(b.Remote), a.Local.Compare(b.Local)) })
-	return json.Marshal(memory{Version: memoryVersion, Proofs: all})
+	return json.Marshal(memory{Version: memoryVersion, Proofs: all, Masks: s.masks[:]})
 }
 
 // proofs are those of the loop's peers that still count. The times are rounded up, so that they do not change with every packet.
@@ -98,14 +98,22 @@ func (l *loop) proofs(now time.Time) (all []proven) {
 	return all
 }
 
-// restore takes over what a process before us knew, and returns when the addresses are held.
-func (d *Daemon) restore(ctx context.Context, text []byte) error {
-	var m memory
+// recall reads what a process before us knew.
+func recall(text []byte) (m memory, err error) {
 	if err := json.Unmarshal(text, &m); err != nil {
-		return err
+		return memory{}, err
 	}
 	if m.Version != memoryVersion {
-		return fmt.Errorf("version %d, and we know %d", m.Version, memoryVersion)
+		return memory{}, fmt.Errorf("version %d, and we know %d", m.Version, memoryVersion)
+	}
+	return m, nil
+}
+
+// restore takes over what was proven to a process before us, and returns when the addresses are held.
+func (d *Daemon) restore(ctx context.Context, text []byte) error {
+	m, err := recall(text)
+	if err != nil {
+		return err
 	}
 	own := d.host.environment().Own
 	for _, x := range m.Proofs {

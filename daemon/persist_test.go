@@ -8,6 +8,7 @@ import (
 
 	"tacit/ipsec"
 	"tacit/ipsec/ipsectest"
+	"tacit/ipseckey"
 	"tacit/pad"
 )
 
@@ -25,7 +26,7 @@ func saved(t *testing.T, change func(*proven)) (text []byte, p *play) {
 	if change != nil {
 		change(&all[0])
 	}
-	text, err := json.Marshal(memory{memoryVersion, all})
+	text, err := json.Marshal(memory{Version: memoryVersion, Proofs: all})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -109,5 +110,31 @@ func TestOldProofs(t *testing.T) {
 	}
 	if held, _ := e.Policy(ipsec.Host(p.p.local, p.p.remote)); time.Until(held.Until) > 2*e.l.d.cfg.File.Linger {
 		t.Errorf("held until %v", held.Until)
+	}
+}
+
+// After a crash we are the same nobody to those who had a conversation with us (RFC 5660); after a stop another one.
+func TestTheSameNobodyAfterACrash(t *testing.T) {
+	own, peer := netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("192.0.2.2")
+	first := newTestShards(t, ipsectest.NewFake(), own, "", nil, time.Now, 1)
+	text, err := first.memory(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	shown := func(left []byte) string {
+		d := newTestShards(t, ipsectest.NewFake(), own, "", nil, time.Now, 1).d
+		d.cfg.Proofs = left
+		s, err := newShards(d, 1)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return ipseckey.Fingerprint(s.mask(own, peer).Public())
+	}
+	was := ipseckey.Fingerprint(first.mask(own, peer).Public())
+	if got := shown(text); got != was {
+		t.Errorf("after a crash we show %s, want %s", got, was)
+	}
+	if shown(nil) == was || shown([]byte(`{"version":99}`)) == was {
+		t.Error("without what was saved we show the same")
 	}
 }

@@ -62,6 +62,9 @@ func newShards(d *Daemon, n int) (*shards, error) {
 		grants: newGrants(d.started), signers: make(chan struct{}, max(4, n)), nudge: nudge,
 	}}
 	rand.Read(s.masks[:])
+	if m, err := recall(d.cfg.Proofs); err == nil && len(m.Masks) == len(s.masks) {
+		copy(s.masks[:], m.Masks)
+	}
 	f := d.cfg.File
 	c := ike.Config{
 		Rand: rand.Reader, Encapsulate: d.cfg.Encapsulate, IKELifetime: f.IKELifetime, ChildLifetime: f.ChildLifetime,
