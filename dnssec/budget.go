@@ -14,6 +14,8 @@ const (
 	fastSignatures = 32      // above it a lookup is heavy: see lanes
 	fastSetSigs    = 4       // the same, of one RRset: two algorithms and a roll-over
 	fastHashes     = 4_000   // the same
+	fewSignatures  = 4       // above it a lookup is long: nobody waits for it who has something else to do
+	fewHashes      = 500     // the same
 	maxQueries     = 96      // questions to the upstream: DS and DNSKEY of every label of an ip6.arpa name
 	maxChain       = 12      // CNAME and DNAME followed
 	maxSetSigs     = 8       // RRSIGs looked at for one RRset
@@ -68,6 +70,11 @@ func (b *budget) heavy() bool {
 	return b.odd.Load() || b.sigs.Load() < maxSignatures-fastSignatures || b.hashes.Load() < maxHashes-fastHashes
 }
 
+// long says whether the lookup has cost more than one whose zone is known.
+func (b *budget) long() bool {
+	return b.odd.Load() || b.sigs.Load() < maxSignatures-fewSignatures || b.hashes.Load() < maxHashes-fewHashes
+}
+
 // lanes are the semaphores for the cryptography of all lookups of a Validator: as many operations at once as there are processors, and of heavy lookups one
 // in all. Each operation waits anew, so that an honest lookup stands behind one operation of an attacker's at a time, however many of those there are.
 type lanes struct {
@@ -94,4 +101,12 @@ func (l *lanes) enter(heavy bool) (leave func()) {
 			runtime.Gosched() // after whoever waits for a processor
 		}
 	}
+}
+
+// turn waits for one at computing.
+func (c *checker) turn() (end func()) {
+	if c.work.long() {
+		c.leave()
+	}
+	return c.lanes.enter(c.work.heavy())
 }

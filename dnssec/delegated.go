@@ -84,7 +84,7 @@ func (s *session) validates(ctx context.Context) bool {
 	if zones := s.v.Anchors.Zones(); !slices.Contains(zones, top) && len(zones) > 0 {
 		top = zones[0]
 	}
-	msg, err := s.ask(question{top, dns.TypeSOA}).wait(ctx)
+	msg, err := s.wait(ctx, s.ask(question{top, dns.TypeSOA}))
 	yes = err == nil && msg.AuthenticatedData
 	d.mu.Lock()
 	defer d.mu.Unlock()

@@ -188,7 +188,7 @@ func (c *checker) vouched(k zoneKey, ds []*dns.DS) bool {
 
 // digest says whether d is of this key, when it is its turn.
 func (c *checker) digest(k *dns.DNSKEY, d *dns.DS) bool {
-	defer c.lanes.enter(c.work.heavy())()
+	defer c.turn()()
 	made := k.ToDS(d.DigestType)
 	return made != nil && strings.EqualFold(made.Digest, d.Digest)
 }

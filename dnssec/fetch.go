@@ -65,32 +65,42 @@ func (v *Validator) exchangeOnce(q question, way int, work *budget) (_ reply, mi
 		ctx, cancel := context.WithTimeout(context.Background(), fetchTimeout)
 		defer cancel()
 		e := &errand{way: way, work: work}
-		m := new(dns.Msg)
-		m.SetQuestion(q.name, q.rrtype)
-		// We judge ourselves: a validating upstream must not hide what is bogus. Or it judges.
-		m.CheckingDisabled, m.AuthenticatedData = !v.rules.delegated, v.rules.delegated
-		m.SetEdns0(udpSize, true)
+		m := v.query(q)
 		r, err := v.Exchanger.Exchange(e.in(ctx), m)
-		if err != nil {
-			return nil, &netError{q, dns.ExtendedErrorCodeNetworkError, err}
-		}
 		var refused *refusal
-		if v.rules.delegated && r != nil && r.Rcode == dns.RcodeServerFailure {
+		if v.rules.delegated && err == nil && r != nil && r.Rcode == dns.RcodeServerFailure {
 			if data, why := v.insist(e.in(ctx), q, m, r); why != nil {
 				r, refused = data, why
 			}
 		}
-		if err := acceptable(q, r); err != nil {
-			return nil, &netError{q, dns.ExtendedErrorCodeNoReachableAuthority, err}
-		}
-		e.mu.Lock()
-		defer e.mu.Unlock()
-		return reply{r, e.by, refused}, nil
+		return settled(q, e, r, refused, err)
 	})
 	if err != nil {
 		return reply{}, mine, err
 	}
 	return res.(reply), mine, nil
+}
+
+// query is what goes to the upstream. We judge ourselves: a validating upstream must not hide what is bogus. Or it judges.
+func (v *Validator) query(q question) *dns.Msg {
+	m := new(dns.Msg)
+	m.SetQuestion(q.name, q.rrtype)
+	m.CheckingDisabled, m.AuthenticatedData = !v.rules.delegated, v.rules.delegated
+	m.SetEdns0(udpSize, true)
+	return m
+}
+
+// settled is what an exchange brought, as it goes to those who asked.
+func settled(q question, e *errand, r *dns.Msg, refused *refusal, err error) (reply, error) {
+	if err != nil {
+		return reply{}, &netError{q, dns.ExtendedErrorCodeNetworkError, err}
+	}
+	if err := acceptable(q, r); err != nil {
+		return reply{}, &netError{q, dns.ExtendedErrorCodeNoReachableAuthority, err}
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return reply{r, e.by, refused}, nil
 }
 
 // acceptable says whether r answers q at all.
@@ -119,10 +129,21 @@ type future struct {
 	err  error
 
 	refused *refusal
+
+	sent Sent // nil, or it is waited for here, by the one who asked
+	work *errand
 }
 
-// wait is the answer: a copy that belongs to the caller.
-func (f *future) wait(ctx context.Context) (*dns.Msg, error) {
+// wait is the answer: it belongs to the caller.
+func (s *session) wait(ctx context.Context, f *future) (*dns.Msg, error) {
+	if f.sent != nil {
+		return s.receive(ctx, f)
+	}
+	select {
+	case <-f.done:
+	default:
+		s.leave()
+	}
 	select {
 	case <-f.done:
 		if f.err != nil {

@@ -66,7 +66,7 @@ func (r *Rollover) Text() []byte {
 // Probe asks for the zone's keys, whether it is time or not. The error says that no proven set came, or that the state could not be saved.
 func (r *Rollover) Probe(ctx context.Context) error {
 	s := r.v.session(r.v.Now(), newBudget())
-	msg, err := s.ask(question{r.zone(), dns.TypeDNSKEY}).wait(ctx)
+	msg, err := s.wait(ctx, s.ask(question{r.zone(), dns.TypeDNSKEY}))
 	r.observe(&s.checker, msg)
 	r.mu.Lock()
 	defer r.mu.Unlock()

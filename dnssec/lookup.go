@@ -15,6 +15,7 @@ type lookup struct {
 	asked map[string]bool   // owners for which the upstream was asked, against loops
 	kept  []dns.RR          // the answer section: the RRsets of the chain only
 	taken map[question]bool // what is in kept
+	made  *dns.Msg          // the first answer, where it is made from proofs at hand
 
 	said   verdict  // WithDelegation: on the message that is read
 	proven []*rrset // the authority section: of each link the proofs that verified, of the denial the SOA

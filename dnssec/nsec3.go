@@ -28,7 +28,7 @@ func (c *checker) hash(name string, h *hashed) (string, bool) {
 	if !c.work.hash(int64(h.rr.Iterations) + 1) {
 		return "", false
 	}
-	defer c.lanes.enter(c.work.heavy())()
+	defer c.turn()()
 	return dns.HashName(name, h.rr.Hash, h.rr.Iterations, h.rr.Salt), true
 }
 

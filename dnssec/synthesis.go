@@ -107,15 +107,39 @@ func (s *session) expandedIn(q question, zone string) *dns.Msg {
 	return nil
 }
 
+// begin asks the first question, and what will surely be asked after it, where no answer is to be made from proofs.
+func (l *lookup) begin(send Sender) {
+	q := question{l.ans.Name, l.ans.Type}
+	if l.made = l.madeOf(q); l.made != nil {
+		return
+	}
+	if send == nil || !l.send(q, send) {
+		l.ask(q)
+	}
+	if !l.rules.delegated {
+		l.prefetch(q.name, q.rrtype)
+	}
+}
+
+// madeOf is synthesized, where that is wanted.
+func (l *lookup) madeOf(q question) *dns.Msg {
+	if l.rules.asks || l.way != 0 {
+		return nil
+	}
+	return l.synthesized(q)
+}
+
 // message is the answer for the owner that the chain has come to: from the proofs at hand, or from the upstream.
 func (l *lookup) message(ctx context.Context, q question) (*dns.Msg, error) {
-	if !l.rules.asks && l.way == 0 {
-		if m := l.synthesized(q); m != nil {
-			return m, nil
-		}
+	made := l.made
+	if q.name != l.ans.Name { // not the first question
+		made = l.madeOf(q)
+	}
+	if made != nil {
+		return made, nil
 	}
 	f := l.ask(q)
-	m, err := f.wait(ctx)
+	m, err := l.wait(ctx, f)
 	if err == nil {
 		l.ans.Via, l.ans.Detour = f.by.via, f.by.why
 		if l.rules.delegated {

@@ -106,20 +106,36 @@ func (v *Validator) Lookup(ctx context.Context, name string, rrtype uint16) (Ans
 	if err != nil {
 		return Answer{}, err
 	}
-	now, work := v.Now(), newBudget()
+	now := v.Now()
 	if now.Before(v.rules.floor) {
 		return v.unclocked(ctx, name, rrtype, now)
 	}
-	outer := ctx
-	ctx, cancel := context.WithTimeout(ctx, lookupTimeout)
+	return v.begin(name, rrtype, now, nil).finish(ctx)
+}
+
+// begin is the first half of a Lookup, which waits for nothing; the first question is asked by way of send, unless that is nil.
+func (v *Validator) begin(name string, rrtype uint16, now time.Time, send Sender) *Begun {
+	b := &Begun{v: v, now: now, work: newBudget(), to: v.routes.of(question{name, rrtype}, now)}
+	b.l = v.lookup(name, rrtype, now, b.work, b.to.way)
+	b.l.begin(send)
+	return b
+}
+
+// finish is the second half.
+func (b *Begun) finish(outer context.Context) (Answer, error) {
+	ctx, cancel := Bounded(outer, lookupTimeout)
 	defer cancel()
-	to := v.routes.of(question{name, rrtype}, now)
-	ans := v.try(ctx, name, rrtype, now, work, to.way)
-	if to.way != 0 {
-		ans.Detour = to.why
+	v, l := b.v, b.l
+	l.run(ctx)
+	ans := l.ans
+	if b.to.way != 0 {
+		ans.Detour = b.to.why
 	}
-	if r, ok := v.Exchanger.(Rerouter); ok && !v.rules.delegated && v.unproven(ctx, ans, to.way, now, work) {
-		ans = v.reroute(ctx, r, ans, to.way, now, work)
+	if r, ok := v.Exchanger.(Rerouter); ok && !v.rules.delegated && ans.Status < Insecure {
+		l.leave()
+		if v.unproven(ctx, ans, b.to.way, b.now, b.work) {
+			ans = v.reroute(ctx, r, ans, b.to.way, b.now, b.work)
+		}
 	}
 	if ans.Status == Indeterminate {
 		return ans, outer.Err()
@@ -148,19 +164,19 @@ func (v *Validator) session(now time.Time, work *budget) *session {
 
 // try is one round of a lookup, by one way of a Rerouter.
 func (v *Validator) try(ctx context.Context, name string, rrtype uint16, now time.Time, work *budget, way int) Answer {
-	s := v.session(now, work)
-	s.way = way
-	l := &lookup{session: s, asked: make(map[string]bool), taken: make(map[question]bool), ans: Answer{Name: name, Type: rrtype, Owner: name, Chain: []string{name},
-		Status: Secure, Rcode: dns.RcodeServerFailure, Until: now.Add(maxTTL), EDE: NoEDE}}
-	s.keep = s.keepProof
-	if v.rules.asks || way != 0 || s.synthesized(question{name, rrtype}) == nil {
-		s.ask(question{name, rrtype})
-		if !v.rules.delegated {
-			s.prefetch(name, rrtype)
-		}
-	}
+	l := v.lookup(name, rrtype, now, work, way)
+	l.begin(nil)
 	l.run(ctx)
 	return l.ans
+}
+
+// lookup is one that has not begun.
+func (v *Validator) lookup(name string, rrtype uint16, now time.Time, work *budget, way int) *lookup {
+	s := v.session(now, work)
+	s.way = way
+	s.keep = s.keepProof
+	return &lookup{session: s, asked: make(map[string]bool), taken: make(map[question]bool), ans: Answer{Name: name, Type: rrtype, Owner: name, Chain: []string{name},
+		Status: Secure, Rcode: dns.RcodeServerFailure, Until: now.Add(maxTTL), EDE: NoEDE}}
 }
 
 // prefetch asks for the DS and DNSKEY of the zones that name probably lies in, where nothing is known below the top-level domain: a first contact then takes

@@ -39,6 +39,8 @@ type checker struct {
 	rules *rules
 	work  *budget
 	lanes *lanes // nil: nobody else computes
+	// leaves is told before the first wait or work that may be long; nil: nobody minds. See Begun.Answer.
+	leaves func()
 	// keep is told of every NSEC and NSEC3 RRset that verified, and of the SOA beside them; nil: nobody cares.
 	keep func(set *rrset, z *zone, until time.Time)
 }
@@ -74,7 +76,7 @@ func (r *rules) supported(alg uint8) bool {
 
 // check is the arithmetic of one signature, when it is its turn.
 func (c *checker) check(sig *dns.RRSIG, k *dns.DNSKEY, set *rrset) bool {
-	defer c.lanes.enter(c.work.heavy())()
+	defer c.turn()()
 	verify := arithmetic
 	if c.rules.legacy != nil && (sig.Algorithm == dns.DSA || sig.Algorithm == dns.DSANSEC3SHA1) {
 		verify = c.rules.legacy

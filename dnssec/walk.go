@@ -17,6 +17,8 @@ type session struct {
 	mu    sync.Mutex // the questions may be asked by the goroutines that fetch zones for this lookup
 	asked map[question]*future
 
+	also int // a file that ends a brief wait; negative: none
+
 	way int // of a Rerouter, for every question; if it is not 0, what was found broken before is looked at again
 }
 
@@ -89,7 +91,7 @@ func (s *session) signer(ctx context.Context, name string) *zone {
 	s.ask(question{name, dns.TypeDNSKEY})
 	above := parent(name)
 	z := (*zone)(nil)
-	if msg, err := ds.wait(ctx); err != nil {
+	if msg, err := s.wait(ctx, ds); err != nil {
 		return s.failed(ctx, name, err)
 	} else if hint := hintDS(name, msg, top); hint != "" {
 		z = s.signer(ctx, hint)
@@ -133,7 +135,7 @@ func hintDenial(name string, authority rrsets, top string) string {
 func (s *session) anchored(ctx context.Context, name string) *zone {
 	return s.shared(ctx, name, func(ctx context.Context) known {
 		if r := s.v.rollovers[name]; r != nil { // a key that was revoked, or has ripened, is so from this lookup on
-			if msg, err := s.ask(question{name, dns.TypeDNSKEY}).wait(ctx); err == nil {
+			if msg, err := s.wait(ctx, s.ask(question{name, dns.TypeDNSKEY})); err == nil {
 				r.observe(&s.checker, msg)
 			}
 		}
@@ -166,7 +168,7 @@ func (s *session) child(ctx context.Context, name string, z *zone) *zone {
 		msg := s.synthesizedIn(question{name, dns.TypeDS}, z.name)
 		if msg == nil {
 			var err error
-			if msg, err = s.ask(question{name, dns.TypeDS}).wait(ctx); err != nil {
+			if msg, err = s.wait(ctx, s.ask(question{name, dns.TypeDS})); err != nil {
 				return known{zone: s.failed(ctx, name, err)}
 			}
 		}
@@ -185,7 +187,7 @@ func (s *session) child(ctx context.Context, name string, z *zone) *zone {
 
 // keysOf fetches and judges the DNSKEY RRset of a zone.
 func (s *session) keysOf(ctx context.Context, name string, ds []*dns.DS, trusted []*dns.DNSKEY, until time.Time) known {
-	msg, err := s.ask(question{name, dns.TypeDNSKEY}).wait(ctx)
+	msg, err := s.wait(ctx, s.ask(question{name, dns.TypeDNSKEY}))
 	if err != nil {
 		return known{zone: s.failed(ctx, name, err)}
 	}
@@ -222,6 +224,7 @@ func (s *session) shared(ctx context.Context, name string, get func(context.Cont
 			return k.or(z)
 		}
 		mine := false
+		s.leave()
 		ch := s.v.walks.DoChan(byWay(name, s.way), func() (any, error) {
 			mine = true
 			ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), walkTimeout)

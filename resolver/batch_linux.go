@@ -14,6 +14,7 @@ import (
 // answers; write, stop and close are for all.
 type batch struct {
 	conn     *net.UDPConn
+	file     int // its descriptor, to wait for it beside others
 	raw      syscall.RawConn
 	wildcard bool
 	in, out  [batchSize]mmsghdr
@@ -44,6 +45,9 @@ func newBatch(u *net.UDPConn, wildcard bool) (*batch, error) {
 		return nil, err
 	}
 	b := &batch{conn: u, raw: raw, wildcard: wildcard}
+	if err := raw.Control(func(fd uintptr) { b.file = int(fd) }); err != nil {
+		return nil, err
+	}
 	for i := range batchSize {
 		b.inVec[i].Base = &b.queries[i][0]
 		b.inVec[i].SetLen(maxUDPReply)

@@ -11,6 +11,7 @@ import (
 // batch is a UDP socket that queries are read from and answers written to, here one at a time.
 type batch struct {
 	conn    *net.UDPConn
+	file    int // none
 	oob     []byte
 	packet  [maxUDPReply]byte
 	made    [maxUDPReply]byte
@@ -21,7 +22,7 @@ type batch struct {
 
 // newBatch takes the socket of u.
 func newBatch(u *net.UDPConn, wildcard bool) (*batch, error) {
-	b := &batch{conn: u}
+	b := &batch{conn: u, file: -1}
 	if wildcard {
 		b.oob = make([]byte, oobSize)
 	}

@@ -60,17 +60,17 @@ func (s *Server) begin(name string, typ uint16, whole bool) pending {
 	f := &flight{done: make(chan struct{}), whole: whole}
 	s.flights[q] = f
 	s.wg.Add(1)
-	go s.fly(q, f)
+	go s.land(q, f, s.usual(q))
 	return pending{f: f}
 }
 
-// fly is the goroutine of one lookup. It may outlive the query that began it: the next one finds the answer in the cache. Its
+// land is a lookup under way. It may outlive the query that began it: the next one finds the answer in the cache. Its
 // bound is twice the hold, so that a cold cache behind a slow recursor still fills, while what never comes goes away.
-func (s *Server) fly(q question, f *flight) {
+func (s *Server) land(q question, f *flight, lookup func(context.Context) (dnssec.Answer, error)) {
 	defer s.wg.Done()
-	ctx, cancel := context.WithTimeout(s.base, 2*s.cfg.Hold)
+	ctx, cancel := dnssec.Bounded(s.base, 2*s.cfg.Hold)
 	defer cancel()
-	e := s.ask(ctx, q)
+	e := s.ask(ctx, q, lookup)
 	s.mu.Lock()
 	delete(s.flights, q)
 	if f.whole {
@@ -83,8 +83,13 @@ func (s *Server) fly(q question, f *flight) {
 	close(f.done)
 }
 
-// ask calls the Lookuper. A panic under it costs this answer, not the host's DNS.
-func (s *Server) ask(ctx context.Context, q question) (e *entry) {
+// usual is a lookup by the Lookuper.
+func (s *Server) usual(q question) func(context.Context) (dnssec.Answer, error) {
+	return func(ctx context.Context) (dnssec.Answer, error) { return s.cfg.Lookup.Lookup(ctx, q.name, q.typ) }
+}
+
+// ask makes an entry of a lookup. A panic under it costs this answer, not the host's DNS.
+func (s *Server) ask(ctx context.Context, q question, lookup func(context.Context) (dnssec.Answer, error)) (e *entry) {
 	defer func() {
 		if r := recover(); r != nil {
 			s.stats.panics.Add(1)
@@ -93,7 +98,7 @@ func (s *Server) ask(ctx context.Context, q question) (e *entry) {
 		}
 	}()
 	s.stats.lookups.Add(1)
-	a, err := s.cfg.Lookup.Lookup(ctx, q.name, q.typ)
+	a, err := lookup(ctx)
 	if err != nil {
 		return failed(q, s.now(), dns.ExtendedErrorCodeNetworkError, err.Error())
 	}

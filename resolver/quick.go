@@ -31,42 +31,61 @@ func (s *Server) quick(packet, out []byte) (answer []byte, ok bool) {
 		k = s.cache.named(a.name, dns.TypeIPSECKEY, now)
 	}
 	s.mu.Unlock()
-	if e == nil || !e.good() || e.more != nil || e.bare || len(packet)+len(e.wire) > cap(out)-len(out) {
+	if e == nil {
 		return nil, false
 	}
-	claim, ok := s.released(&a, e, k, now)
+	answer, watched, ok := s.compose(&a, packet, out, e, k, now)
 	if !ok {
-		return nil, false
-	}
-	if answer = a.answer(packet, out, e, e.ttls(now, claim)); len(answer)-len(out) > a.limit {
 		return nil, false
 	}
 	s.stats.queries.Add(1)
 	s.stats.cached.Add(1)
+	if watched {
+		s.stats.cached.Add(1)
+		s.stats.watched.Add(1)
+	}
 	return answer, true
 }
 
+// compose is the answer with e, and k, which may be nil, for its key, if it may leave at once and is easily made. watched: because the Watcher says so.
+func (s *Server) compose(a *asked, packet, out []byte, e, k *entry, now time.Time) (answer []byte, watched, ok bool) {
+	if !e.good() || e.more != nil || e.bare || len(packet)+len(e.wire) > cap(out)-len(out) {
+		return nil, false, false
+	}
+	claim, watched, ok := s.released(a, e, k, now)
+	if !ok {
+		return nil, false, false
+	}
+	if answer = a.answer(packet, out, e, e.ttls(now, claim)); len(answer)-len(out) > a.limit {
+		return nil, false, false
+	}
+	return answer, watched, true
+}
+
 // released says whether the answer may leave at once, as resolve would have it, and for how long its addresses are claimed.
-func (s *Server) released(a *asked, e, k *entry, now time.Time) (claim time.Duration, ok bool) {
+func (s *Server) released(a *asked, e, k *entry, now time.Time) (claim time.Duration, watched, ok bool) {
 	interest := s.interest(e.q.name)
 	if interest == Refuse || e.owner != e.q.name && s.interest(e.owner) != interest {
-		return 0, false
+		return 0, false, false
 	}
 	if interest == SkipKey || !carriesAddresses(a.typ) || len(e.addrs) == 0 {
-		return 0, true
+		return 0, false, true
 	}
 	if k == nil || k.owner != e.owner || e.status != dnssec.Secure {
-		return 0, false
+		return 0, false, false
 	}
+	v, ok := s.cfg.Watcher.Known(a.found(e, k, now))
+	if !ok || len(v.Withhold) > 0 {
+		return 0, false, false
+	}
+	return v.TTL, true, true
+}
+
+// found is what the Watcher is told.
+func (a *asked) found(e, k *entry, now time.Time) Found {
 	f := Found{Asked: e.q.name, Owner: e.owner, Addrs: e.addrs, AddrStatus: e.status, Until: e.until(), AskedAt: now, AddrAt: now, KeyAt: now, CD: a.cd}
 	f.key(k)
-	v, ok := s.cfg.Watcher.Known(f)
-	if !ok || len(v.Withhold) > 0 {
-		return 0, false
-	}
-	s.stats.cached.Add(1)
-	s.stats.watched.Add(1)
-	return v.TTL, true
+	return f
 }
 
 // asked is a query as quick reads it.

@@ -102,12 +102,18 @@ func batches(us []*net.UDPConn) (bs []*batch, err error) {
 // query came to, also where the socket listens on every address.
 func (s *Server) serveUDP(b *batch) error {
 	var wg sync.WaitGroup
-	defer wg.Wait()
+	wg.Go(func() { s.readOn(b, &wg) })
+	wg.Wait()
+	return nil
+}
+
+// readOn reads queries from a socket until it is stopped, or another has taken its place.
+func (s *Server) readOn(b *batch, wg *sync.WaitGroup) {
 	for {
 		n, err := b.read()
 		switch {
 		case s.base.Err() != nil || errors.Is(err, net.ErrClosed):
-			return nil
+			return
 		case err != nil: // an ICMP error about an earlier answer, or no memory
 			time.Sleep(time.Millisecond)
 			continue
@@ -118,18 +124,38 @@ func (s *Server) serveUDP(b *batch) error {
 				b.answered(i, answer)
 				continue
 			}
-			packet, from := bytes.Clone(query), b.client(i).keep()
-			wg.Go(func() {
-				if answer := s.serve(packet, true); answer != nil {
-					b.write(from, answer)
-				}
+			if n > 1 {
+				s.apart(b, i, query, wg)
+				continue
+			}
+			answer, ok, left := s.first(query, answer, b.file, func() {
+				s.apart(b, i, query, wg)
+				wg.Go(func() { s.readOn(b, wg) })
 			})
+			switch {
+			case left:
+				return
+			case ok:
+				b.answered(i, answer)
+			default:
+				s.apart(b, i, query, wg)
+			}
 		}
 		b.flush()
 		if n == batchSize { // a socket that is never empty, would let nobody else run
 			runtime.Gosched()
 		}
 	}
+}
+
+// apart answers a query in a goroutine.
+func (s *Server) apart(b *batch, i int, query []byte, wg *sync.WaitGroup) {
+	packet, from := bytes.Clone(query), b.client(i).keep()
+	wg.Go(func() {
+		if answer := s.serve(packet, true); answer != nil {
+			b.write(from, answer)
+		}
+	})
 }
 
 // sourceOf is the control message that has an answer leave from where the query came to, out of the query's.

@@ -1,6 +1,7 @@
 package upstream
 
 import (
+	"context"
 	"encoding/binary"
 	"io"
 	"log/slog"
@@ -162,4 +163,18 @@ func validatorQuery(name string) *dns.Msg {
 	q.SetEdns0(4096, true)
 	q.CheckingDisabled = true
 	return q
+}
+
+// sendFirst is Exchange by way of Send, where there is one, as a validator does it that is in a hurry.
+func sendFirst(u *Router) func(ctx context.Context, q *dns.Msg) (*dns.Msg, error) {
+	return func(ctx context.Context, q *dns.Msg) (*dns.Msg, error) {
+		sent := u.Send(q)
+		if sent == nil {
+			return u.Exchange(ctx, q)
+		}
+		if m := sent.Brief(ctx, -1); m != nil {
+			return m, nil
+		}
+		return sent.Rest(ctx)
+	}
 }

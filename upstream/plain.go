@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -36,15 +37,20 @@ func (d dialer) dial(ctx context.Context, network, addr string) (c net.Conn, don
 type plain struct {
 	dialer
 	addr      string
-	foreign   bool        // not this host: what would come back to us is not sent
-	lowercase atomic.Bool // it gives the question back in other letters: seen over TCP
-	noTCP     atomic.Bool // a probe found that TCP does not pass
-	noEDNS    atomic.Bool // it does not know EDNS
+	to        netip.AddrPort // the same; not valid with a zone, or where it is none
+	foreign   bool           // not this host: what would come back to us is not sent
+	lowercase atomic.Bool    // it gives the question back in other letters: seen over TCP
+	noTCP     atomic.Bool    // a probe found that TCP does not pass
+	noEDNS    atomic.Bool    // it does not know EDNS
 	cookies   cookieJar
 }
 
 func newPlain(d dialer, addr string) *plain {
-	return &plain{dialer: d, addr: addr, cookies: newCookieJar()}
+	s := &plain{dialer: d, addr: addr, cookies: newCookieJar()}
+	if to, err := netip.ParseAddrPort(addr); err == nil && to.Addr().Zone() == "" {
+		s.to = netip.AddrPortFrom(to.Addr().Unmap(), to.Port())
+	}
+	return s
 }
 
 // renew forgets what was learned by way of another network (RFC 9018, 3: a client's cookie must not tell that it has moved).
@@ -58,6 +64,11 @@ func (s *plain) renew() {
 // ask asks once: over UDP, and over TCP where the answer is truncated or is not surely the server's. The answer has q's id and letters.
 func (s *plain) ask(ctx context.Context, q *dns.Msg) (*dns.Msg, error) {
 	out, m, sure, err := s.overUDP(ctx, q)
+	return s.conclude(ctx, q, out, m, sure, err)
+}
+
+// conclude is ask with what a first try over UDP brought: out went out for q.
+func (s *plain) conclude(ctx context.Context, q, out, m *dns.Msg, sure bool, err error) (*dns.Msg, error) {
 	if err == nil && m.Rcode == dns.RcodeBadCookie && s.cookies.learn(m) {
 		out, m, sure, err = s.overUDP(ctx, q) // RFC 7873, 5.3: once more, with the cookie that came
 	}
@@ -131,20 +142,32 @@ func (s *plain) overUDP(ctx context.Context, q *dns.Msg) (out, m *dns.Msg, sure 
 	if _, err := c.Write(wire); err != nil {
 		return nil, nil, false, err
 	}
+	m, sure, err = s.receive(c, out)
+	return out, m, sure, err
+}
+
+// receive reads until an answer to out came.
+func (s *plain) receive(c net.Conn, out *dns.Msg) (m *dns.Msg, sure bool, err error) {
 	b := make([]byte, maxUDPReply) // more than we ask for
 	for {
 		n, err := c.Read(b)
 		if err != nil {
-			return nil, nil, false, err
+			return nil, false, err
 		}
-		// RFC 5452, 9.1: what does not match is dropped, and the right answer still awaited: an error here would be a weapon.
-		m := new(dns.Msg)
-		if m.Unpack(b[:n]) != nil && !truncatedHead(b[:n], m) || !answers(m, out) {
-			continue
+		if m, sure := s.read(b[:n], out); m != nil {
+			return m, sure, nil
 		}
-		sure := s.cookies.shows(m) && (s.lowercase.Load() || m.Question[0].Name == out.Question[0].Name)
-		return out, m, sure, nil
 	}
+}
+
+// read is a datagram as the answer to out, nil if it is none. RFC 5452, 9.1: what does not match is dropped, and the right answer still awaited: an error
+// here would be a weapon.
+func (s *plain) read(b []byte, out *dns.Msg) (m *dns.Msg, sure bool) {
+	m = new(dns.Msg)
+	if m.Unpack(b) != nil && !truncatedHead(b, m) || !answers(m, out) {
+		return nil, false
+	}
+	return m, s.cookies.shows(m) && (s.lowercase.Load() || m.Question[0].Name == out.Question[0].Name)
 }
 
 // truncatedHead says whether a packet that does not unpack is cut off in its middle and says so with TC: then TCP has it whole.

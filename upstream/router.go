@@ -243,6 +243,11 @@ func (r *Router) order(rrtype uint16) []int {
 // Exchange asks the preferred server, and the next one when it fails or is slow, until an answer came or ctx ended; or it goes the way that dnssec.Reroute
 // says. If all say SERVFAIL or the like, that is the answer. The answer has q's id and question; TC is never set.
 func (r *Router) Exchange(ctx context.Context, q *dns.Msg) (*dns.Msg, error) {
+	return r.exchange(ctx, q, nil)
+}
+
+// exchange is Exchange; begun, unless it is nil, is the first try, which was sent already.
+func (r *Router) exchange(ctx context.Context, q *dns.Msg, begun *shot) (*dns.Msg, error) {
 	if len(q.Question) != 1 {
 		return nil, errors.New("upstream: not one question")
 	}
@@ -274,7 +279,12 @@ func (r *Router) Exchange(ctx context.Context, q *dns.Msg) (*dns.Msg, error) {
 			}
 			return min(maxTimeout, firstTimeout<<(i/len(order)))
 		},
-		try:  func(ctx context.Context, i int) (*dns.Msg, error) { return r.ways[tries[i]].ask(ctx, q) },
+		try: func(ctx context.Context, i int) (*dns.Msg, error) {
+			if w := r.ways[tries[i]]; i > 0 || begun == nil || begun.way != w {
+				return w.ask(ctx, q)
+			}
+			return begun.resume(ctx)
+		},
 		good: func(m *dns.Msg) bool { return usable(m.Rcode) },
 	}.run(ctx)
 	if !ok {
