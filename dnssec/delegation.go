@@ -2,16 +2,18 @@ package dnssec
 
 import (
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/miekg/dns"
 )
 
-// zone is what we know of a zone: its keys, or that it has none, or what is wrong with it. It is not changed once made.
+// zone is what we know of a zone: its keys, or that it has none, or what is wrong with it. It is not changed once made, but for hosts.
 type zone struct {
 	verdict
-	name string
-	keys []zoneKey // if Secure
+	name  string
+	keys  []zoneKey   // if Secure
+	hosts atomic.Bool // names directly below it have turned out to be its own, and no zones
 }
 
 // zoneKey is a DNSKEY that may verify signatures over RRsets.

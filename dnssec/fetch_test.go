@@ -59,6 +59,25 @@ func TestRoundTrips(t *testing.T) {
 	})
 }
 
+// A top-level domain may have hosts, as private ones do: after the first of them nobody asks whether the others are zones.
+func TestHostsOfATopLevelDomain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w, a := newWorld(t, newZone(t, ".", nsec, dns.ED25519, ""), newZone(t, "lan.", nsec, dns.ED25519, "a.lan. 600 IN A 192.0.2.1\nb.lan. 600 IN A 192.0.2.2"),
+			newZone(t, "sub.lan.", nsec, dns.ED25519, "sub.lan. 600 IN A 192.0.2.3\nwww.sub.lan. 600 IN A 192.0.2.4"))
+		w.delay = 10 * time.Millisecond
+		v := New(w, a, WithClock(clock))
+		for _, tt := range []struct {
+			name             string
+			trips, questions int
+		}{{"a.lan.", 1, 6}, {"b.lan.", 1, 1}, {"sub.lan.", 2, 3}, {"www.sub.lan.", 1, 1}} {
+			trips, questions := roundTrips(t, w, v, tt.name, dns.TypeA)
+			if trips != tt.trips || len(questions) != tt.questions {
+				t.Errorf("%s: %d round trips, questions %v; want %d and %d", tt.name, trips, questions, tt.trips, tt.questions)
+			}
+		}
+	})
+}
+
 // The reverse tree has 34 labels: neither a signed nor an unsigned part of it may cost a round trip a label.
 func TestDeepNames(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -300,6 +300,9 @@ func (l *lookup) positiveIn(set *rrset, authority rrsets, z *zone) verdict {
 		return got.verdict
 	}
 	set.setTTL(got.ttl)
+	if z.name == parent(set.name) {
+		z.hosts.Store(true)
+	}
 	d := l.collect(authority, z) // proofs beside what needs none are good for the next question, as for the zone that an alias leads to
 	if got.wildcard == "" {
 		return got.verdict

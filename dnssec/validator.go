@@ -180,7 +180,7 @@ func (v *Validator) lookup(name string, rrtype uint16, now time.Time, work *budg
 }
 
 // prefetch asks for the DS and DNSKEY of the zones that name probably lies in, where nothing is known below the top-level domain: a first contact then takes
-// one round trip. Where a zone nearby is known, the signatures in the answer tell what to ask.
+// one round trip. Where a zone nearby is known, the signatures in the answer tell what to ask, as they do where a top-level domain has hosts of its own.
 func (s *session) prefetch(name string, rrtype uint16) {
 	top, trusted := s.v.top(name)
 	if !trusted {
@@ -198,7 +198,7 @@ func (s *session) prefetch(name string, rrtype uint16) {
 	}
 	for _, zone := range labels {
 		if k, ok := s.known(zone); ok {
-			if k.zone != nil && (k.zone.status != Secure || dns.CountLabel(zone) > 1) {
+			if k.zone != nil && (k.zone.status != Secure || dns.CountLabel(zone) > 1 || k.zone.hosts.Load() && zone == parent(name)) {
 				return
 			}
 		}
