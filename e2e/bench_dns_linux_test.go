@@ -22,8 +22,8 @@ type dnsBench struct {
 	files  int
 }
 
-// newDNSBench makes the signed zone bench.example. with that many names: h0.bench.example. and so on, each with an address and no key.
-func newDNSBench(t *testing.T, names int) *dnsBench {
+// newDNSBench makes the zone bench.example. with that many names: h0.bench.example. and so on, each with an address and no key.
+func newDNSBench(t *testing.T, names int, by signer) *dnsBench {
 	t.Helper()
 	needE2E(t, "nsd", "unbound", "dnssec-signzone", "dnsperf")
 	l, err := lab.New("bench")
@@ -40,7 +40,7 @@ func newDNSBench(t *testing.T, names int) *dnsBench {
 		records[i] = fmt.Sprintf("h%d.bench.example. 86400 IN A 198.51.%d.%d", i, i>>8&255, i&255)
 	}
 	b := &dnsBench{t: t, lab: l}
-	b.dir, b.anchor = signZones(t, zoneFile{"bench.example.", bindNSEC, records})
+	b.dir, b.anchor = signZones(t, zoneFile{"bench.example.", by, records})
 	return b
 }
 
@@ -165,7 +165,7 @@ func (b *dnsBench) dnsperf(h *lab.Host, file string, args ...string) (p perf) {
 // benchDNSCached times an answer from the cache at full load, and how long a client waits for it then, with one thread each and with two.
 func benchDNSCached(t *testing.T) {
 	names, rounds := shorter(1000), shorter(9)
-	b := newDNSBench(t, names)
+	b := newDNSBench(t, names, bindNSEC)
 	file := b.questions(0, names)
 	for _, n := range []int{1, 2} {
 		if n > runtime.NumCPU() {
@@ -189,32 +189,43 @@ func benchDNSCached(t *testing.T) {
 	}
 }
 
-// benchDNSValidated times a lookup of a name that nobody knows yet, in a zone whose keys are known: one client, one question at a time.
+// clearAll is a rule that has the trigger off: no name is asked for a key.
+const clearAll = "[[policy]]\nmatch = [\"0.0.0.0/0\", \"::/0\"]\nclass = \"clear\"\n"
+
+// benchDNSValidated times a lookup of a name that nobody knows yet, in a zone whose keys are known: one client, one question at a time. Both servers
+// do the same: the trigger is off.
 func benchDNSValidated(t *testing.T) {
 	names, rounds := shorter(100), shorter(10)
-	b := newDNSBench(t, names*(rounds+1))
-	ours := b.tacit("tacit", 10, runtime.NumCPU(), "").host
-	theirs, _ := b.unbound("unbound", 11, 1)
-	var took [2]samples
-	for i := range rounds + 1 {
-		file := b.questions(i*names, (i+1)*names)
-		for k, h := range []*lab.Host{ours, theirs} {
-			p := b.dnsperf(h, file, "-n", "1", "-q", "1", "-v")
-			if i > 0 {
-				took[k] = append(took[k], p.each...)
+	for _, z := range []struct {
+		name string
+		by   signer
+	}{{"dns-validated", bindNSEC}, {"dns-validated-rsa", bindRSA}} {
+		t.Run(z.name, func(t *testing.T) {
+			b := newDNSBench(t, names*(rounds+1), z.by)
+			ours := b.tacit("tacit", 10, runtime.NumCPU(), clearAll).host
+			theirs, _ := b.unbound("unbound", 11, 1)
+			var took [2]samples
+			for i := range rounds + 1 {
+				file := b.questions(i*names, (i+1)*names)
+				for k, h := range []*lab.Host{ours, theirs} {
+					p := b.dnsperf(h, file, "-n", "1", "-q", "1", "-v")
+					if i > 0 {
+						took[k] = append(took[k], p.each...)
+					}
+				}
 			}
-		}
+			figure(t, z.name, "us", took[0], "unbound", took[1])
+		})
 	}
-	figure(t, "dns-validated", "us", took[0], "unbound", took[1])
 }
 
 // benchDNSTrigger times lookups of names without a key, with the trigger and with class clear for all names: at full load from the cache, and
 // for the first time.
 func benchDNSTrigger(t *testing.T) {
 	names, rounds := shorter(100), shorter(10)
-	b := newDNSBench(t, names*(rounds+1))
+	b := newDNSBench(t, names*(rounds+1), bindNSEC)
 	on := b.tacit("on", 10, runtime.NumCPU(), "").host
-	off := b.tacit("off", 11, runtime.NumCPU(), "[[policy]]\nmatch = [\"0.0.0.0/0\", \"::/0\"]\nclass = \"clear\"\n").host
+	off := b.tacit("off", 11, runtime.NumCPU(), clearAll).host
 	var cold, warm [2]samples
 	for i := range rounds + 1 {
 		file := b.questions(i*names, (i+1)*names)
@@ -233,7 +244,7 @@ func benchDNSTrigger(t *testing.T) {
 // benchDNSMemory is how much a hundred thousand names in the cache take.
 func benchDNSMemory(t *testing.T) {
 	names := shorter(100_000)
-	b := newDNSBench(t, names)
+	b := newDNSBench(t, names, bindNSEC)
 	file := b.questions(0, names)
 	ours := b.tacit("tacit", 10, runtime.NumCPU(), "")
 	theirs, unbound := b.unbound("unbound", 11, 1)
