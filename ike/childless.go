@@ -40,7 +40,7 @@ func (s *sa) asksNone(ps []wire.Payload) bool {
 func (s *sa) stayChildless() {
 	auth := s.hs.auth
 	s.child.grant = grant{allowed(auth, s.local.Addr(), s.remote.Addr()), auth.Mode}
-	s.timer.childless = time.Time{}
+	s.timer.childless = 0
 	if !s.initiator {
 		s.timer.childless = s.e.now.Add(childlessPeer)
 	}

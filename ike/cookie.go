@@ -15,11 +15,11 @@ const cookieLife = time.Minute
 type cookies struct {
 	secret, old [32]byte
 	version     byte
-	until       time.Time
+	until       moment
 }
 
 // rotate changes the secret when its time is over.
-func (c *cookies) rotate(now time.Time, rand io.Reader) {
+func (c *cookies) rotate(now moment, rand io.Reader) {
 	if now.Before(c.until) {
 		return
 	}

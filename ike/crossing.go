@@ -31,11 +31,11 @@ type youngKey struct {
 // crossing is what an SA keeps while it is young, and a loser until it ends.
 type crossing struct {
 	key  youngKey
-	low  []byte    // the lower nonce of its IKE_SA_INIT
-	done time.Time // when the peer had it, as much earlier as a message takes to it
-	twin *sa       // what it has lost against
-	ours bool      // a loser: we are to end it
-	at   time.Time
+	low  []byte // the lower nonce of its IKE_SA_INIT
+	done moment // when the peer had it, as much earlier as a message takes to it
+	twin *sa    // what it has lost against
+	ours bool   // a loser: we are to end it
+	at   moment
 }
 
 // remember keeps the nonces of an SA that has just been authenticated.
@@ -78,11 +78,21 @@ func (s *sa) meet() {
 }
 
 // reconsiderDue is when the SA is not young any more.
-func (s *sa) reconsiderDue() time.Time {
+func (s *sa) reconsiderDue() moment {
 	if !s.open() || s.kin == nil || s.kin.cross == nil {
-		return time.Time{}
+		return 0
 	}
 	return s.kin.cross.at
+}
+
+// matured forgets an SA that was young. Maps keep their room: when thousands have come at once and all are older now, the map goes too.
+func (e *Endpoint) matured(k youngKey, s *sa) {
+	if e.young[k] == s {
+		delete(e.young, k)
+	}
+	if len(e.young) == 0 {
+		e.young = map[youngKey]*sa{}
+	}
 }
 
 // reconsider ends a loser, and forgets the nonces of the others.
@@ -91,13 +101,11 @@ func (s *sa) reconsider() {
 		return
 	}
 	c := s.kin.cross
-	if s.e.young[c.key] == s {
-		delete(s.e.young, c.key)
-	}
+	s.e.matured(c.key, s)
 	switch {
 	case s.covered():
 		s.prefer()
-		c.at = time.Time{}
+		c.at = 0
 		s.out.wantDelete = true
 	case *s.kin == kin{cross: c}:
 		s.kin = nil

@@ -144,8 +144,8 @@ func (s *sa) peerSPI() uint64 {
 // Advance does what is due: repeats, expiries, rekeys, probes.
 func (e *Endpoint) Advance(now time.Time) Output {
 	e.begin(now)
-	for len(e.timers) > 0 && !e.timers[0].wake.After(now) {
-		e.schedule(e.timers[0])
+	for len(e.timers) > 0 && due(e.timers[0].wake, e.now) {
+		e.schedule(e.timers[0].sa)
 	}
 	return e.finish()
 }
@@ -183,7 +183,7 @@ func (e *Endpoint) AddChild(now time.Time, id SAID, sel ipsec.Selector) Output {
 			sel = s.child.grant.selector
 		}
 		if s.open() {
-			s.child.wishes = append(s.child.wishes, wish{selector: sel, at: now})
+			s.child.wishes = append(s.child.wishes, wish{selector: sel, at: e.now})
 		}
 	})
 }
@@ -219,16 +219,19 @@ func (e *Endpoint) find(id SAID) *sa {
 }
 
 func (e *Endpoint) begin(now time.Time) {
-	e.now = now
+	if e.called.IsZero() {
+		e.called = now.Add(-past)
+	}
+	e.now, e.called = e.moment(now), now
 	e.out = Output{}
-	e.cookies.rotate(now, e.cfg.Rand)
+	e.cookies.rotate(e.now, e.cfg.Rand)
 }
 
 func (e *Endpoint) finish() Output {
 	out := e.out
 	e.out = Output{}
 	if len(e.timers) > 0 {
-		out.Wake = e.timers[0].wake
+		out.Wake = e.time(e.timers[0].wake)
 	}
 	return out
 }
@@ -245,7 +248,7 @@ func (e *Endpoint) schedule(s *sa) {
 	if due(wake, e.now) { // whatever is due was done: time must move on before the next look
 		wake = e.now.Add(time.Millisecond)
 	}
-	e.timers.set(s, wake)
+	e.timers.set(s, e.now, wake)
 }
 
 // newSA draws an SPI. The SA is half-open.

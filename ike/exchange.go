@@ -41,11 +41,11 @@ type request struct {
 	state exchangeState
 	task  task
 	sends uint8
-	next  uint32    // Message ID of the next request
-	data  [][]byte  // the request, sealed, in one or in fragments
-	first time.Time // when it was sent first
-	last  time.Time // and last
-	due   time.Time // of the next repeat
+	next  uint32   // Message ID of the next request
+	data  [][]byte // the request, sealed, in one or in fragments
+	first moment   // when it was sent first
+	last  moment   // and last
+	due   moment   // of the next repeat
 
 	open  *wire.Message // of a long one, to make smaller fragments of it
 	parts *reassembly   // of the response
@@ -136,7 +136,7 @@ func (s *sa) retransmit() {
 
 // answered ends the exchange.
 func (s *sa) answered() {
-	s.out.state, s.out.data, s.out.open, s.out.due = idle, nil, nil, time.Time{}
+	s.out.state, s.out.data, s.out.open, s.out.due = idle, nil, nil, 0
 	s.e.release(&s.out.parts)
 	s.out.next++
 }

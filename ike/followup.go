@@ -13,8 +13,8 @@ import (
 // followUp is an additional key exchange that is to be made.
 type followUp struct {
 	link  []byte
-	until time.Time // responder: then it is forgotten
-	share share     // initiator
+	until moment // responder: then it is forgotten
+	share share  // initiator
 	group uint16
 	then  func(secret []byte, ke *wire.KE) // ke: what a responder answers
 	lost  func(n *wire.Notify)             // initiator: the peer refuses; responder: nil, nothing more comes
@@ -134,9 +134,9 @@ func (s *sa) forsake() {
 }
 
 // followUpDue is when forsake is due.
-func (s *sa) followUpDue() time.Time {
+func (s *sa) followUpDue() moment {
 	if !s.awaits() {
-		return time.Time{}
+		return 0
 	}
 	return s.kin.awaited.until
 }

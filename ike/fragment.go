@@ -60,7 +60,7 @@ func (s *sa) sealed(h wire.Header, ps []wire.Payload, other int) ([][]byte, erro
 	if err != nil || !s.frag.on || len(data) <= s.room() {
 		return [][]byte{data}, err
 	}
-	k := s.keys.seal
+	k := &s.keys.seal
 	step := s.room() - wire.HeaderLen - 8 - k.suite.ivLen() - k.suite.align() - k.suite.icvLen()
 	return k.cut(h, first, plain, max((len(plain)+step-1)/step, other+1))
 }
@@ -109,7 +109,7 @@ type reassembly struct {
 	first   wire.PayloadType
 	seen    [32]byte // hash of fragment 1, by which its repeats are told
 	longest int      // octets of a fragment as a message
-	until   time.Time
+	until   moment
 }
 
 // received is an authentic message of the peer, open.
@@ -195,7 +195,7 @@ func (e *Endpoint) release(r **reassembly) {
 }
 
 // expireFragments forgets messages whose other fragments did not come, and says when it wants to look again.
-func (s *sa) expireFragments() (wake time.Time) {
+func (s *sa) expireFragments() (wake moment) {
 	for _, r := range []**reassembly{&s.in.parts, &s.out.parts} {
 		if *r != nil && due((*r).until, s.e.now) {
 			s.e.release(r)
@@ -218,7 +218,7 @@ func (s *sa) repeats(d Datagram) bool {
 	}
 	open := s.in.open
 	if open == nil {
-		open = s.keys.open
+		open = &s.keys.open
 	}
 	p, _, err := open.disclose(d.Data)
 	f, ok := p.(*wire.EncryptedFragment)

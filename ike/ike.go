@@ -139,14 +139,15 @@ type Endpoint struct {
 	peers       map[pairOfHosts][]*sa // established, oldest first
 	networks    map[netip.Prefix]int  // how many of them, by the peer's network
 	shown       int                   // tokens of quick crash detection since shownSince
-	shownSince  time.Time
+	shownSince  moment
 	fragmented  int // octets of messages that are not whole
 	nextPair    uint32
 	lastToken   uint64
-	lastVersion time.Time // of the last INVALID_MAJOR_VERSION
+	lastVersion moment // of the last INVALID_MAJOR_VERSION
 
-	now time.Time // of the call that is being served
-	out Output    // and what it returns
+	called time.Time // when the call came that is being served
+	now    moment    // the same
+	out    Output    // and what it returns
 }
 
 // Result is Signature, SharedSecret or Installed.

@@ -131,7 +131,7 @@ func (s *sa) onIntermediateRequest(h wire.Header, got received) {
 		return
 	}
 	s.reply(ke)
-	s.in.open = s.keys.open
+	s.in.open = &s.keys.open
 	if err := s.mixKeys(secret, concat(theirs, ours), s.in.next); err != nil {
 		s.fail(err)
 	}

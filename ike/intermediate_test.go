@@ -135,9 +135,9 @@ func changed(t *testing.T, a, of *host, change func([]wire.Payload) []wire.Paylo
 		var s *sa
 		for _, s = range a.e.sas {
 		}
-		mirror := *s.keys.open
+		mirror := s.keys.open
 		if of == a {
-			mirror = *s.keys.seal
+			mirror = s.keys.seal
 		}
 		mirror.count = 100
 		ps, err := mirror.open(d.Data)

@@ -400,7 +400,7 @@ func rewriteIn(t *testing.T, of *host, x wire.ExchangeType, change func([]wire.P
 		if h.Flags&wire.FlagInitiator != 0 {
 			s = of.e.sas[SAID(h.InitiatorSPI)]
 		}
-		mirror := *s.keys.seal
+		mirror := s.keys.seal
 		mirror.count = 100
 		ps, err := mirror.open(d.Data)
 		if err != nil {

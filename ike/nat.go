@@ -79,16 +79,16 @@ const keepAliveEvery = 20 * time.Second
 
 // Spoke notes that ESP of the SA has left at that time: a NAT has seen it, and needs no keepalive so soon.
 func (e *Endpoint) Spoke(id SAID, at time.Time) {
-	if s := e.find(id); s != nil && s.encapsulates() && at.After(s.timer.spoke) {
-		s.timer.spoke = at
+	if s := e.find(id); s != nil && s.encapsulates() {
+		s.timer.spoke = max(s.timer.spoke, e.moment(at))
 	}
 }
 
 // keepAliveDue is when a NAT that we are behind must see something of us, to keep our port: a keepalive is sent "if no other packet to
 // the peer has been sent in M seconds" (RFC 3948, 4).
-func (s *sa) keepAliveDue() time.Time {
+func (s *sa) keepAliveDue() moment {
 	if !s.open() || s.quiet || !s.nat.local || s.local.Port() == portIKE {
-		return time.Time{}
+		return 0
 	}
 	return s.timer.spoke.Add(keepAliveEvery)
 }

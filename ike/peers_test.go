@@ -215,7 +215,7 @@ func TestRekeyKeepsAge(t *testing.T) {
 	}
 	w.run(time.Second)
 	all := b.e.peers[pairOfHosts{addrB.Addr(), addrA.Addr()}]
-	if count[Rekeyed](b) != 1 || len(all) != 1 || all[0].initiator || !all[0].guest || w.now.Sub(all[0].since) < 20*time.Second {
+	if count[Rekeyed](b) != 1 || len(all) != 1 || all[0].initiator || !all[0].guest || b.e.now.Sub(all[0].since) < 20*time.Second {
 		t.Errorf("%d SAs of the peer: %+v", len(all), all)
 	}
 	w.run(time.Minute)

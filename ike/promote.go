@@ -13,7 +13,7 @@ type lateProof struct {
 	scheme scheme
 	signed []byte // digest, or with Ed25519 the octets themselves
 	sig    []byte
-	until  time.Time
+	until  moment
 }
 
 // Promote makes a peer of an Authorization that was Pending somebody, if one of the keys made its signature: Promoted follows, and a
@@ -38,13 +38,13 @@ func (s *sa) promote(keys []crypto.PublicKey) {
 }
 
 // forgetLate drops the signature when its time is over, and says when that is.
-func (s *sa) forgetLate() time.Time {
+func (s *sa) forgetLate() moment {
 	if s.late == nil {
-		return time.Time{}
+		return 0
 	}
 	if due(s.late.until, s.e.now) {
 		s.late = nil
-		return time.Time{}
+		return 0
 	}
 	return s.late.until
 }

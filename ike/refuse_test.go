@@ -173,7 +173,8 @@ func TestForgedCookieIsNoCookie(t *testing.T) {
 func TestCookieIsBound(t *testing.T) {
 	var c cookies
 	rng := newSeeded(1)
-	c.rotate(start, rng)
+	begin := moment(past)
+	c.rotate(begin, rng)
 	ni, from := []byte("0123456789abcdef"), addrA.Addr()
 	got := c.give(ni, from, 7)
 	if !c.valid(got, ni, from, 7) {
@@ -188,11 +189,11 @@ func TestCookieIsBound(t *testing.T) {
 			t.Error("a cookie of the zero secret is accepted")
 		}
 	}
-	c.rotate(start.Add(90*time.Second), rng)
+	c.rotate(begin.Add(90*time.Second), rng)
 	if !c.valid(got, ni, from, 7) {
 		t.Error("refused after 90 s")
 	}
-	c.rotate(start.Add(200*time.Second), rng)
+	c.rotate(begin.Add(200*time.Second), rng)
 	if c.valid(got, ni, from, 7) {
 		t.Error("accepted after 200 s")
 	}

@@ -16,7 +16,7 @@ import (
 type wish struct {
 	child    *child // of an existing Pair, which has lost its SAs; nil: a new Pair
 	selector ipsec.Selector
-	at       time.Time // not before
+	at       moment // not before
 }
 
 const (
@@ -44,7 +44,7 @@ func (p *child) current() *childSA {
 }
 
 // mayRekey is when a Child SA is to be rekeyed and can be.
-func (c *childSA) mayRekey() time.Time {
+func (c *childSA) mayRekey() moment {
 	if c.rekeyAt.Before(c.sureAt) {
 		return c.sureAt
 	}
@@ -52,7 +52,7 @@ func (c *childSA) mayRekey() time.Time {
 }
 
 // toRekey finds a Child SA whose rekey is due.
-func (c *children) toRekey(now time.Time) (*child, *childSA) {
+func (c *children) toRekey(now moment) (*child, *childSA) {
 	if c.mine != nil || c.theirs != nil {
 		return nil, nil
 	}
@@ -65,7 +65,7 @@ func (c *children) toRekey(now time.Time) (*child, *childSA) {
 }
 
 // toCreate takes the first wish whose time has come.
-func (c *children) toCreate(now time.Time) (wish, bool) {
+func (c *children) toCreate(now moment) (wish, bool) {
 	if c.mine != nil || c.theirs != nil {
 		return wish{}, false
 	}
@@ -79,8 +79,8 @@ func (c *children) toCreate(now time.Time) (wish, bool) {
 }
 
 // workDue is when pump has something to do for the Child SAs.
-func (c *children) workDue() time.Time {
-	var first time.Time
+func (c *children) workDue() moment {
+	var first moment
 	idle := c.mine == nil && c.theirs == nil
 	for _, p := range c.all {
 		for _, x := range p.sas {
@@ -101,7 +101,7 @@ func (c *children) workDue() time.Time {
 }
 
 // rekeyNow makes the rekeys of all Child SAs due.
-func (c *children) rekeyNow(now time.Time) {
+func (c *children) rekeyNow(now moment) {
 	for _, p := range c.all {
 		if x := p.current(); x != nil {
 			x.rekeyAt = now
@@ -259,7 +259,7 @@ func (s *sa) collided(n *negotiation, nr []byte) bool {
 	if mine := lower(n.ni, nr); bytes.Compare(mine, r.low) > 0 {
 		r.redundant = true
 		if r.fresh.state == childUp {
-			r.fresh.rekeyAt, r.fresh.endAt = time.Time{}, s.e.now.Add(replacedFor)
+			r.fresh.rekeyAt, r.fresh.endAt = 0, s.e.now.Add(replacedFor)
 		}
 		return false
 	}
@@ -311,7 +311,7 @@ func otherGroup(f *wire.Notify) (uint16, bool) {
 func (s *sa) patience(p *child, old *childSA, f *wire.Notify) bool {
 	switch {
 	case f.Type != wire.TemporaryFailure:
-		p.since = time.Time{}
+		p.since = 0
 	case p.since.IsZero():
 		p.since = s.e.now
 	}

@@ -81,8 +81,8 @@ type sa struct {
 	token     []byte // of quick crash detection, the peer's
 
 	hostPair pairOfHosts // under which Endpoint.peers has it
-	since    time.Time   // when it was established
-	spent    time.Time   // the budget of the peer's requests is what lies between this and now
+	since    moment      // when it was established
+	spent    moment      // the budget of the peer's requests is what lies between this and now
 
 	spiI, spiR    uint64
 	local, remote netip.AddrPort
@@ -98,25 +98,24 @@ type sa struct {
 	timer         saTimers
 	kin           *kin // nil: it has none
 
-	wake time.Time // of the heap
-	slot int       // in the heap; -1: not there
+	slot int // in the heap; -1: not there
 }
 
 // saCrypto is what encrypts an established SA and derives its children.
 type saCrypto struct {
 	suite      ikeSuite
 	d          ipsec.Secret
-	seal, open *sealer
+	seal, open sealer
 }
 
 // saTimers are the times at which something is due; zero: nothing is.
 type saTimers struct {
-	end       time.Time // half-open, closed or the IKE SA's lifetime, by state
-	rekey     time.Time // when we ask for an IKE SA in its place
-	heard     time.Time // the last authenticated message of the peer
-	spoke     time.Time // our last message
-	childless time.Time
-	report    time.Time // when an SA that is closed is reported so: late packets are taken until then
+	end       moment // half-open, closed or the IKE SA's lifetime, by state
+	rekey     moment // when we ask for an IKE SA in its place
+	heard     moment // the last authenticated message of the peer
+	spoke     moment // our last message
+	childless moment
+	report    moment // when an SA that is closed is reported so: late packets are taken until then
 }
 
 // setState is the only place where the state changes.
@@ -243,21 +242,21 @@ func (s *sa) leaveTaking() {
 func bye() wire.Payload { return &wire.Delete{Protocol: wire.ProtocolIKE} }
 
 // tick does what is due, and says when the next thing is.
-func (s *sa) tick() time.Time {
+func (s *sa) tick() moment {
 	now := s.e.now
 	if due(s.timer.end, now) {
 		s.expire()
 	}
 	if s.slot == gone {
-		return time.Time{}
+		return 0
 	}
 	s.retransmit()
 	if s.slot == gone {
-		return time.Time{}
+		return 0
 	}
 	s.keepAlive()
 	if due(s.timer.report, now) {
-		s.timer.report = time.Time{}
+		s.timer.report = 0
 		s.report(nil)
 	}
 	if due(s.followUpDue(), now) {
@@ -285,7 +284,7 @@ func (s *sa) expire() {
 		s.report(nil)
 		s.e.forget(s)
 	case replaced: // the peer has not deleted it
-		s.timer.end = time.Time{}
+		s.timer.end = 0
 		if s.out.state != idle {
 			s.e.forget(s)
 			return
@@ -293,7 +292,7 @@ func (s *sa) expire() {
 		s.setState(deleting)
 		s.send(taskDelete, wire.Informational, bye())
 	case established, rekeying:
-		s.timer.end = time.Time{}
+		s.timer.end = 0
 		s.reject(ErrExpired, bye())
 	default:
 		err := error(ErrTimeout)
@@ -306,9 +305,9 @@ func (s *sa) expire() {
 }
 
 // livenessDue is when the peer must be probed (RFC 7296, 2.4).
-func (s *sa) livenessDue() time.Time {
+func (s *sa) livenessDue() moment {
 	if s.state != established || s.quiet || s.e.cfg.Liveness <= 0 || s.out.state != idle {
-		return time.Time{}
+		return 0
 	}
 	return s.timer.heard.Add(s.e.cfg.Liveness)
 }

@@ -308,7 +308,7 @@ func (s *sa) onAuthRequest(d Datagram, ps []wire.Payload) {
 func (s *sa) wantAuthorization() {
 	a := &s.hs.auths
 	e := AuthorizationWanted{
-		SA: s.id, Local: s.local, Remote: s.remote, ID: a.remoteID, Began: s.hs.began,
+		SA: s.id, Local: s.local, Remote: s.remote, ID: a.remoteID, Began: s.e.time(s.hs.began),
 		Null: a.method.Method == wire.AuthNull, More: a.second == secondAnnounced, Asked: a.asked,
 	}
 	if raw := rawKeys(a.request); len(raw) > 0 && !e.Null {

@@ -45,12 +45,12 @@ type childSA struct {
 	initiator bool // we asked for it
 	unborn    bool // the data plane never had it
 	in, out   ipsec.SPI
-	born      time.Time
-	rekeyAt   time.Time // zero: another has taken its place
-	endAt     time.Time // when we delete it, if nobody else does; in retired: when nothing is taken on it any more
-	sureAt    time.Time // until then our answer may not have reached the peer, which does not know this one: we ask for nothing about it
-	replaces  *childSA  // what it was made in place of, while that is still there
-	heir      *childSA  // what has taken its place
+	born      moment
+	rekeyAt   moment   // zero: another has taken its place
+	endAt     moment   // when we delete it, if nobody else does; in retired: when nothing is taken on it any more
+	sureAt    moment   // until then our answer may not have reached the peer, which does not know this one: we ask for nothing about it
+	replaces  *childSA // what it was made in place of, while that is still there
+	heir      *childSA // what has taken its place
 }
 
 // setState is the only place where the state changes.
@@ -68,7 +68,7 @@ type child struct {
 	noPFS    bool           // the peer has refused a key exchange at a rekey
 	selector ipsec.Selector // zero until one is up
 	sas      []*childSA
-	since    time.Time // since when it says TEMPORARY_FAILURE; zero: it does not
+	since    moment // since when it says TEMPORARY_FAILURE; zero: it does not
 }
 
 // children are the Child SAs of an IKE SA. Each direction has one exchange under way at most.
@@ -102,7 +102,7 @@ type negotiation struct {
 
 	followed bool           // the answer that is due is that to IKE_FOLLOWUP_KE
 	token    uint64         // of the ChildWanted that is out
-	deadline time.Time      // for its answer
+	deadline moment         // for its answer
 	reply    []wire.Payload // responder
 	pair     ipsec.Pair     // without keys
 }
@@ -342,7 +342,7 @@ func (c *children) answered(s *sa) {
 func (c *children) sure() {
 	for _, p := range c.all {
 		for _, x := range p.sas {
-			x.sureAt = time.Time{}
+			x.sureAt = 0
 		}
 	}
 }
@@ -364,11 +364,11 @@ func (c *children) up(s *sa, n *negotiation) {
 	}
 	f.rekeyAt = now.Add(life - jitter(s.e.jitter, life/10))
 	rekey := p.selector.Local.IsValid()
-	p.mode, p.selector, p.since = n.mode, n.selector, time.Time{}
-	s.timer.childless = time.Time{}
+	p.mode, p.selector, p.since = n.mode, n.selector, 0
+	s.timer.childless = 0
 	if n.old != nil && n.old.serves() {
 		f.replaces, n.old.heir = n.old, f
-		n.old.rekeyAt = time.Time{}
+		n.old.rekeyAt = 0
 		n.old.endAt = now
 		if !f.initiator {
 			n.old.endAt = now.Add(replacedFor)
@@ -408,10 +408,10 @@ func (s *sa) retire(x *childSA) {
 	x.setState(s.e, childRetired)
 	// The peer could not install the one that it asked for: the old one serves on.
 	if old := x.replaces; old != nil && old.heir == x && old.serves() && x.heir == nil && !x.initiator {
-		old.heir, old.endAt = nil, time.Time{}
+		old.heir, old.endAt = nil, 0
 		old.rekeyAt = s.e.now.Add(s.e.cfg.ChildLifetime)
 	}
-	x.rekeyAt, x.endAt = time.Time{}, s.e.now.Add(wait)
+	x.rekeyAt, x.endAt = 0, s.e.now.Add(wait)
 }
 
 // deleted: the peer has answered our DELETE.
@@ -450,7 +450,7 @@ func (p *child) serving() (n int) {
 }
 
 // stale is a Child SA that we must delete.
-func (c *children) stale(now time.Time) *childSA {
+func (c *children) stale(now moment) *childSA {
 	for _, p := range c.all {
 		for _, x := range p.sas {
 			if due(x.endAt, now) && x.serves() {
@@ -464,7 +464,7 @@ func (c *children) stale(now time.Time) *childSA {
 // deleteChild sends the DELETE of one (RFC 7296, 1.4.1).
 func (s *sa) deleteChild(x *childSA) {
 	x.setState(s.e, childDeleting)
-	x.endAt = time.Time{}
+	x.endAt = 0
 	s.send(taskDeleteChild, wire.Informational, &wire.Delete{Protocol: wire.ProtocolESP, SPIs: []uint32{uint32(x.in)}})
 }
 
@@ -558,8 +558,8 @@ func (c *children) tick(s *sa) {
 }
 
 // wake is when tick wants to be called.
-func (c *children) wake() time.Time {
-	var first time.Time
+func (c *children) wake() moment {
+	var first moment
 	for _, n := range []*negotiation{c.mine, c.theirs} {
 		if n != nil && n.token != 0 {
 			first = earliest(first, n.deadline)

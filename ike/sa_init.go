@@ -9,13 +9,14 @@ import (
 	"time"
 
 	"tacit/ike/wire"
+	"tacit/ipsec"
 )
 
 // handshake is what an SA needs until both ends are authenticated, and forgets then.
 type handshake struct {
 	peer  Peer          // initiator
 	auth  Authorization // what the peer must prove
-	began time.Time
+	began moment
 
 	ni, nr             []byte
 	message1, message2 []byte // the IKE_SA_INIT messages, which AUTH signs (RFC 7296, 2.15)
@@ -266,18 +267,25 @@ func (s *sa) encapsulates() bool {
 	return s.nat.supported && (s.nat.local || s.nat.remote || s.e.cfg.Encapsulate)
 }
 
-// newCrypto takes copies of the keys that last: the others are as long again, and are not needed after the handshake.
+// newCrypto takes copies of the keys that last, one behind the other: the others are as long again, and are not needed after the handshake.
 func newCrypto(suite ikeSuite, k saKeys, initiator bool) (*saCrypto, error) {
 	sealKey, openKey, _, _ := k.local(initiator)
-	seal, err := newSealer(suite.cipher, bytes.Clone(sealKey))
+	all := concat(k.d, sealKey, openKey)
+	own := func(n int) ipsec.Secret {
+		part := all[:n:n]
+		all = all[n:]
+		return part
+	}
+	d := own(len(k.d))
+	seal, err := newSealer(suite.cipher, own(len(sealKey)))
 	if err != nil {
 		return nil, err
 	}
-	open, err := newSealer(suite.cipher, bytes.Clone(openKey))
+	open, err := newSealer(suite.cipher, own(len(openKey)))
 	if err != nil {
 		return nil, err
 	}
-	return &saCrypto{suite: suite, d: bytes.Clone(k.d), seal: seal, open: open}, nil
+	return &saCrypto{suite: suite, d: d, seal: *seal, open: *open}, nil
 }
 
 // onInitRequest takes the first message of an initiator. Until it has shown, by a cookie, that it is where it says, and until

@@ -168,10 +168,10 @@ func (h *host) states() string {
 	out := h.name
 	for _, s := range h.e.sas {
 		out += fmt.Sprintf("\n  %x %x %v quiet=%v out=%v task=%d busy=%v mine=%v theirs=%v wishes=%d end=%v", s.spiI>>48, s.spiR>>48, s.state, s.quiet, s.out.state,
-			s.out.task, s.in.busy, s.child.mine != nil, s.child.theirs != nil, len(s.child.wishes), s.timer.end.Sub(start))
+			s.out.task, s.in.busy, s.child.mine != nil, s.child.theirs != nil, len(s.child.wishes), s.timer.end.Sub(h.e.now))
 		for _, p := range s.child.all {
 			for _, c := range p.sas {
-				out += fmt.Sprintf("\n    pair %d %v-%v %v rekey=%v end=%v heir=%v unborn=%v", p.id, c.in, c.out, c.state, c.rekeyAt.Sub(start), c.endAt.Sub(start), c.heir != nil, c.unborn)
+				out += fmt.Sprintf("\n    pair %d %v-%v %v rekey=%v end=%v heir=%v unborn=%v", p.id, c.in, c.out, c.state, c.rekeyAt.Sub(h.e.now), c.endAt.Sub(h.e.now), c.heir != nil, c.unborn)
 			}
 		}
 	}

@@ -178,7 +178,7 @@ func lie(from *host, d *Datagram, op byte, r *reader) {
 	if s == nil || s.keys == nil || h.Exchange == wire.IKESAInit {
 		return
 	}
-	mirror := *s.keys.seal
+	mirror := s.keys.seal
 	p, plain, err := mirror.disclose(d.Data)
 	enc, ok := p.(*wire.Encrypted)
 	if err != nil || !ok {

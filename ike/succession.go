@@ -20,7 +20,7 @@ type kin struct {
 	before         *sa         // what it has replaced, while that is still there
 	heir           *sa         // what has replaced it
 	cross          *crossing
-	since          time.Time // since when the peer answers our rekeys with TEMPORARY_FAILURE
+	since          moment // since when the peer answers our rekeys with TEMPORARY_FAILURE
 }
 
 // family is the SA's kin, made on the first call.
@@ -276,7 +276,7 @@ func (s *sa) heirRefused(f *wire.Notify) {
 	s.kin.rekey = nil
 	s.setState(established)
 	now, since := s.e.now, s.kin.since
-	s.kin.since = time.Time{}
+	s.kin.since = 0
 	if f.Type != wire.TemporaryFailure {
 		s.timer.rekey = now.Add(max(time.Second, s.timer.end.Sub(now)/2))
 		return
@@ -417,8 +417,8 @@ func (s *sa) grown() {
 	if o := s.kin.elder; o != nil && o.kin.rekey != nil && o.kin.rekey.rival == s {
 		o.kin.rekey.rival = nil
 	}
-	if c := s.kin.cross; c != nil && s.e.young[c.key] == s {
-		delete(s.e.young, c.key)
+	if c := s.kin.cross; c != nil {
+		s.e.matured(c.key, s)
 	}
 }
 

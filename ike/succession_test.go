@@ -456,7 +456,7 @@ func TestRekeyStorm(t *testing.T) {
 			if s == nil || s.state != established {
 				break
 			}
-			s.out.state, s.timer.rekey = idle, time.Time{}
+			s.out.state, s.timer.rekey = idle, 0
 			w.take(a, a.e.Do(w.now, id, c))
 			w.run(20 * time.Millisecond)
 		}
