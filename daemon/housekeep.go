@@ -1,6 +1,13 @@
 package daemon
 
-import "time"
+import (
+	"maps"
+	"slices"
+	"time"
+)
+
+// measuredAtOnce is how many Pairs' counters are handed to the loop at once.
+const measuredAtOnce = 256
 
 // tick begins the second's housekeeping. The counters of the Pairs are read beside the loop: a data plane may need a system call or two for
 // each, and a loop that waits for thousands of them answers nobody. A round that takes long is followed by a rest three times as long.
@@ -9,34 +16,32 @@ func (l *loop) tick(now time.Time) {
 		return
 	}
 	l.measuring = true
-	usages := l.usages[:0]
-	for id := range l.pairs {
-		usages = append(usages, evUsage{pair: id})
-	}
-	l.usages = usages
+	l.ids = slices.AppendSeq(l.ids[:0], maps.Keys(l.pairs))
 	go func() {
-		usages := l.measure(usages)
+		for ids := range slices.Chunk(l.ids, measuredAtOnce) {
+			usages := l.measure(ids)
+			l.reportAndWait(func(now time.Time) { l.count(now, usages) })
+		}
 		l.report(func(done time.Time) {
 			l.measuring, l.measured = false, done.Add(3*done.Sub(now))
-			l.housekeep(done, usages)
+			l.housekeep(done)
 		})
 	}()
 }
 
-// measure reads the counters of Pairs, in their place. One that has gone has none.
-func (l *loop) measure(usages []evUsage) []evUsage {
-	n := 0
-	for _, e := range usages {
-		if u, err := l.dp.Usage(e.pair); err == nil {
-			usages[n] = evUsage{e.pair, u}
-			n++
+// measure reads the counters of Pairs. One that has gone has none. What it returns is good until the next call.
+func (l *loop) measure(ids []uint32) []evUsage {
+	l.usages = l.usages[:0]
+	for _, id := range ids {
+		if u, err := l.dp.Usage(id); err == nil {
+			l.usages = append(l.usages, evUsage{id, u})
 		}
 	}
-	return usages[:n]
+	return l.usages
 }
 
-// housekeep gives the peers the counters, which may show that they live, and then their timers.
-func (l *loop) housekeep(now time.Time, usages []evUsage) {
+// count gives the peers the counters, which may show that they live.
+func (l *loop) count(now time.Time, usages []evUsage) {
 	for i := range usages {
 		u := &usages[i]
 		if p := l.pairs[u.pair]; p != nil {
@@ -44,6 +49,10 @@ func (l *loop) housekeep(now time.Time, usages []evUsage) {
 			l.spoke(p, u)
 		}
 	}
+}
+
+// housekeep gives the peers their timers.
+func (l *loop) housekeep(now time.Time) {
 	l.packets.denials.expire(now, maxQuests)
 	for _, p := range l.peers {
 		l.step(now, p, evTick{})

@@ -135,7 +135,8 @@ func TestESPKeepsTheNAT(t *testing.T) {
 		for range seconds {
 			p.now = p.now.Add(time.Second)
 			if esp {
-				l.housekeep(p.now, []evUsage{{pair, ipsec.Usage{LastIn: p.now, LastOut: p.now}}})
+				l.count(p.now, []evUsage{{pair, ipsec.Usage{LastIn: p.now, LastOut: p.now}}})
+				l.housekeep(p.now)
 			}
 			for _, d := range l.engine.Advance(p.now).Send {
 				if len(d.Data) == 1 {

@@ -33,7 +33,8 @@ type loop struct {
 	done      chan func(now time.Time)     // what jobs and signers found
 	wake      time.Time                    // of the engine
 	measuring bool                         // the Pairs' counters are being read
-	usages    []evUsage                    // what was read last; its room is used again
+	ids       []uint32                     // of the Pairs whose counters are being read; its room is used again
+	usages    []evUsage                    // what was read last of some of them; the same
 	measured  time.Time                    // when they may be read again
 	leaving   bool                         // the SAs are being ended: no new ones
 	ended     chan struct{}                // closed when the loop has
@@ -155,6 +156,16 @@ func (l *loop) withdraw() {
 func (l *loop) report(f func(now time.Time)) {
 	select {
 	case l.done <- f:
+	case <-l.ended:
+	}
+}
+
+// reportAndWait is report that returns when f has.
+func (l *loop) reportAndWait(f func(now time.Time)) {
+	done := make(chan struct{})
+	l.report(func(now time.Time) { defer close(done); f(now) })
+	select {
+	case <-done:
 	case <-l.ended:
 	}
 }

@@ -61,7 +61,7 @@ func (p *Plane) arm(in *inbound) {
 	switch {
 	case gone:
 	case err != nil:
-		p.log.Error("peer's first packet dropped", "peer", in.peer, "why", "cannot protect the reply", "err", err)
+		p.log.Error("peer's first packet dropped", "peer", pr.flow.Key.Peer, "why", "cannot protect the reply", "err", err)
 	default:
 		p.run.Raise(ipsec.Event{Kind: ipsec.FirstPacket, ID: pr.id, SPI: in.spi, Selector: pr.flow.Selector()})
 	}

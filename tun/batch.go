@@ -140,7 +140,7 @@ func (s *sendBatch) add(out *outbound, start int, tos uint8) {
 func (m *message) joins(out *outbound, n int, tos uint8) bool {
 	return m.out == out && out.segments.Load() && m.tos == tos && n <= m.segment && m.segments < maxSegments &&
 		(m.end-m.start) == m.segment*m.segments && // none before was shorter
-		m.end-m.start+n <= maxSegmentBytes && m.segment <= out.fits // the kernel segments, it does not fragment
+		m.end-m.start+n <= maxSegmentBytes && m.segment <= int(out.fits) // the kernel segments, it does not fragment
 }
 
 // room reports whether a packet of n octets and its scratch fit.

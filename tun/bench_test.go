@@ -51,7 +51,8 @@ func testPlane(t testing.TB, mode ipsec.Mode) (*Plane, *sink) {
 	out.segments.Store(true)
 	f.out.Store(out)
 	// The inbound SA is the peer's end of the same one.
-	in := &inbound{pair: pr, spi: 1000, local: bob4, peer: alice4, mode: mode, encap: true, mss: 1400, opener: opener}
+	there := &pair{mode: mode, flow: p.policies.Flow(guard.Key{Own: bob4, Peer: alice4})}
+	in := &inbound{pair: there, spi: 1000, mode: mode, encap: true, mss: 1400, opener: opener}
 	outer := netip.AddrPortFrom(alice4, plane.PortNATT)
 	in.outer.Store(&outer)
 	in.live.Store(true)

@@ -82,6 +82,9 @@ func (pr *pair) inbound(spi ipsec.SPI) *inbound {
 	return nil
 }
 
+// hosts are the inner addresses.
+func (in *inbound) hosts() (local, peer netip.Addr) { return in.pair.flow.Key.Own, in.pair.flow.Key.Peer }
+
 // outbound is an outbound SA and where its packets go. It does not change: a change makes another around the same Sealer.
 type outbound struct {
 	pair     *pair
@@ -93,8 +96,8 @@ type outbound struct {
 	sock     *socket
 	to       sockaddr
 	control  []byte
-	mtu      int
-	fits     int // the longest datagram that is not fragmented
+	mtu      int32
+	fits     int32 // the longest datagram that is not fragmented
 	mss      uint16
 	segments atomic.Bool // UDP_SEGMENT works
 }
@@ -104,8 +107,6 @@ type inbound struct {
 	pair  *pair
 	spi   ipsec.SPI
 	next  *outbound // its first valid packet makes this one the Pair's; under the Plane's lock
-	local netip.Addr
-	peer  netip.Addr // the inner addresses
 	outer atomic.Pointer[netip.AddrPort]
 	mode  ipsec.Mode
 	encap bool

@@ -57,7 +57,7 @@ func (p *Plane) refreshMTU() {
 		if pr.out == nil {
 			continue
 		}
-		if mtu := p.probe.mtu(pr.remote.Addr()); mtu != pr.out.mtu {
+		if mtu := p.probe.mtu(pr.remote.Addr()); int32(mtu) != pr.out.mtu {
 			next := &outbound{pair: pr, order: pr.out.order, spi: pr.out.spi, sealer: pr.out.sealer, expire: pr.out.expire, tunnel: pr.out.tunnel}
 			p.address(next, pr.spec())
 			for _, in := range pr.ins {

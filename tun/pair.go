@@ -40,12 +40,12 @@ func expireAfter(sa ipsec.SA) uint64 {
 func (p *Plane) address(out *outbound, spec ipsec.Pair) {
 	out.sock, out.to = p.socketFor(spec), makeSockaddr(spec.Remote)
 	out.control = putLocal(make([]byte, 0, controlSize), spec.Local.Addr())
-	out.mtu = p.probe.mtu(spec.Remote.Addr())
+	out.mtu = int32(p.probe.mtu(spec.Remote.Addr()))
 	out.fits = out.mtu - ipv4Header - udpHeader
 	if spec.Remote.Addr().Is6() {
 		out.fits = out.mtu - ipv6Header - udpHeader
 	}
-	out.mss = segmentLimit(spec, out.mtu, out.sealer)
+	out.mss = segmentLimit(spec, int(out.mtu), out.sealer)
 	out.segments.Store(spec.Encapsulated() && !p.cfg.NoOffload)
 }
 
@@ -102,7 +102,7 @@ func (p *Plane) installInbound(spec ipsec.Pair) (*inbound, error) {
 	pr.local, pr.remote = spec.Local, spec.Remote
 	p.order++
 	out := &outbound{pair: pr, order: p.order, spi: spec.Out.SPI, sealer: sealer, expire: expireAfter(spec.Out), tunnel: spec.Mode == ipsec.Tunnel}
-	in := &inbound{pair: pr, spi: spec.In.SPI, next: out, local: key.Own, peer: key.Peer, mode: spec.Mode, encap: spec.Encapsulated(), opener: opener}
+	in := &inbound{pair: pr, spi: spec.In.SPI, next: out, mode: spec.Mode, encap: spec.Encapsulated(), opener: opener}
 	outer := spec.Remote // not all of spec
 	in.outer.Store(&outer)
 	pr.ins = append(pr.ins, in)

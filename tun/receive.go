@@ -178,7 +178,7 @@ func (in *inbound) headerRoom() int {
 	switch {
 	case in.mode == ipsec.Tunnel:
 		return 0
-	case in.peer.Is4():
+	case in.pair.flow.Key.Peer.Is4():
 		return ipv4Header
 	}
 	return ipv6Header
@@ -212,7 +212,8 @@ func (p *Plane) unwrap(in *inbound, buf []byte, next, tos uint8) (out []byte, pk
 			p.counts.unfit.Add(1)
 			return nil, packet{}, false
 		}
-		putHeader(data[:room], in.local, in.peer, next, tos, len(data)-room)
+		local, peer := in.hosts()
+		putHeader(data[:room], local, peer, next, tos, len(data)-room)
 	}
 	pkt, err := parsePacket(data)
 	if err != nil {
@@ -220,8 +221,9 @@ func (p *Plane) unwrap(in *inbound, buf []byte, next, tos uint8) (out []byte, pk
 		return nil, packet{}, false
 	}
 	if in.mode == ipsec.Tunnel {
+		local, peer := in.hosts()
 		version := next == unix.IPPROTO_IPV6 && pkt.v6 || next == unix.IPPROTO_IPIP && !pkt.v6
-		if !version || pkt.src != in.peer.As16() || pkt.dst != in.local.As16() || !decapsulateECN(pkt.data, tos) {
+		if !version || pkt.src != peer.As16() || pkt.dst != local.As16() || !decapsulateECN(pkt.data, tos) {
 			p.counts.mismatched.Add(1)
 			return nil, packet{}, false
 		}

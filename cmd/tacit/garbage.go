@@ -11,7 +11,7 @@ import (
 // once, each time as a whole; in calm the daemon gives its garbage back anyway.
 const (
 	garbagePercent = 50       // of what is in use
-	garbageLeast   = 32 << 20 // octets, in any case
+	garbageLeast   = 16 << 20 // octets, in any case
 )
 
 // percentFor is the collector's setting for so many octets in use.
