@@ -132,20 +132,19 @@ func (l *loop) initiate(now time.Time, p *peer, a doInitiate) {
 
 // tellsName decides whether the peer may learn our name (A-52): by `identify`, or because it knows it: a responder of ours has
 // authenticated itself to this address already. In that case we also must: an address that proved a key is spoken for by that
-// key alone, so the peer would refuse us as nobody.
+// key alone, so the peer would refuse us as nobody. From an address that our name does not publish nobody would believe it.
 func (l *loop) tellsName(p *peer, name string) bool {
 	f := l.d.cfg.File
-	if f.Name == "" || l.d.cfg.Signer == nil {
+	identify, rules := *l.d.identify.Load(), l.d.rules.Load()
+	switch {
+	case f.Name == "" || l.d.cfg.Signer == nil || identify == "never":
 		return false
-	}
-	switch *l.d.identify.Load() {
-	case "all":
+	case p.called:
 		return true
-	case "never":
+	case !l.d.publishes(p.local) && len(rules.PinsAt(p.remote)) == 0: // who is known without DNS may know us so, too
 		return false
 	}
-	rules := l.d.rules.Load()
-	return p.called || rules.Named(name) || rules.Endpoint(name)
+	return identify == "all" || rules.Named(name) || rules.Endpoint(name)
 }
 
 // engineEvent takes one event of the IKE engine.

@@ -63,12 +63,14 @@ type Daemon struct {
 	log      *slog.Logger
 	rules    atomic.Pointer[policy.Table] // another after a reload
 	identify atomic.Pointer[string]
-	changing sync.Mutex // of the rules
-	host     *host
-	shards   *shards // nil when observing
-	resolver *resolver.Server
-	upstream *upstream.Router
-	pins     map[calling]*config.Peer // endpoints with an address of their own
+	// published is what our name publishes; nil: it is not known yet.
+	published atomic.Pointer[published]
+	changing  sync.Mutex // of the rules
+	host      *host
+	shards    *shards // nil when observing
+	resolver  *resolver.Server
+	upstream  *upstream.Router
+	pins      map[calling]*config.Peer // endpoints with an address of their own
 	// find is what DNS says of the name that an initiator at an address tells: findClaim.
 	find func(name string, remote netip.Addr) (c pad.Claim, why string)
 	// reverse is what the reverse zone of an address says: reversed.
@@ -178,6 +180,9 @@ func (d *Daemon) Run(ctx context.Context) error {
 	g.Go(func() error { d.host.watch(gctx, d.log, d.moved); return nil })
 	g.Go(func() error { d.upstream.Run(gctx); return nil })
 	g.Go(func() error { settle(gctx); return nil })
+	if d.cfg.File.Name != "" {
+		g.Go(func() error { d.followName(gctx); return nil })
+	}
 	if d.shards != nil {
 		for _, p := range d.cfg.File.Peer {
 			if p.Start == "now" {
