@@ -51,6 +51,8 @@ type machine struct {
 	chains map[string]chain
 	size   map[string]int                      // of a set's key
 	have   map[string]map[string]time.Duration // the elements of a set with their timeouts
+	sets   sets
+	rules  ruleElements
 	regs   [64]byte
 	packet packet
 }
@@ -68,8 +70,12 @@ func newMachine(t *testing.T) *machine {
 	}
 	m := &machine{t: t, chains: make(map[string]chain), size: make(map[string]int), have: make(map[string]map[string]time.Duration)}
 	s := g.sets
-	for _, set := range []*nftables.Set{s.clearPorts, s.in, s.out, s.divert[0], s.divert[1], s.block[0], s.block[1], s.seen[0], s.seen[1],
-		s.client[0], s.client[1], s.server[0], s.server[1]} {
+	m.sets = s
+	all := []*nftables.Set{s.clearPorts, s.in, s.out, s.live}
+	for i := range s.divert {
+		all = append(append(all, s.divert[i], s.block[i], s.clear[i], s.seen[i], s.client[i], s.server[i]), s.rules[i].all()...)
+	}
+	for _, set := range all {
 		m.size[set.Name], m.have[set.Name] = int(set.KeyType.Bytes), make(map[string]time.Duration)
 	}
 	for set, ports := range map[*nftables.Set][]port{s.clearPorts: dnsPorts, s.in: append(dhcpPorts, ikePorts...), s.out: dhcpPorts} {
@@ -164,7 +170,24 @@ func (m *machine) eval(e expr.Any) expr.VerdictKind {
 	case *expr.Range:
 		b := m.regs[at(e.Register):][:len(e.FromData)]
 		return on(bytes.Compare(b, e.FromData) >= 0 && bytes.Compare(b, e.ToData) <= 0)
+	case *expr.Fib:
+		m.store(e.Register, native(m.addressType(e.FlagSADDR)))
+	case *expr.Reject:
+		return expr.VerdictDrop
 	case *expr.Lookup:
+		if chains, ok := ways[e.SetName]; ok {
+			if to, ok := chains[binary.NativeEndian.Uint32(m.regs[at(e.SourceRegister):])]; ok {
+				return m.walk(to)
+			}
+			return expr.VerdictBreak
+		}
+		if list, ok := m.rules[e.SetName]; ok {
+			value, found := inRanges(list, []byte(m.key(e.SourceRegister, e.SetName)))
+			if found && e.IsDestRegSet {
+				m.store(e.DestRegister, value)
+			}
+			return on(found)
+		}
 		_, ok := m.have[e.SetName][m.key(e.SourceRegister, e.SetName)]
 		return on(ok)
 	case *expr.Dynset:
@@ -221,12 +244,14 @@ func (m *machine) key(reg uint32, set string) string { return string(m.regs[at(r
 func (m *machine) fate(outbound bool, p packet) string {
 	if !outbound {
 		p.in = "eth0"
-		if m.run("in", p) == expr.VerdictDrop {
+		if m.run("in", p) == expr.VerdictDrop || m.run("input", p) == expr.VerdictDrop {
 			return "dropped"
 		}
 		return "clear"
 	}
-	m.run("out", p)
+	if m.run("out", p) == expr.VerdictDrop {
+		return "refused"
+	}
 	if m.packet.mark&MarkMask == MarkDivert {
 		return "diverted"
 	}

@@ -18,7 +18,8 @@ type sets struct {
 	in, out                    *nftables.Set
 	latch                      [2]*nftables.Set // only where the kernel does ESP
 	rules                      [2]ruleSets      // of prefixes
-	live                       *nftables.Set    // of families whose rules are asked; nil: the kernel cannot do rules
+	ways                       map[string]*nftables.Set
+	live                       *nftables.Set // of families whose rules are asked; nil: the kernel cannot do rules
 }
 
 func family(a netip.Addr) int {
@@ -107,6 +108,12 @@ func (g *Guard) addSets(prefixes bool) error {
 	}
 	if prefixes {
 		g.sets.rules, g.sets.live = newRuleSets(g.table)
+		g.sets.ways = newWays(g.table)
+		for _, s := range g.sets.ways {
+			if err := g.conn.AddSet(s, nil); err != nil {
+				return err
+			}
+		}
 		for _, s := range append(append(g.sets.rules[0].all(), g.sets.rules[1].all()...), g.sets.live) {
 			if err := g.conn.AddSet(s, nil); err != nil {
 				return err

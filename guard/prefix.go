@@ -12,13 +12,14 @@ import (
 )
 
 /* Rules of prefixes say what becomes of clear packets between any own unicast address and addresses that no element names. They stand in
-sets of intervals, which are asked while an element of the set live has time left: so all of them end at once, by themselves.
+a map from intervals to what becomes of their packets, so that one look says it: a second look, in another set, may be under the next rules. The map is
+asked while an element of the set live has time left: so all rules end at once, by themselves.
 
-	out    live? -> peer in rule_block -> exempt? else refused at once
-	               peer in rule_hold or rule_trap -> exempt? else as with divert
-	leak   live? -> peer in rule_hold or rule_block, from one of our own addresses, about to leave in clear -> exempt? else dropped
-	input  live? -> peer in rule_hold or rule_block -> exempt? else counted and dropped. The hook sees what is for this host, after another's rules have
-	               translated it back: what answers a masqueraded guest is forwarded, and no matter of ours
+	out    live? -> peer is in block        -> exempt? else refused at once
+	                peer is in hold or trap -> exempt? else as with divert
+	leak   live? -> peer is in hold or block, and about to leave in clear from one of our own addresses -> exempt? else dropped
+	input  live? -> peer is in hold or block -> exempt? else dropped. The hook sees what is for this host, after another's rules have
+	                translated it back: what answers a masqueraded guest is forwarded, and no matter of ours
 
 Exempt is what others are (own . peer in clear among it), and ICMP errors, which come from any router on the way. */
 
@@ -50,11 +51,23 @@ type Rules struct {
 // ErrNoRules is returned where the kernel cannot do what rules need: nftables' fib, or sets of intervals of concatenations.
 var ErrNoRules = errors.New("this kernel's nftables has no rules for prefixes (nft_fib_inet; Linux 5.6)")
 
-// ruleSets are the sets of a family.
-type ruleSets struct{ hold, trap, block, dns, ports *nftables.Set }
+// ruleSets are the sets of a family; what is the map.
+type ruleSets struct{ what, dns, ports *nftables.Set }
 
-func (r *ruleSets) all() []*nftables.Set {
-	return []*nftables.Set{r.hold, r.trap, r.block, r.dns, r.ports}
+func (r *ruleSets) all() []*nftables.Set { return []*nftables.Set{r.what, r.dns, r.ports} }
+
+// The values of the map.
+const (
+	whatHold uint32 = iota + 1
+	whatTrap
+	whatBlock
+)
+
+// ways are, for each hook, where packets go by the map's values.
+var ways = map[string]map[uint32]string{
+	"way_out":  {whatHold: "rule_divert", whatTrap: "rule_divert", whatBlock: "rule_refuse"},
+	"way_leak": {whatHold: "rule_leak", whatBlock: "rule_leak"},
+	"way_in":   {whatHold: "rule_shut", whatBlock: "rule_shut"},
 }
 
 // ruleElements are the elements of rule sets, by the names of the sets.
@@ -67,26 +80,45 @@ func newRuleSets(table *nftables.Table) (rules [2]ruleSets, live *nftables.Set) 
 			return &nftables.Set{Table: table, Name: name + [...]string{"4", "6"}[i], KeyType: addr, Interval: true}
 		}
 		r := &rules[i]
-		r.hold, r.trap, r.block, r.dns, r.ports = set("rule_hold"), set("rule_trap"), set("rule_block"), set("rule_dns"), set("rule_ports")
+		r.what, r.dns, r.ports = set("rules"), set("rule_dns"), set("rule_ports")
+		r.what.IsMap, r.what.DataType = true, nftables.TypeMark
 		r.ports.KeyType, r.ports.Concatenation = nftables.MustConcatSetType(addr, nftables.TypeInetProto, nftables.TypeInetService), true
 	}
 	return rules, &nftables.Set{Table: table, Name: "live", KeyType: nftables.TypeNFProto, HasTimeout: true}
 }
 
+// newWays makes the maps from values to chains, which are filled when the chains are there.
+func newWays(table *nftables.Table) map[string]*nftables.Set {
+	all := make(map[string]*nftables.Set)
+	for name := range ways {
+		all[name] = &nftables.Set{Table: table, Name: name, IsMap: true, KeyType: nftables.TypeMark, DataType: nftables.TypeVerdict}
+	}
+	return all
+}
+
+// wayElements are the elements of such a map.
+func wayElements(name string) (all []nftables.SetElement) {
+	for what, chain := range ways[name] {
+		all = append(all, nftables.SetElement{Key: native(what), VerdictData: &expr.Verdict{Kind: expr.VerdictGoto, Chain: chain}})
+	}
+	return all
+}
+
 // elements lays the ranges out for the sets.
 func (r Rules) elements(sets [2]ruleSets) ruleElements {
 	out := make(ruleElements)
-	put := func(in func(*ruleSets) *nftables.Set, ranges []Range) {
+	put := func(in func(*ruleSets) *nftables.Set, ranges []Range, value []byte) {
 		for _, a := range ranges {
 			name := in(&sets[family(a.First)]).Name
-			out[name] = append(out[name], nftables.SetElement{Key: a.First.AsSlice()},
+			out[name] = append(out[name], nftables.SetElement{Key: a.First.AsSlice(), Val: value},
 				nftables.SetElement{Key: a.Last.Next().AsSlice(), IntervalEnd: true})
 		}
 	}
-	put(func(s *ruleSets) *nftables.Set { return s.hold }, r.Hold)
-	put(func(s *ruleSets) *nftables.Set { return s.trap }, r.Trap)
-	put(func(s *ruleSets) *nftables.Set { return s.block }, r.Block)
-	put(func(s *ruleSets) *nftables.Set { return s.dns }, r.DNS)
+	what := func(s *ruleSets) *nftables.Set { return s.what }
+	put(what, r.Hold, native(whatHold))
+	put(what, r.Trap, native(whatTrap))
+	put(what, r.Block, native(whatBlock))
+	put(func(s *ruleSets) *nftables.Set { return s.dns }, r.DNS, nil)
 	for _, a := range r.Ports {
 		name := sets[family(a.Range.First)].ports.Name
 		for _, p := range a.Ports {
@@ -197,7 +229,7 @@ func ruleChains(s sets) []chain {
 	accept := []expr.Any{verdict(expr.VerdictAccept)}
 	exempt, shut := chain{name: "rule_exempt"}, chain{name: "rule_shut"}
 	out, leak, in := chain{name: "out_rules"}, chain{name: "leak_rules"}, chain{name: "in_rules"}
-	for i, r := range s.rules {
+	for i := range s.rules {
 		exempt.add(concat(loadKey(i, false), lookup(s.clear[i]), accept))
 		for _, set := range []*nftables.Set{s.clear[i], s.divert[i], s.block[i]} { // of the latter two the hook before has judged
 			shut.add(concat(loadKey(i, true), lookup(set), accept))
@@ -205,25 +237,26 @@ func ruleChains(s sets) []chain {
 		errs := icmpTypes(i, icmpErrors[i])
 		exempt.add(errs...)
 		shut.add(errs...)
-		out.add(
-			concat(loadPeer(i, false), lookup(r.block), []expr.Any{jumpTo("rule_refuse")}),
-			concat(loadPeer(i, false), lookup(r.hold), []expr.Any{jumpTo("rule_divert")}),
-			concat(loadPeer(i, false), lookup(r.trap), []expr.Any{jumpTo("rule_divert")}))
-		for _, set := range []*nftables.Set{r.hold, r.block} {
-			leak.add(concat(loadPeer(i, false), lookup(set), []expr.Any{jumpTo("rule_leak")}))
-			in.add(concat(loadPeer(i, true), lookup(set), []expr.Any{jumpTo("rule_shut")}))
-		}
+		out.add(s.way(i, false, "way_out"))
+		leak.add(s.way(i, false, "way_leak"))
+		in.add(s.way(i, true, "way_in"))
 	}
 	exempt.add(concat(addressType(false, expr.CmpOpNeq, unix.RTN_UNICAST), accept))
-	shut.add(concat(addressType(false, expr.CmpOpNeq, unix.RTN_LOCAL), accept))
-	for i := range s.rules {
-		shut.add(concat(loadKey(i, true), []expr.Any{jumpTo(inShut[i])}))
-	}
+	shut.add(concat(addressType(false, expr.CmpOpNeq, unix.RTN_LOCAL), accept),
+		[]expr.Any{jump("in_exempt")}, []expr.Any{&expr.Counter{}, verdict(expr.VerdictDrop)})
 	return []chain{exempt, shut,
 		{name: "rule_divert", rules: [][]expr.Any{{jump("rule_exempt")}, {jumpTo("out_divert")}}},
 		{name: "rule_refuse", rules: [][]expr.Any{{jump("rule_exempt")}, {jumpTo("out_block")}}},
 		{name: "rule_leak", rules: [][]expr.Any{{jump("rule_exempt")}, concat(addressType(true, expr.CmpOpNeq, unix.RTN_LOCAL), accept), {jumpTo("out_leak")}}},
 		out, leak, in}
+}
+
+// way goes where the rule of the peer's address says.
+func (s *sets) way(fam int, inbound bool, way string) []expr.Any {
+	what, to := s.rules[fam].what, s.ways[way]
+	return append(loadPeer(fam, inbound),
+		&expr.Lookup{SourceRegister: regFirst, DestRegister: regFirst, IsDestRegSet: true, SetName: what.Name, SetID: what.ID},
+		&expr.Lookup{SourceRegister: regFirst, DestRegister: regVerdict, IsDestRegSet: true, SetName: to.Name, SetID: to.ID})
 }
 
 // whileLive goes to a chain while there are rules.

@@ -22,8 +22,9 @@ var (
 // ICMPv6 types, as ranges: multicast listener discovery, neighbour discovery, MLDv2 reports.
 var icmp6Exempt = [][2]byte{{130, 132}, {133, 137}, {143, 143}}
 
-// Registers: 1 is the first of 16 octets, 2 the second; 8 is the first of 4 octets, at the same place as 1, and 9 the second.
+// Registers: 0 is the verdict; 1 is the first of 16 octets, 2 the second; 8 is the first of 4 octets, at the same place as 1, and 9 the second.
 const (
+	regVerdict = 0
 	regFirst   = 1
 	regSecond  = 2
 	reg32First = 8

@@ -1,0 +1,146 @@
+package plane
+
+import (
+	"math/rand/v2"
+	"net/netip"
+	"slices"
+	"testing"
+	"time"
+
+	"tacit/guard"
+	"tacit/ipsec"
+)
+
+// naive is the rule of an address, found by looking at all of them.
+func naive(rules []ipsec.Rule, exempt []netip.Prefix, a netip.Addr) ipsec.Action {
+	for _, e := range exempt {
+		if e.Contains(a) {
+			return ipsec.Bypass
+		}
+	}
+	best, action := -1, ipsec.Bypass
+	for _, r := range rules {
+		if r.Remote.Contains(a) && r.Remote.Bits() > best {
+			best, action = r.Remote.Bits(), r.Action
+		}
+	}
+	return action
+}
+
+// Flattened, rules are disjoint and in order, and say of every address what the longest prefix says. The prefixes are drawn from few bits, so that
+// they nest, touch and repeat.
+func TestFlatten(t *testing.T) {
+	random := rand.New(rand.NewPCG(1, 2))
+	for range 2000 {
+		var rules []ipsec.Rule
+		var exempt []netip.Prefix
+		prefix := func() netip.Prefix {
+			a := netip.AddrFrom4([4]byte{10, 0, 0, byte(random.UintN(32)) << 3})
+			bits := 24 + random.IntN(9)
+			if random.UintN(3) == 0 {
+				a, bits = netip.AddrFrom16([16]byte{0: 0x20, 15: byte(random.UintN(32)) << 3}), 120+random.IntN(9)
+			}
+			return netip.PrefixFrom(a, bits).Masked()
+		}
+		for range random.IntN(12) {
+			rules = append(rules, ipsec.Rule{Remote: prefix(), Action: ipsec.Action(random.UintN(4))})
+		}
+		for range random.IntN(3) {
+			exempt = append(exempt, prefix())
+		}
+		spans := flatten(rules, exempt)
+		for i := range spans {
+			if spans[i].First.Compare(spans[i].Last) > 0 || i > 0 && spans[i-1].Last.Compare(spans[i].First) >= 0 {
+				t.Fatalf("%+v, but %v: spans %v overlap", rules, exempt, spans)
+			}
+		}
+		var r Rules
+		r.spans.Store(&spans)
+		for i := range 256 {
+			for _, a := range []netip.Addr{netip.AddrFrom4([4]byte{10, 0, 0, byte(i)}), netip.AddrFrom16([16]byte{0: 0x20, 15: byte(i)})} {
+				if got, want := r.Action(a), naive(rules, exempt, a); got != want {
+					t.Fatalf("%+v, but %v: %v: got %v, want %v", rules, exempt, a, got, want)
+				}
+			}
+		}
+		checkRanges(t, spans)
+	}
+}
+
+// checkRanges: guard's ranges hold the same addresses, and none follows on the one before it in its own list.
+func checkRanges(t *testing.T, spans []span) {
+	t.Helper()
+	g := guardRules(spans)
+	for action, list := range map[ipsec.Action][]guard.Range{ipsec.Hold: g.Hold, ipsec.Trap: g.Trap, ipsec.Block: g.Block} {
+		for i, r := range list {
+			if i > 0 && list[i-1].Last.Next() == r.First {
+				t.Fatalf("%v: %v touch", action, list)
+			}
+		}
+		for _, s := range spans {
+			inside := slices.ContainsFunc(list, func(r guard.Range) bool { return r.First.Compare(s.First) <= 0 && r.Last.Compare(s.Last) >= 0 })
+			if inside != (s.rule.Action == action) {
+				t.Fatalf("%v: %v for %+v", action, list, s)
+			}
+		}
+	}
+}
+
+// With what no rule concerns taken out no range reaches the end of the address space, where an interval would have no end.
+func TestNever(t *testing.T) {
+	all := []ipsec.Rule{{Remote: netip.MustParsePrefix("0.0.0.0/0"), Action: ipsec.Hold}, {Remote: netip.MustParsePrefix("::/0"), Action: ipsec.Hold},
+		{Remote: netip.MustParsePrefix("127.0.0.1/32"), Action: ipsec.Hold}, {Remote: netip.MustParsePrefix("fe80::1/128"), Action: ipsec.Block}}
+	gateway := netip.MustParseAddr("192.0.2.1")
+	spans := flatten(all, append(slices.Clone(never), netip.PrefixFrom(gateway, 32)))
+	var r Rules
+	r.spans.Store(&spans)
+	for _, s := range []string{"127.0.0.1", "127.9.9.9", "0.0.0.0", "169.254.1.1", "224.0.0.251", "255.255.255.255", "::", "::1", "fe80::1", "ff02::fb", "192.0.2.1"} {
+		if got := r.Action(netip.MustParseAddr(s)); got != ipsec.Bypass {
+			t.Errorf("%s: %v", s, got)
+		}
+	}
+	for _, s := range []string{"1.0.0.0", "126.255.255.255", "192.0.2.0", "192.0.2.2", "223.255.255.255", "::2", "2001:db8::1", "feff::1"} {
+		if got := r.Action(netip.MustParseAddr(s)); got != ipsec.Hold {
+			t.Errorf("%s: %v", s, got)
+		}
+	}
+	for _, h := range guardRules(spans).Hold {
+		if !h.Last.Next().IsValid() {
+			t.Errorf("%v has no end", h)
+		}
+	}
+}
+
+// What a rule says of a flow's packets: without a policy of its own it waits where a rule holds or traps; what is let go goes.
+func TestFate(t *testing.T) {
+	now := time.Unix(1000, 0)
+	p := Policies[*traffic]{Linger: 10 * time.Second, Now: func() time.Time { return now }}
+	spans := flatten([]ipsec.Rule{{Remote: netip.PrefixFrom(bob, bob.BitLen()), Action: ipsec.Trap}}, nil)
+	p.Rules.spans.Store(&spans)
+	later := now.Add(time.Minute)
+	for name, tt := range map[string]struct {
+		peer   netip.Addr
+		asked  bool
+		policy ipsec.Action
+		until  time.Time
+		fate   Fate
+		ends   time.Time
+	}{
+		"trapped":                        {peer: bob, fate: Wait},
+		"no rule":                        {peer: alice, fate: Drop},
+		"kept until it is due":           {peer: alice, until: later, fate: Drop},
+		"let go, though trapped":         {peer: bob, asked: true, policy: ipsec.Bypass, until: later, fate: Release},
+		"held":                           {peer: alice, asked: true, policy: ipsec.Hold, until: later, fate: Wait, ends: later},
+		"refused, though a rule traps":   {peer: bob, asked: true, policy: ipsec.Block, until: later, fate: Drop},
+		"a rule, and kept until due yet": {peer: bob, until: later, fate: Wait},
+	} {
+		fate, ends := p.fate(&Flow{Key: guard.Key{Own: alice, Peer: tt.peer}, asked: tt.asked, policy: tt.policy, until: tt.until})
+		if fate != tt.fate || !ends.Equal(tt.ends) {
+			t.Errorf("%s: %v until %v, want %v until %v", name, fate, ends, tt.fate, tt.ends)
+		}
+	}
+	p.Rules.unknown.Store(true)
+	if fate, _ := p.fate(&Flow{Key: guard.Key{Own: bob, Peer: alice}}); fate != Wait {
+		t.Error("under a dead process's rules packets do not wait")
+	}
+}
