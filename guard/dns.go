@@ -46,11 +46,6 @@ func dnsChains(s sets) []chain {
 	for i := range s.client {
 		client, server := s.client[i], s.server[i]
 		out, in := loadFlow(i, false), loadFlow(i, true)
-		if s.live != nil { // what a rule protects; our own queries are never
-			protected := []expr.Any{verdict(expr.VerdictReturn)}
-			query.add(concat(markIsNot(MarkOwn), loadPeer(i, false), lookup(s.rules[i].dns), protected))
-			question.add(concat(loadPeer(i, true), lookup(s.rules[i].dns), protected))
-		}
 		query.add(
 			concat(udp, out, record(client, flowUDP), accept),
 			concat(tcp, opening(expr.CmpOpEq), out, record(client, flowTCP), accept),

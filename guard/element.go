@@ -17,7 +17,7 @@ type sets struct {
 	clearPorts                 *nftables.Set
 	in, out                    *nftables.Set
 	latch                      [2]*nftables.Set // only where the kernel does ESP
-	rules                      [2]ruleSets      // of prefixes
+	rules                      [2]generation    // of prefixes
 	ways                       map[string]*nftables.Set
 	live                       *nftables.Set // of families whose rules are asked; nil: the kernel cannot do rules
 }
@@ -107,14 +107,14 @@ func (g *Guard) addSets(prefixes bool) error {
 		}
 	}
 	if prefixes {
-		g.sets.rules, g.sets.live = newRuleSets(g.table)
+		g.sets.rules, g.sets.live = newGenerations(g.table), newLive(g.table)
 		g.sets.ways = newWays(g.table)
 		for _, s := range g.sets.ways {
 			if err := g.conn.AddSet(s, nil); err != nil {
 				return err
 			}
 		}
-		for _, s := range append(append(g.sets.rules[0].all(), g.sets.rules[1].all()...), g.sets.live) {
+		for _, s := range append(append(g.sets.rules[0].all(), g.sets.rules[1].all()...), g.sets.live) { // of both generations
 			if err := g.conn.AddSet(s, nil); err != nil {
 				return err
 			}

@@ -96,14 +96,15 @@ type Config struct {
 
 // Guard owns the table. It keeps no lock: its methods are called by one owner at a time.
 type Guard struct {
-	cfg   Config
-	netns *os.File // the namespace of the caller of Open: a broken netlink socket is opened again in it
-	conn  *nftables.Conn
-	table *nftables.Table
-	sets  sets
-	have  map[Key]Verdict
-	latch map[Key]bool
-	left  bool // the rules of a dead process stand
+	cfg        Config
+	netns      *os.File // the namespace of the caller of Open: a broken netlink socket is opened again in it
+	conn       *nftables.Conn
+	table      *nftables.Table
+	sets       sets
+	have       map[Key]Verdict
+	latch      map[Key]bool
+	generation int  // of rules, in force
+	left       bool // the rules of a dead process stand
 
 	noRules error // why there are no sets for rules
 }
@@ -182,8 +183,9 @@ func (g *Guard) fill(left []Element, rules ruleElements, lasting time.Duration, 
 		}
 		g.have[e.Key] = e.Verdict
 	}
+	g.generation = 0
 	if len(rules) > 0 {
-		if err := g.putRules(rules, lasting); err != nil {
+		if err := g.putRules(0, rules, lasting); err != nil {
 			return err
 		}
 	}

@@ -38,14 +38,9 @@ func portChains(s sets) []chain {
 }
 
 // portRules enter them: by the source port, and by the destination's.
-func portRules(s sets, inbound bool, source, destination string) (rules [][]expr.Any) {
-	if s.live == nil {
-		return nil
+func portRules(r ruleSets, fam int, inbound bool, source, destination string) [][]expr.Any {
+	return [][]expr.Any{
+		concat(loadPeerPort(fam, inbound, 0), lookup(r.ports), []expr.Any{jump(source)}),
+		concat(loadPeerPort(fam, inbound, 2), lookup(r.ports), []expr.Any{jump(destination)}),
 	}
-	for i, r := range s.rules {
-		rules = append(rules,
-			concat(loadPeerPort(i, inbound, 0), lookup(r.ports), []expr.Any{jump(source)}),
-			concat(loadPeerPort(i, inbound, 2), lookup(r.ports), []expr.Any{jump(destination)}))
-	}
-	return rules
 }

@@ -12,7 +12,8 @@ import (
 )
 
 /* Rules of prefixes say what becomes of clear packets between any own unicast address and addresses that no element names. They stand in
-a map from intervals to what becomes of their packets, so that one look says it: a second look, in another set, may be under the next rules. The map is
+a map from intervals to what becomes of their packets, so that one look says it: a second look, in another set, may be under the next rules. Of
+each set there are two, and those that are not in use are filled: before Linux 6.17 a look into a set that is being replaced may find nothing. The map is
 asked while an element of the set live has time left: so all rules end at once, by themselves.
 
 	out    live? -> peer is in block        -> exempt? else refused at once
@@ -73,18 +74,44 @@ var ways = map[string]map[uint32]string{
 // ruleElements are the elements of rule sets, by the names of the sets.
 type ruleElements map[string][]nftables.SetElement
 
-// newRuleSets makes the sets of both families, and the one that says for how long they are asked.
-func newRuleSets(table *nftables.Table) (rules [2]ruleSets, live *nftables.Set) {
+// generation is the sets of rules that are set at once, by their families.
+type generation [2]ruleSets
+
+func (s *generation) all() []*nftables.Set { return append(s[0].all(), s[1].all()...) }
+
+// newGenerations makes the sets.
+func newGenerations(table *nftables.Table) (all [2]generation) {
+	for i := range all {
+		all[i].make(table, [...]string{"_a", "_b"}[i])
+	}
+	return all
+}
+
+func (s *generation) make(table *nftables.Table, suffix string) {
 	for i, addr := range []nftables.SetDatatype{nftables.TypeIPAddr, nftables.TypeIP6Addr} {
 		set := func(name string) *nftables.Set {
-			return &nftables.Set{Table: table, Name: name + [...]string{"4", "6"}[i], KeyType: addr, Interval: true}
+			return &nftables.Set{Table: table, Name: name + [...]string{"4", "6"}[i] + suffix, KeyType: addr, Interval: true}
 		}
-		r := &rules[i]
+		r := &s[i]
 		r.what, r.dns, r.ports = set("rules"), set("rule_dns"), set("rule_ports")
 		r.what.IsMap, r.what.DataType = true, nftables.TypeMark
 		r.ports.KeyType, r.ports.Concatenation = nftables.MustConcatSetType(addr, nftables.TypeInetProto, nftables.TypeInetService), true
 	}
-	return rules, &nftables.Set{Table: table, Name: "live", KeyType: nftables.TypeNFProto, HasTimeout: true}
+}
+
+// newLive makes the set that says for how long rules are asked. Beside the families' numbers it holds one that says which generation is.
+func newLive(table *nftables.Table) *nftables.Set {
+	return &nftables.Set{Table: table, Name: "live", KeyType: nftables.TypeNFProto, HasTimeout: true}
+}
+
+// liveGeneration, and the number of the generation, is the element that names it.
+const liveGeneration = 0xf0
+
+func liveElements(generation int, timeout time.Duration) (all []nftables.SetElement) {
+	for _, key := range []byte{unix.NFPROTO_IPV4, unix.NFPROTO_IPV6, liveGeneration + byte(generation)} {
+		all = append(all, nftables.SetElement{Key: []byte{key}, Timeout: max(timeout, time.Millisecond)})
+	}
+	return all
 }
 
 // newWays makes the maps from values to chains, which are filled when the chains are there.
@@ -105,7 +132,7 @@ func wayElements(name string) (all []nftables.SetElement) {
 }
 
 // elements lays the ranges out for the sets.
-func (r Rules) elements(sets [2]ruleSets) ruleElements {
+func (r Rules) elements(sets *generation) ruleElements {
 	out := make(ruleElements)
 	put := func(in func(*ruleSets) *nftables.Set, ranges []Range, value []byte) {
 		for _, a := range ranges {
@@ -130,38 +157,55 @@ func (r Rules) elements(sets [2]ruleSets) ruleElements {
 	return out
 }
 
-// putRules replaces the elements of all rule sets, in the transaction that is being made.
-func (g *Guard) putRules(elements ruleElements, timeout time.Duration) error {
-	for i := range g.sets.rules {
-		for _, set := range g.sets.rules[i].all() {
-			g.conn.FlushSet(set)
-			for list := elements[set.Name]; len(list) > 0; {
-				n := min(len(list), chunk)
-				if err := g.conn.SetAddElements(set, list[:n]); err != nil {
-					return err
-				}
-				list = list[n:]
+// putRules fills a generation's sets, which must be empty, and puts it in force, in the transaction that is being made.
+func (g *Guard) putRules(generation int, elements ruleElements, timeout time.Duration) error {
+	for _, set := range g.sets.rules[generation].all() {
+		for list := elements[set.Name]; len(list) > 0; {
+			n := min(len(list), chunk)
+			if err := g.conn.SetAddElements(set, list[:n]); err != nil {
+				return err
 			}
+			list = list[n:]
 		}
+	}
+	for _, c := range lookChains(g.sets, generation) {
+		g.conn.FlushChain(&nftables.Chain{Name: c.name, Table: g.table})
+		g.addRules(c)
 	}
 	g.conn.FlushSet(g.sets.live)
 	if len(elements) == 0 {
 		return nil
 	}
-	return g.conn.SetAddElements(g.sets.live, []nftables.SetElement{
-		{Key: []byte{unix.NFPROTO_IPV4}, Timeout: timeout}, {Key: []byte{unix.NFPROTO_IPV6}, Timeout: timeout}})
+	return g.conn.SetAddElements(g.sets.live, liveElements(generation, timeout))
 }
 
 // SetRules replaces all rules, in one step. They are asked for as long as timeout says, unless that is renewed.
 func (g *Guard) SetRules(r Rules, timeout time.Duration) error {
 	if g.sets.live == nil {
-		if len(r.elements(g.sets.rules)) == 0 {
+		if r.empty() {
 			return nil
 		}
 		return fmt.Errorf("guard: %w: %w", ErrNoRules, g.noRules)
 	}
-	elements := r.elements(g.sets.rules)
-	return g.once("set rules", func() error { return g.putRules(elements, timeout) })
+	next := 1 - g.generation
+	elements := r.elements(&g.sets.rules[next])
+	err := g.once("make room for rules", func() error {
+		for _, set := range g.sets.rules[next].all() {
+			g.conn.FlushSet(set)
+		}
+		return nil
+	})
+	if err == nil {
+		err = g.once("set rules", func() error { return g.putRules(next, elements, timeout) })
+	}
+	if err == nil {
+		g.generation = next
+	}
+	return err
+}
+
+func (r Rules) empty() bool {
+	return len(r.Hold)+len(r.Trap)+len(r.Block)+len(r.DNS)+len(r.Ports) == 0
 }
 
 // RenewRules gives the rules their time anew.
@@ -171,8 +215,7 @@ func (g *Guard) RenewRules(timeout time.Duration) error {
 	}
 	return g.once("renew rules", func() error {
 		g.conn.FlushSet(g.sets.live)
-		return g.conn.SetAddElements(g.sets.live, []nftables.SetElement{
-			{Key: []byte{unix.NFPROTO_IPV4}, Timeout: timeout}, {Key: []byte{unix.NFPROTO_IPV6}, Timeout: timeout}})
+		return g.conn.SetAddElements(g.sets.live, liveElements(g.generation, timeout))
 	})
 }
 
@@ -203,22 +246,28 @@ func (g *Guard) once(op string, fill func() error) error {
 // RulesLeft reports whether rules stand that a dead process set.
 func (g *Guard) RulesLeft() bool { return g.left }
 
-// existingRules reads the rules of a table that a dead process left, and how long they are asked yet. A table of an older version has none.
+// existingRules reads the rules of a table that a dead process left, for the generation that ours begin with, and how long they are asked yet. A
+// table of an older version has none.
 func (g *Guard) existingRules(table *nftables.Table) (ruleElements, time.Duration) {
-	rules, live := newRuleSets(table)
-	alive, err := g.conn.GetSetElements(live)
-	if err != nil || len(alive) == 0 || alive[0].Expires <= 0 {
+	alive, err := g.conn.GetSetElements(newLive(table))
+	if err != nil {
 		return nil, 0
 	}
-	out := make(ruleElements)
-	for i := range rules {
-		for _, set := range rules[i].all() {
-			if out[set.Name], err = g.conn.GetSetElements(set); err != nil {
+	generations := newGenerations(table)
+	for _, e := range alive {
+		which := int(e.Key[0]) - liveGeneration
+		if which != 0 && which != 1 || e.Expires <= 0 {
+			continue
+		}
+		out, ours := make(ruleElements), generations[0].all()
+		for i, set := range generations[which].all() {
+			if out[ours[i].Name], err = g.conn.GetSetElements(set); err != nil {
 				return nil, 0
 			}
 		}
+		return out, e.Expires
 	}
-	return out, alive[0].Expires
+	return nil, 0
 }
 
 // icmpErrors are the types of ICMP and ICMPv6 that report what became of another packet (RFC 792; RFC 4443, 2.1).
@@ -228,8 +277,7 @@ var icmpErrors = [2][][2]byte{{{3, 3}, {11, 12}}, {{1, 4}}}
 func ruleChains(s sets) []chain {
 	accept := []expr.Any{verdict(expr.VerdictAccept)}
 	exempt, shut := chain{name: "rule_exempt"}, chain{name: "rule_shut"}
-	out, leak, in := chain{name: "out_rules"}, chain{name: "leak_rules"}, chain{name: "in_rules"}
-	for i := range s.rules {
+	for i := range s.clear {
 		exempt.add(concat(loadKey(i, false), lookup(s.clear[i]), accept))
 		for _, set := range []*nftables.Set{s.clear[i], s.divert[i], s.block[i]} { // of the latter two the hook before has judged
 			shut.add(concat(loadKey(i, true), lookup(set), accept))
@@ -237,9 +285,6 @@ func ruleChains(s sets) []chain {
 		errs := icmpTypes(i, icmpErrors[i])
 		exempt.add(errs...)
 		shut.add(errs...)
-		out.add(s.way(i, false, "way_out"))
-		leak.add(s.way(i, false, "way_leak"))
-		in.add(s.way(i, true, "way_in"))
 	}
 	exempt.add(concat(addressType(false, expr.CmpOpNeq, unix.RTN_UNICAST), accept))
 	shut.add(concat(addressType(false, expr.CmpOpNeq, unix.RTN_LOCAL), accept),
@@ -247,13 +292,46 @@ func ruleChains(s sets) []chain {
 	return []chain{exempt, shut,
 		{name: "rule_divert", rules: [][]expr.Any{{jump("rule_exempt")}, {jumpTo("out_divert")}}},
 		{name: "rule_refuse", rules: [][]expr.Any{{jump("rule_exempt")}, {jumpTo("out_block")}}},
-		{name: "rule_leak", rules: [][]expr.Any{{jump("rule_exempt")}, concat(addressType(true, expr.CmpOpNeq, unix.RTN_LOCAL), accept), {jumpTo("out_leak")}}},
-		out, leak, in}
+		{name: "rule_leak", rules: [][]expr.Any{{jump("rule_exempt")}, concat(addressType(true, expr.CmpOpNeq, unix.RTN_LOCAL), accept), {jumpTo("out_leak")}}}}
+}
+
+// The chains that look into the sets of a generation. They are there from the beginning, and filled anew for each.
+var looks = []string{"out_rules", "leak_rules", "in_rules", "out_ports", "leak_ports", "in_ports", "out_dns", "in_dns"}
+
+// look is such a chain, or where there are no rules another.
+func (s *sets) look(chain, without string) string {
+	if s.live == nil {
+		return without
+	}
+	return chain
+}
+
+// lookChains are these, filled.
+func lookChains(s sets, generation int) (all []chain) {
+	rules := make(map[string][][]expr.Any)
+	add := func(name string, r ...[]expr.Any) { rules[name] = append(rules[name], r...) }
+	protected := []expr.Any{verdict(expr.VerdictReturn)}
+	for i, r := range s.rules[generation] {
+		add("out_rules", s.way(r, i, false, "way_out"))
+		add("leak_rules", s.way(r, i, false, "way_leak"))
+		add("in_rules", s.way(r, i, true, "way_in"))
+		add("out_ports", portRules(r, i, false, "out_port_reply", "out_port_query")...)
+		add("leak_ports", portRules(r, i, false, "out_port_reply", "leak_port_query")...)
+		add("in_ports", portRules(r, i, true, "in_port_reply", "in_port_query")...)
+		add("out_dns", concat(markIsNot(MarkOwn), loadPeer(i, false), lookup(r.dns), protected)) // our own queries never are
+		add("in_dns", concat(loadPeer(i, true), lookup(r.dns), protected))
+	}
+	add("out_dns", []expr.Any{jumpTo("out_dns_query")})
+	add("in_dns", []expr.Any{jumpTo("in_dns_query")})
+	for _, name := range looks {
+		all = append(all, chain{name: name, rules: rules[name]})
+	}
+	return all
 }
 
 // way goes where the rule of the peer's address says.
-func (s *sets) way(fam int, inbound bool, way string) []expr.Any {
-	what, to := s.rules[fam].what, s.ways[way]
+func (s *sets) way(r ruleSets, fam int, inbound bool, way string) []expr.Any {
+	what, to := r.what, s.ways[way]
 	return append(loadPeer(fam, inbound),
 		&expr.Lookup{SourceRegister: regFirst, DestRegister: regFirst, IsDestRegSet: true, SetName: what.Name, SetID: what.ID},
 		&expr.Lookup{SourceRegister: regFirst, DestRegister: regVerdict, IsDestRegSet: true, SetName: to.Name, SetID: to.ID})

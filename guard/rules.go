@@ -53,9 +53,13 @@ func (g *Guard) addChains() {
 			to.Type, to.Hooknum, to.Priority = c.kind, c.hook, nftables.ChainPriorityMangle
 		}
 		g.conn.AddChain(to)
-		for _, r := range c.rules {
-			g.conn.AddRule(&nftables.Rule{Table: g.table, Chain: to, Exprs: r})
-		}
+		g.addRules(c)
+	}
+}
+
+func (g *Guard) addRules(c chain) {
+	for _, r := range c.rules {
+		g.conn.AddRule(&nftables.Rule{Table: g.table, Chain: &nftables.Chain{Name: c.name, Table: g.table}, Exprs: r})
 	}
 }
 
@@ -63,9 +67,15 @@ func (g *Guard) addChains() {
 // lookups and nothing else.
 func chains(s sets, device string) []chain {
 	drop := verdict(expr.VerdictDrop)
-	list := append(append(dnsChains(s), portChains(s)...),
-		chain{name: "out_exempt", rules: exemptOut(s, "out_dns_query", "out_port_query")},
-		chain{name: "leak_exempt", rules: exemptOut(s, "leak_dns_query", "leak_port_query")},
+	list := dnsChains(s)
+	if s.live != nil {
+		list = append(list, portChains(s)...)
+		// Chains that packets go to by a rule are made at once, those that look where they go when these stand.
+		list = append(list, lookChains(s, 0)...)
+	}
+	list = append(list,
+		chain{name: "out_exempt", rules: exemptOut(s, s.look("out_dns", "out_dns_query"), "out_ports")},
+		chain{name: "leak_exempt", rules: exemptOut(s, "leak_dns_query", "leak_ports")},
 		chain{name: "in_exempt", rules: exemptIn(s)},
 		chain{name: "out_divert", rules: [][]expr.Any{{jump("out_exempt")}, setMark(MarkDivert)}},
 		chain{name: "out_leak", rules: [][]expr.Any{{jump("leak_exempt")}, {&expr.Counter{}, drop}}},
@@ -123,13 +133,15 @@ func hooks(s sets, device string) []chain {
 // exemptOut accepts what this host sends in clear whatever the policy: our own sockets first. They are known by their ports too, which
 // nobody else can have: if another's rule takes the mark of our ESP away, it must not come back to us to be sealed again. DNS
 // comes before our mark, since our own queries are recorded like all others; a reply comes before a query, which records.
-func exemptOut(s sets, query, portQuery string) [][]expr.Any {
+func exemptOut(s sets, query, ports string) [][]expr.Any {
 	accept := []expr.Any{verdict(expr.VerdictAccept)}
 	rules := [][]expr.Any{
 		concat(l4proto(unix.IPPROTO_ESP), accept),
 		concat(loadPort(0), lookup(s.in), accept),
 	}
-	rules = append(rules, portRules(s, false, "out_port_reply", portQuery)...)
+	if s.live != nil {
+		rules = append(rules, []expr.Any{jump(ports)})
+	}
 	rules = append(rules,
 		concat(loadPort(0), lookup(s.clearPorts), []expr.Any{jump("out_dns_reply")}),
 		concat(loadPort(2), lookup(s.clearPorts), []expr.Any{jump(query)}),
@@ -146,10 +158,12 @@ func exemptIn(s sets) [][]expr.Any {
 		concat(l4proto(unix.IPPROTO_ESP), accept),
 		concat(loadPort(2), lookup(s.in), accept),
 	}
-	rules = append(rules, portRules(s, true, "in_port_reply", "in_port_query")...)
+	if s.live != nil {
+		rules = append(rules, []expr.Any{jump("in_ports")})
+	}
 	rules = append(rules,
 		concat(loadPort(0), lookup(s.clearPorts), []expr.Any{jump("in_dns_reply")}),
-		concat(loadPort(2), lookup(s.clearPorts), []expr.Any{jump("in_dns_query")}),
+		concat(loadPort(2), lookup(s.clearPorts), []expr.Any{jump(s.look("in_dns", "in_dns_query"))}),
 		concat(nfproto(unix.NFPROTO_IPV4), payload(expr.PayloadBaseNetworkHeader, 6, 2), maskNotZero(0x1f, 0xff), accept),
 		concat(nfproto(unix.NFPROTO_IPV6), fragmentOffset(), maskNotZero(0xff, 0xf8), accept))
 	return append(rules, exemptICMP6()...)

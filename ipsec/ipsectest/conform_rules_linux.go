@@ -297,9 +297,13 @@ func testStorm(w *world) {
 	w.route(w.alice, "198.18.0.0/15", "192.0.2.2")
 	da := w.open(w.alice)
 	w.must(da.SetRules(everywhere(ipsec.Trap)))
-	pc, err := w.alice.ListenPacket("udp4", "192.0.2.1:0")
-	w.must(err)
-	defer pc.Close()
+	pcs := make([]net.PacketConn, 100) // what waits in the kernel fills the buffer of its socket
+	for i := range pcs {
+		pc, err := w.alice.ListenPacket("udp4", "192.0.2.1:0")
+		w.must(err)
+		defer pc.Close()
+		pcs[i] = pc
+	}
 	asked := make(map[netip.Addr]int)
 	done := make(chan struct{})
 	go func() {
@@ -320,7 +324,7 @@ func testStorm(w *world) {
 	for i := range storm {
 		b := [4]byte{198, 18}
 		binary.BigEndian.PutUint16(b[2:], uint16(i))
-		_, _ = pc.WriteTo([]byte("storm"), net.UDPAddrFromAddrPort(netip.AddrPortFrom(netip.AddrFrom4(b), 7007)))
+		_, _ = pcs[i%len(pcs)].WriteTo([]byte("storm"), net.UDPAddrFromAddrPort(netip.AddrPortFrom(netip.AddrFrom4(b), 7007)))
 	}
 	took := time.Since(begin)
 	<-done
