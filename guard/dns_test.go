@@ -73,7 +73,7 @@ func newMachine(t *testing.T) *machine {
 	m.sets = s
 	all := []*nftables.Set{s.clearPorts, s.in, s.out, s.live}
 	for i := range s.divert {
-		all = append(append(all, s.divert[i], s.block[i], s.clear[i], s.seen[i], s.client[i], s.server[i]), s.rules[0][i].all()...)
+		all = append(append(all, s.divert[i], s.block[i], s.clear[i], s.seen[i], s.strange[i], s.client[i], s.server[i]), s.rules[0][i].all()...)
 	}
 	for _, set := range all {
 		m.size[set.Name], m.have[set.Name] = int(set.KeyType.Bytes), make(map[string]time.Duration)

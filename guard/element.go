@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
@@ -13,6 +14,7 @@ import (
 // sets are the sets of the table: one of each kind for a family.
 type sets struct {
 	divert, block, clear, seen [2]*nftables.Set // index 0 is IPv4, 1 is IPv6
+	strange                    [2]*nftables.Set // as seen, of peers that no element names
 	client, server             [2]*nftables.Set // flows of DNS by the role of this host
 	clearPorts                 *nftables.Set
 	in, out                    *nftables.Set
@@ -92,10 +94,13 @@ func (g *Guard) addSets(prefixes bool) error {
 		g.sets.divert[i] = &nftables.Set{Table: g.table, Name: "divert" + suffix, KeyType: pair, HasTimeout: true}
 		g.sets.block[i] = &nftables.Set{Table: g.table, Name: "block" + suffix, KeyType: pair, HasTimeout: true}
 		g.sets.clear[i] = &nftables.Set{Table: g.table, Name: "clear" + suffix, KeyType: pair, HasTimeout: true}
-		g.sets.seen[i] = &nftables.Set{Table: g.table, Name: "seen" + suffix, KeyType: pair, HasTimeout: true, Dynamic: true, Counter: true,
-			Timeout: seenTimeout, Size: maxSeen}
+		counters := func(name string, size uint32) *nftables.Set {
+			return &nftables.Set{Table: g.table, Name: name + suffix, KeyType: pair, HasTimeout: true, Dynamic: true, Counter: true,
+				Timeout: seenTimeout, Size: size}
+		}
+		g.sets.seen[i], g.sets.strange[i] = counters("seen", maxSeen), counters("strange", maxStrange)
 		g.sets.client[i], g.sets.server[i] = newFlowSets(g.table, addr, suffix)
-		all := []*nftables.Set{g.sets.divert[i], g.sets.block[i], g.sets.clear[i], g.sets.seen[i], g.sets.client[i], g.sets.server[i]}
+		all := []*nftables.Set{g.sets.divert[i], g.sets.block[i], g.sets.clear[i], g.sets.seen[i], g.sets.strange[i], g.sets.client[i], g.sets.server[i]}
 		if g.kernel() {
 			g.sets.latch[i] = &nftables.Set{Table: g.table, Name: "latch" + suffix, KeyType: pair, HasTimeout: true}
 			all = append(all, g.sets.latch[i])
@@ -176,7 +181,7 @@ func (g *Guard) elements(table *nftables.Table) ([]Element, error) {
 // Seen returns the counters of dropped clear packets. They start anew when none came for [seenTimeout].
 func (g *Guard) Seen() ([]Seen, error) {
 	var out []Seen
-	for _, set := range g.sets.seen {
+	for _, set := range slices.Concat(g.sets.seen[:], g.sets.strange[:]) {
 		listed, err := g.conn.GetSetElements(set)
 		if err != nil {
 			return nil, hint("list "+set.Name, err)

@@ -38,8 +38,12 @@ const (
 // TableName is the name of our table, in the inet family.
 const TableName = "tacit"
 
-// maxSeen bounds the dynamic sets that count clear packets of protected peers.
-const maxSeen = 65535
+// maxSeen bounds the dynamic sets that count clear packets of protected peers, maxStrange those of peers that only rules of prefixes concern:
+// anybody can make such up, and they are listed often.
+const (
+	maxSeen    = 65535
+	maxStrange = 1024
+)
 
 // chunk is how many elements travel in one netlink message: its attributes are limited to 64 KiB.
 const chunk = 400

@@ -19,7 +19,7 @@ asked while an element of the set live has time left: so all rules end at once, 
 	out    live? -> peer is in block        -> exempt? else refused at once
 	                peer is in hold or trap -> exempt? else as with divert
 	leak   live? -> peer is in hold or block, and about to leave in clear from one of our own addresses -> exempt? else dropped
-	input  live? -> peer is in hold or block -> exempt? else dropped. The hook sees what is for this host, after another's rules have
+	input  live? -> peer is in hold or block -> exempt? else counted and dropped. The hook sees what is for this host, after another's rules have
 	                translated it back: what answers a masqueraded guest is forwarded, and no matter of ours
 
 Exempt is what others are (own . peer in clear among it), and ICMP errors, which come from any router on the way. */
@@ -287,8 +287,11 @@ func ruleChains(s sets) []chain {
 		shut.add(errs...)
 	}
 	exempt.add(concat(addressType(false, expr.CmpOpNeq, unix.RTN_UNICAST), accept))
-	shut.add(concat(addressType(false, expr.CmpOpNeq, unix.RTN_LOCAL), accept),
-		[]expr.Any{jump("in_exempt")}, []expr.Any{&expr.Counter{}, verdict(expr.VerdictDrop)})
+	shut.add(concat(addressType(false, expr.CmpOpNeq, unix.RTN_LOCAL), accept), []expr.Any{jump("in_exempt")})
+	for i := range s.strange {
+		shut.add(concat(loadKey(i, true), count(s.strange[i])))
+	}
+	shut.add([]expr.Any{verdict(expr.VerdictDrop)})
 	return []chain{exempt, shut,
 		{name: "rule_divert", rules: [][]expr.Any{{jump("rule_exempt")}, {jumpTo("out_divert")}}},
 		{name: "rule_refuse", rules: [][]expr.Any{{jump("rule_exempt")}, {jumpTo("out_block")}}},

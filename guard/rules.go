@@ -85,11 +85,9 @@ func chains(s sets, device string) []chain {
 			{drop}, // a drop in OUTPUT is EPERM to the sender
 		}})
 	for i := range s.seen {
-		seen := &expr.Dynset{SrcRegKey: regFirst, SetName: s.seen[i].Name, SetID: s.seen[i].ID,
-			Operation: uint32(unix.NFT_DYNSET_OP_UPDATE), Exprs: []expr.Any{&expr.Counter{}}}
 		list = append(list, chain{name: inShut[i], rules: [][]expr.Any{
 			{jump("in_exempt")},
-			concat(loadKey(i, true), []expr.Any{seen}),
+			concat(loadKey(i, true), count(s.seen[i])),
 			{drop},
 		}})
 	}
@@ -200,6 +198,12 @@ func jumpTo(chain string) expr.Any { return &expr.Verdict{Kind: expr.VerdictGoto
 
 func lookup(s *nftables.Set) []expr.Any {
 	return []expr.Any{&expr.Lookup{SourceRegister: regFirst, SetName: s.Name, SetID: s.ID}}
+}
+
+// count counts a packet under the key in the registers. If the set is full the rule ends.
+func count(s *nftables.Set) []expr.Any {
+	return []expr.Any{&expr.Dynset{SrcRegKey: regFirst, SetName: s.Name, SetID: s.ID,
+		Operation: uint32(unix.NFT_DYNSET_OP_UPDATE), Exprs: []expr.Any{&expr.Counter{}}}}
 }
 
 func compare(data ...byte) expr.Any {
