@@ -198,7 +198,8 @@ func (l *loop) clear() error {
 // end ends what the loops, which have stopped, do not leave standing: all, unless addresses are left shut, or the process hands over to the next.
 func (s *shards) end() error {
 	d, now := s.d, s.now()
-	keep := d.handing.Load()
+	rest := d.resting()
+	keep := d.handing.Load() || len(rest) > 0
 	var all []proven
 	for _, l := range s.loops {
 		for _, x := range l.proofs(now) {
@@ -221,6 +222,9 @@ func (s *shards) end() error {
 		if keep && !d.handing.Load() {
 			errs = append(errs, l.clear())
 		}
+	}
+	if keep && !d.handing.Load() {
+		errs = append(errs, d.cfg.Dataplane.SetRules(rest)) // else packets would wait for nobody
 	}
 	return errors.Join(append(errs, d.cfg.Dataplane.Close(keep))...)
 }

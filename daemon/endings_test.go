@@ -203,7 +203,7 @@ func TestStopTellsFlowsApart(t *testing.T) {
 		alice.do(t, func(time.Time) {
 			d.cfg.Flows, d.cfg.File.DNS.OnFailure = f.flows, tt.onFailure
 			d.cfg.SaveProofs = func(text []byte) error { saved = text; return nil }
-			d.cfg.File.Policy[0].Class = tt.class
+			d.cfg.File.Policy[0].Class, d.cfg.File.Policy[0].Packets = tt.class, true
 			d.obey(d.cfg.File)
 		})
 		if tt.handOver {
@@ -217,6 +217,12 @@ func TestStopTellsFlowsApart(t *testing.T) {
 		closes := alice.Calls("Close")
 		if len(closes) != 1 || closes[0].Keep != tt.keep || (standing && a.Action == ipsec.Block) != tt.block || slices.Equal(f.ended, []netip.Addr{bob.addr}) != tt.end {
 			t.Errorf("%+v: %+v, policy %v %v, ended %v", tt, closes, standing, a, f.ended)
+		}
+		if waits := slices.ContainsFunc(alice.Rules(), func(r ipsec.Rule) bool { return r.Action == ipsec.Hold || r.Action == ipsec.Trap }); tt.keep && !tt.handOver && waits {
+			t.Errorf("%+v: packets wait for nobody: %+v", tt, alice.Rules())
+		}
+		if private := tt.class == policy.Private; tt.keep && !tt.handOver && (len(alice.Rules()) > 0) != private {
+			t.Errorf("%+v: rules %+v", tt, alice.Rules())
 		}
 		if (len(saved) > 0) != tt.keep {
 			t.Errorf("%+v: saved %q", tt, saved)

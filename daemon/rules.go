@@ -5,6 +5,7 @@ import (
 	"fmt"
 
 	"tacit/config"
+	"tacit/ipsec"
 	"tacit/policy"
 )
 
@@ -30,6 +31,15 @@ func (d *Daemon) instruct(t *policy.Table) error {
 		return fmt.Errorf("rules for packets: %w", err)
 	}
 	return nil
+}
+
+// resting are the rules that a stop leaves in force, for `linger`: private prefixes, unless `on-failure` opens them.
+func (d *Daemon) resting() []ipsec.Rule {
+	t := d.rules.Load()
+	if d.cfg.Observe || t == nil || d.cfg.File.DNS.OnFailure == "open" {
+		return nil
+	}
+	return t.RestingRules()
 }
 
 // moved is what a change of the host's addresses or gateways asks for: rules spare those.

@@ -26,12 +26,28 @@ func (r Rule) PacketAction() ipsec.Action {
 }
 
 // PacketRules are the rules of prefixes as a data plane obeys them, in the order of the prefixes; none if every packet may pass in clear.
-func (t *Table) PacketRules() []ipsec.Rule {
+func (t *Table) PacketRules() []ipsec.Rule { return t.compile(Rule.PacketAction) }
+
+// RestingRules are those of private prefixes alone, whose packets are refused: what is left of PacketRules where nobody asks for keys.
+func (t *Table) RestingRules() []ipsec.Rule {
+	all := t.compile(func(r Rule) ipsec.Action {
+		if r.Class == Private {
+			return ipsec.Block
+		}
+		return ipsec.Bypass
+	})
+	if !slices.ContainsFunc(all, func(r ipsec.Rule) bool { return r.Action == ipsec.Block }) {
+		return nil
+	}
+	return all
+}
+
+func (t *Table) compile(action func(Rule) ipsec.Action) []ipsec.Rule {
 	var all []ipsec.Rule
 	needed := false
 	for prefix, i := range t.prefixes {
 		r := t.rules[i]
-		rule := ipsec.Rule{Remote: prefix, Action: r.PacketAction(), ClearPorts: r.ClearPorts, ProtectDNS: r.ProtectDNS}
+		rule := ipsec.Rule{Remote: prefix, Action: action(r), ClearPorts: r.ClearPorts, ProtectDNS: r.ProtectDNS}
 		needed = needed || rule.Action != ipsec.Bypass || len(rule.ClearPorts) > 0 || rule.ProtectDNS
 		all = append(all, rule)
 	}

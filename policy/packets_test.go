@@ -47,6 +47,19 @@ func TestPacketRules(t *testing.T) {
 	}
 }
 
+// What is left where nobody asks for keys: what is private is refused, and a prefix inside it that is not is not.
+func TestRestingRules(t *testing.T) {
+	ten, inside := netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("10.0.0.0/24")
+	got := NewTable([]Rule{{Prefixes: []netip.Prefix{ten}, Class: Private, Packets: true}, {Prefixes: []netip.Prefix{inside}, Class: PrivateOrClear, Packets: true}}).RestingRules()
+	want := []ipsec.Rule{{Remote: netip.MustParsePrefix("0.0.0.0/0")}, {Remote: ten, Action: ipsec.Block}, {Remote: inside}, {Remote: netip.MustParsePrefix("::/0")}}
+	if !reflect.DeepEqual(got, want) {
+		t.Errorf("got %+v, want %+v", got, want)
+	}
+	if got := NewTable([]Rule{{Prefixes: []netip.Prefix{ten}, Class: Block, ClearPorts: []ipsec.Port{{Proto: 6, Number: 22}}}}).RestingRules(); got != nil {
+		t.Errorf("got %+v, want none", got)
+	}
+}
+
 func TestParsePort(t *testing.T) {
 	for _, s := range []string{"tcp/22", "udp/65535", "tcp/1"} {
 		if p, err := ParsePort(s); err != nil || p.Number == 0 || p.Proto == 0 {
