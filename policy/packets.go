@@ -63,6 +63,16 @@ func (t *Table) compile(action func(Rule) ipsec.Action) []ipsec.Rule {
 // protocols are those with ports that may be left in clear, by their numbers (RFC 9293, RFC 768).
 var protocols = map[string]uint8{"tcp": 6, "udp": 17}
 
+// PortName is a port as ParsePort reads it.
+func PortName(p ipsec.Port) string {
+	for name, number := range protocols {
+		if number == p.Proto {
+			return fmt.Sprintf("%s/%d", name, p.Number)
+		}
+	}
+	return fmt.Sprintf("%d/%d", p.Proto, p.Number)
+}
+
 // ParsePort reads a port that is left in clear: "tcp/22", "udp/123".
 func ParsePort(s string) (p ipsec.Port, err error) {
 	proto, number, ok := strings.Cut(s, "/")

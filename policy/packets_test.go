@@ -1,7 +1,6 @@
 package policy
 
 import (
-	"fmt"
 	"net/netip"
 	"reflect"
 	"testing"
@@ -86,8 +85,7 @@ func FuzzParsePort(f *testing.F) {
 		if err != nil {
 			return
 		}
-		proto := map[uint8]string{6: "tcp", 17: "udp"}[p.Proto]
-		if again := fmt.Sprintf("%s/%d", proto, p.Number); again != s {
+		if again := PortName(p); again != s {
 			t.Errorf("%q is read as %q", s, again)
 		}
 	})

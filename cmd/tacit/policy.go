@@ -9,6 +9,7 @@ import (
 	"github.com/miekg/dns"
 	"github.com/spf13/cobra"
 
+	"tacit/ipsec"
 	"tacit/policy"
 )
 
@@ -28,6 +29,9 @@ type policyVerdict struct {
 	Rule            string       `json:"rule"`            // file:line, or "built in"
 	Match           string       `json:"match,omitempty"` // the pattern or prefix of it that decides
 	Why             string       `json:"why"`
+	Packets         string       `json:"packets,omitempty"` // of an address: what becomes of packets without a lookup
+	ClearPorts      []string     `json:"clear_ports,omitempty"`
+	ProtectDNS      bool         `json:"protect_dns,omitempty"`
 }
 
 func policyTestCommand(f *flags) *cobra.Command {
@@ -63,6 +67,7 @@ func testPolicy(rules *policy.Table, subject, file string) (v policyVerdict, err
 	if addr, err := netip.ParseAddr(subject); err == nil {
 		m = rules.MatchAddr(addr)
 		v.Why = "the longest prefix that holds the address; a rule that names the looked-up name would count before it"
+		v.packets(addr.Unmap().WithZone(""), m.Rule)
 	} else if _, ok := dns.IsDomainName(subject); !ok || subject == "" {
 		return v, usageErrorf("%q is neither an address nor a domain name", subject)
 	} else if named, ok := rules.MatchName(subject); ok {
@@ -80,6 +85,32 @@ func testPolicy(rules *policy.Table, subject, file string) (v policyVerdict, err
 	return v, nil
 }
 
+// packets says what becomes of packets without a lookup, to and from the address.
+func (v *policyVerdict) packets(addr netip.Addr, r policy.Rule) {
+	if addr.IsLoopback() || addr.IsLinkLocalUnicast() || addr.IsMulticast() || addr.IsUnspecified() {
+		v.Packets = "in clear: no rule concerns such an address"
+		return
+	}
+	switch action := r.PacketAction(); {
+	case action == ipsec.Trap:
+		v.Packets = "ours wait for what the reverse zone says, and go in clear where it has no key; theirs pass"
+	case action == ipsec.Hold && r.Packets:
+		v.Packets = "never in clear: ours wait for a key of the reverse zone"
+	case action == ipsec.Hold:
+		v.Packets = "never in clear: ours wait for encryption with whoever is there"
+	case action == ipsec.Block && r.Class == policy.Private:
+		v.Packets = "never in clear: ours are refused until a lookup has encrypted them"
+	case action == ipsec.Block:
+		v.Packets = "ours are refused, theirs are dropped"
+	default:
+		v.Packets = "in clear, until a lookup or the other end has encrypted them"
+	}
+	for _, p := range r.ClearPorts {
+		v.ClearPorts = append(v.ClearPorts, policy.PortName(p))
+	}
+	v.ProtectDNS = r.ProtectDNS
+}
+
 // meanings is what each class does, for people.
 var meanings = map[policy.Class]string{
 	policy.Block:          "it is not answered, and nobody comes in",
@@ -94,6 +125,16 @@ func (v policyVerdict) write(w io.Writer) error {
 	if v.Match != "" {
 		match = fmt.Sprintf(" (match %q)", v.Match)
 	}
-	_, err := fmt.Fprintf(w, "%s: %s: %s\n  rule: %s%s\n  why:  %s\n", v.Subject, v.Class, meanings[v.Class], v.Rule, match, v.Why)
+	text := fmt.Sprintf("%s: %s: %s\n  rule: %s%s\n  why:  %s\n", v.Subject, v.Class, meanings[v.Class], v.Rule, match, v.Why)
+	if v.Packets != "" {
+		text += fmt.Sprintf("  packets without a lookup: %s\n", v.Packets)
+	}
+	if len(v.ClearPorts) > 0 {
+		text += fmt.Sprintf("  always in clear: %s\n", strings.Join(v.ClearPorts, " "))
+	}
+	if v.ProtectDNS {
+		text += "  DNS: protected too, but for our own queries\n"
+	}
+	_, err := io.WriteString(w, text)
 	return err
 }
