@@ -8,7 +8,7 @@
 //	    and packets under way with the older SA find it until Retire;
 //	for tunnel mode, policies in and fwd, which let through what came out of our SAs (the kernel refuses it otherwise);
 //	while something is held or protected, an element of guard's set divert: what is about to leave in clear waits in a queue
-//	    that we read (hold.go), what comes in clear is dropped and counted;
+//	    that we read (hold.go), what comes in clear is dropped and counted; the same where a rule of a prefix says so;
 //	while an inbound SA has not been heard, an element of guard's set latch: what comes out of an SA passes by us, so that
 //	    the reply to the first packet is protected (latch.go, TRUST.md R10).
 //
