@@ -161,13 +161,12 @@ func source(remote netip.Addr) (netip.Addr, error) {
 	return c.LocalAddr().(*net.UDPAddr).AddrPort().Addr().Unmap(), nil
 }
 
-// nudge sends a packet that means nothing, of the protocol "no next header". By an SA it is a dummy packet (RFC 4303, 2.6), which its receiver discards.
+// discard is the port of the service that throws away what it gets (RFC 863). Nobody has it any more.
+const discard = 9
+
+// nudge sends a datagram that means nothing. A dummy packet of ESP (RFC 4303, 2.6) would not do: Linux drops it before the SA counts as used.
 func nudge(local, remote netip.Addr) error {
-	network := "ip4:59"
-	if remote.Is6() {
-		network = "ip6:59"
-	}
-	c, err := net.DialIP(network, &net.IPAddr{IP: local.AsSlice()}, &net.IPAddr{IP: remote.AsSlice()})
+	c, err := net.DialUDP("udp", net.UDPAddrFromAddrPort(netip.AddrPortFrom(local, 0)), net.UDPAddrFromAddrPort(netip.AddrPortFrom(remote, discard)))
 	if err != nil {
 		return err
 	}
