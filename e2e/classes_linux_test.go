@@ -176,16 +176,22 @@ func (w *classWorld) rulesFor(class func(c *classCell) (policy.Class, netip.Addr
 	return text.String()
 }
 
-// run starts both daemons and tries the cells, so many at once.
-func (w *classWorld) run(plane string, atOnce int) {
+// start starts both daemons.
+func (w *classWorld) start(plane string) {
 	t := w.t
 	t.Helper()
 	dns := `hold = "2s"`
-	bob := startTacit(t, w.bob, w.anchor, options{upstream: w.upstream, dataplane: plane, dns: dns,
+	startTacit(t, w.bob, w.anchor, options{upstream: w.upstream, dataplane: plane, dns: dns,
 		policy: w.rulesFor(func(c *classCell) (policy.Class, netip.Addr) { return classes[c.peer], c.from })})
-	alice := startTacit(t, w.alice, w.anchor, options{upstream: w.upstream, dataplane: plane, dns: dns,
+	startTacit(t, w.alice, w.anchor, options{upstream: w.upstream, dataplane: plane, dns: dns,
 		policy: w.rulesFor(func(c *classCell) (policy.Class, netip.Addr) { return classes[c.us], c.to })})
 	w.tap.Reset()
+}
+
+// run starts both daemons and tries the cells, so many at once.
+func (w *classWorld) run(plane string, atOnce int) {
+	w.t.Helper()
+	w.start(plane)
 	seats := make(chan struct{}, atOnce)
 	var all sync.WaitGroup
 	for _, c := range w.cells {
@@ -200,7 +206,6 @@ func (w *classWorld) run(plane string, atOnce int) {
 	for _, c := range w.cells {
 		w.judge(c)
 	}
-	_, _ = alice, bob
 }
 
 // heard is what came to a cell's destination.
@@ -354,13 +359,71 @@ func TestClassMatrix(t *testing.T) {
 	w.compare()
 }
 
-// TestXFRMClassMatrix has them with the kernel's ESP: those by packet on IPv4, or all of them where there is time.
+// TestXFRMClassMatrix has them with the kernel's ESP: some of those by packet on IPv4, or all of them where there is time.
 func TestXFRMClassMatrix(t *testing.T) {
 	needESP(t)
 	long := os.Getenv("TACIT_LONG") == "1"
-	w := newClassWorld(t, newClassCells(func(c *classCell) bool {
-		return long || !c.lookup && !c.v6 && (c.us != 4 && c.peer != 4 || c.us == c.peer)
-	}))
+	some := [5]string{"++++-", "+-+--", "+-++-", "+----", "----+"}
+	w := newClassWorld(t, newClassCells(func(c *classCell) bool { return long || !c.lookup && !c.v6 && some[c.us][c.peer] == '+' }))
 	w.run("xfrm", 3)
 	w.compare()
+}
+
+// TestBothPacketsAtOnce: packets of both ends wait for the other at the same moment. Neither is lost, nor is one in clear.
+func TestBothPacketsAtOnce(t *testing.T) {
+	needE2E(t, "nft", "ip")
+	w := newClassWorld(t, newClassCells(func(c *classCell) bool { return !c.lookup && c.us%2 == 0 && c.us < 4 && c.peer%2 == 0 && c.peer < 4 }))
+	w.start("tun")
+	for _, c := range w.cells {
+		t.Run(c.name(), func(t *testing.T) {
+			var ends [2]net.PacketConn
+			for i, at := range []struct {
+				host *lab.Host
+				addr netip.Addr
+			}{{w.alice, c.from}, {w.bob, c.to}} {
+				var err error
+				if ends[i], err = at.host.ListenPacket("udp", netip.AddrPortFrom(at.addr, 9000).String()); err != nil {
+					t.Fatal(err)
+				}
+				defer ends[i].Close()
+			}
+			for round := byte(1); round <= 3; round++ {
+				for i := range ends {
+					if _, err := ends[i].WriteTo([]byte{round}, ends[1-i].LocalAddr()); err != nil {
+						t.Fatal(err)
+					}
+				}
+				for i := range ends {
+					b := make([]byte, 8)
+					_ = ends[i].SetReadDeadline(time.Now().Add(3 * time.Second))
+					if n, _, err := ends[i].ReadFrom(b); err != nil || n != 1 || b[0] != round {
+						t.Errorf("round %d, end %d: got %v, %v", round, i, b[:n], err)
+					}
+				}
+			}
+			w.sync()
+			if seen := w.tap.Between(c.from, c.to); seen.Clear() != 0 || seen.ESP() < 6 {
+				t.Errorf("tap: %v", seen)
+			}
+		})
+	}
+}
+
+// TestProvenKeyIsNotClear: where the other end publishes a key, what the table says is in clear is not, for lack of a proof: neither by lookup nor by packet.
+func TestProvenKeyIsNotClear(t *testing.T) {
+	for _, class := range []string{"clear", "block"} {
+		t.Run(class, func(t *testing.T) {
+			w := reverseWorld(t)
+			w.bobTac = startTacit(t, w.bob, w.anchor, options{name: "bob.example", identity: w.bobKey.pem, upstream: w.upstreamOfTheHost,
+				policy: fmt.Sprintf("[[policy]]\nmatch = [\"%v\", \"%v\"]\nclass = %q\n", w.alice.Addr4(), w.alice.Addr6(), class)})
+			w.aliceTac = startTacit(t, w.alice, w.anchor, options{upstream: w.upstreamOfTheHost, policy: packetsRule("private-or-clear", true)})
+			mustWithhold(t, w.alice, "bob.example")
+			for _, addr := range both(w.bob) {
+				if came, _ := firstDatagram(t, w.alice, w.bob, addr, time.Second); came {
+					t.Errorf("%v: a datagram came there and back", addr)
+				}
+			}
+			w.wantNothing(w.alice, w.bob)
+		})
+	}
 }
