@@ -237,7 +237,7 @@ func (l *loop) waited(now time.Time, p *peer, w waiter, o outcome) {
 	}
 	w.packet.over = true
 	r, ok := l.packetRule(p.remote)
-	if !ok || o.ok || p.pad.Held(now) || p.covers() {
+	if !ok || o.ok {
 		return
 	}
 	d := l.packets.denials.get(now, p.remote)
@@ -253,6 +253,9 @@ func (l *loop) waited(now time.Time, p *peer, w waiter, o outcome) {
 
 // settleFor lets the packets to an address go, or refuses them, until a time.
 func (l *loop) settleFor(now time.Time, r policy.Rule, local netip.Addr, d *denial, until time.Time) {
+	if p := l.peers[key{local, d.addr}]; p != nil && (p.pad.Held(now) || !p.held.IsZero() || p.covers()) {
+		return // by what it has shown meanwhile (TRUST.md I1)
+	}
 	action := ipsec.Block
 	if r.Class == policy.PrivateOrClear && !d.shut {
 		action = ipsec.Bypass

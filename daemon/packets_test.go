@@ -322,6 +322,33 @@ func TestClearPacketsAskToo(t *testing.T) {
 	}
 }
 
+// I1: who has proved a key while the reverse zone was being asked is not let go because that knows none; nor is a conversation that broke off.
+func TestNobodyIsLetGoWhoIsHeld(t *testing.T) {
+	for _, held := range []string{"by a proof", "since a conversation broke"} {
+		x := newTraffic(t, policy.Rule{Class: policy.PrivateOrClear, Packets: true})
+		x.gate = make(chan struct{})
+		x.packet(x.p.remote)
+		p := x.l.peerOf(x.now, x.p.local, x.p.remote)
+		if held == "by a proof" {
+			x.l.step(x.now, p, evLookup{waiter{claim: x.claim("bob.example.", 1), reply: make(chan outcome, 1)}})
+			e := ike.Established{SA: p.attempt.id, Initiator: true, Key: testKey(1)}
+			x.l.step(x.now, p, e)
+			pair := ipsec.Pair{ID: 77}
+			x.l.step(x.now, p, ike.ChildUp{SA: e.SA, Pair: pair})
+			x.l.step(x.now, p, ike.ChildDown{SA: e.SA, Pair: 77, Err: ike.ErrTimeout})
+		} else {
+			p.broken = x.now.Add(time.Minute)
+			x.l.step(x.now, p, evTick{})
+		}
+		close(x.gate)
+		x.settle()
+		if x.asked[x.p.remote] != 1 {
+			t.Fatalf("held %s: %d lookups", held, x.asked[x.p.remote])
+		}
+		x.want("held "+held, "hold")
+	}
+}
+
 // A storm to addresses without keys costs a lookup each at most, then nothing; what is remembered of it is bounded.
 func TestStorm(t *testing.T) {
 	const storm = 10_000
