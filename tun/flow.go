@@ -83,7 +83,9 @@ func (pr *pair) inbound(spi ipsec.SPI) *inbound {
 }
 
 // hosts are the inner addresses.
-func (in *inbound) hosts() (local, peer netip.Addr) { return in.pair.flow.Key.Own, in.pair.flow.Key.Peer }
+func (in *inbound) hosts() (local, peer netip.Addr) {
+	return in.pair.flow.Key.Own, in.pair.flow.Key.Peer
+}
 
 // outbound is an outbound SA and where its packets go. It does not change: a change makes another around the same Sealer.
 type outbound struct {
