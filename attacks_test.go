@@ -27,7 +27,6 @@ var later = map[string]string{
 	"A-40": "our own roll-over comes with publishing",
 	"A-41": "comes with publishing",
 	"A-42": "comes with publishing",
-	"A-45": "end to end: not yet",
 	"A-46": "a mapped AAAA comes with NAT",
 	"A-47": "comes with taking over the host's resolver",
 	"A-48": "comes with NAT",

@@ -32,6 +32,8 @@ func benchRekeyFlood(t *testing.T) {
 }
 
 // TestRekeyUnderFlood runs the benchmark in small: no rekey is lost, and the flood leaves no state.
+//
+//tacit:attack A-22 while thousands of first messages a second come from spoofed addresses, established SAs are rekeyed; at most 128 half-open SAs are left
 func TestRekeyUnderFlood(t *testing.T) {
 	measureRekeys(t, floodSize{rounds: 1, sas: 10, each: time.Second, pace: 2000, every: 50 * time.Millisecond})
 }
