@@ -92,7 +92,7 @@ type message struct {
 	start, end int
 	segment    int // the length of each datagram but the last
 	segments   int
-	tos        uint8
+	tos, hops  uint8
 }
 
 // sendBatch gathers sealed packets and sends them with few system calls: sendmmsg, and datagrams of one flow and length as one
@@ -125,20 +125,20 @@ func newSendBatch(c *counters) *sendBatch {
 }
 
 // add takes a packet that was appended to the arena at start.
-func (s *sendBatch) add(out *outbound, start int, tos uint8) {
+func (s *sendBatch) add(out *outbound, start int, tos, hops uint8) {
 	n := len(s.arena) - start
 	if len(s.pending) > 0 {
-		if m := &s.pending[len(s.pending)-1]; m.joins(out, n, tos) {
+		if m := &s.pending[len(s.pending)-1]; m.joins(out, n, tos, hops) {
 			m.end, m.segments = len(s.arena), m.segments+1
 			return
 		}
 	}
-	s.pending = append(s.pending, message{out: out, start: start, end: len(s.arena), segment: n, segments: 1, tos: tos})
+	s.pending = append(s.pending, message{out: out, start: start, end: len(s.arena), segment: n, segments: 1, tos: tos, hops: hops})
 }
 
 // joins reports whether n more octets may travel in the message as another datagram.
-func (m *message) joins(out *outbound, n int, tos uint8) bool {
-	return m.out == out && out.segments.Load() && m.tos == tos && n <= m.segment && m.segments < maxSegments &&
+func (m *message) joins(out *outbound, n int, tos, hops uint8) bool {
+	return m.out == out && out.segments.Load() && m.tos == tos && m.hops == hops && n <= m.segment && m.segments < maxSegments &&
 		(m.end-m.start) == m.segment*m.segments && // none before was shorter
 		m.end-m.start+n <= maxSegmentBytes && m.segment <= int(out.fits) // the kernel segments, it does not fragment
 }
@@ -186,14 +186,14 @@ func (s *sendBatch) send(first, end int) {
 	}
 }
 
-// prepare fills the header of a message: destination, source address, type of service, segment size.
+// prepare fills the header of a message: destination, source address, type of service, hops, segment size.
 func (s *sendBatch) prepare(i int) {
 	m, h := &s.pending[i], &s.msgs[i].hdr
 	s.iovs[i].Base = &s.arena[m.start]
 	s.iovs[i].SetLen(m.end - m.start)
 	h.Name, h.Namelen = &m.out.to.buf[0], m.out.to.len
 	b := append(s.oob[i][:0], m.out.control...)
-	b = putTOS(b, m.out.sock.v6, m.tos)
+	b = putHops(putTOS(b, m.out.sock.v6, m.tos), m.out.sock.v6, m.hops)
 	if m.segments > 1 {
 		b = putSegment(b, m.segment)
 	}
@@ -213,7 +213,7 @@ func (s *sendBatch) unpack(i int) {
 	m := s.pending[i]
 	m.out.segments.Store(false)
 	for at := m.start; at < m.end; at += m.segment {
-		s.pending[i] = message{out: m.out, start: at, end: min(at+m.segment, m.end), segment: m.segment, segments: 1, tos: m.tos}
+		s.pending[i] = message{out: m.out, start: at, end: min(at+m.segment, m.end), segment: m.segment, segments: 1, tos: m.tos, hops: m.hops}
 		s.prepare(i)
 		s.first, s.last = i, i+1
 		if err := m.out.sock.raw.Write(s.call); err != nil || s.err != nil {

@@ -43,6 +43,7 @@ type packet struct {
 	src, dst [16]byte // IPv4 addresses are mapped
 	proto    uint8    // protocol, or the first next header
 	header   int      // octets before the protocol
+	hops     uint8    // TTL, Hop Limit
 	tos      uint8    // type of service, traffic class
 	fragment bool     // one of several
 }
@@ -69,7 +70,7 @@ func parse4(b []byte) (packet, error) {
 	if header < ipv4Header || total < header || total > len(b) {
 		return packet{}, errLength
 	}
-	p := packet{data: b[:total], proto: b[9], header: header, tos: b[1]}
+	p := packet{data: b[:total], proto: b[9], header: header, hops: b[8], tos: b[1]}
 	p.fragment = binary.BigEndian.Uint16(b[6:])&0x3fff != 0 // more fragments, or an offset
 	copy(p.src[:], mappedPrefix[:])
 	copy(p.dst[:], mappedPrefix[:])
@@ -87,7 +88,7 @@ func parse6(b []byte) (packet, error) {
 	if total > len(b) {
 		return packet{}, errLength
 	}
-	p := packet{data: b[:total], v6: true, proto: b[6], header: ipv6Header}
+	p := packet{data: b[:total], v6: true, proto: b[6], header: ipv6Header, hops: b[7]}
 	p.tos = b[0]<<4 | b[1]>>4
 	p.fragment = p.proto == unix.IPPROTO_FRAGMENT
 	p.src, p.dst = [16]byte(b[8:24]), [16]byte(b[24:40])
@@ -110,12 +111,14 @@ func (p *packet) transportable() error {
 }
 
 // putHeader writes the IP header of a packet that arrived in transport mode: b has room for the header and is followed
-// by payload octets. The addresses are the Pair's, so that the checksums of TCP and UDP hold.
-func putHeader(b []byte, local, remote netip.Addr, proto, tos uint8, payload int) {
+// by payload octets. The addresses are the Pair's, so that the checksums of TCP and UDP hold; what the packet came with counts for it (RFC 5082 asks for
+// its hops).
+func putHeader(b []byte, local, remote netip.Addr, proto uint8, c control, payload int) {
+	tos := c.tos
 	if len(b) == ipv6Header {
 		b[0], b[1], b[2], b[3] = 0x60|tos>>4, tos<<4, 0, 0
 		binary.BigEndian.PutUint16(b[4:], uint16(payload))
-		b[6], b[7] = proto, defaultHops
+		b[6], b[7] = proto, c.hops
 		src, dst := remote.As16(), local.As16()
 		copy(b[8:], src[:])
 		copy(b[24:], dst[:])
@@ -124,7 +127,7 @@ func putHeader(b []byte, local, remote netip.Addr, proto, tos uint8, payload int
 	b[0], b[1] = 0x45, tos
 	binary.BigEndian.PutUint16(b[2:], uint16(ipv4Header+payload))
 	b[4], b[5], b[6], b[7] = 0, 0, flagDF, 0
-	b[8], b[9], b[10], b[11] = defaultHops, proto, 0, 0
+	b[8], b[9], b[10], b[11] = c.hops, proto, 0, 0
 	src, dst := remote.As4(), local.As4()
 	copy(b[12:], src[:])
 	copy(b[16:], dst[:])

@@ -82,9 +82,9 @@ func TestPutHeader(t *testing.T) {
 			room = ipv6Header
 		}
 		b := make([]byte, room+50)
-		putHeader(b[:room], c.local, c.remote, unix.IPPROTO_TCP, 0xb9, 50)
+		putHeader(b[:room], c.local, c.remote, unix.IPPROTO_TCP, control{tos: 0xb9, hops: 255}, 50)
 		p, err := parsePacket(b)
-		if err != nil || p.src != c.remote.As16() || p.dst != c.local.As16() || p.proto != unix.IPPROTO_TCP || p.tos != 0xb9 || len(p.data) != len(b) {
+		if err != nil || p.src != c.remote.As16() || p.dst != c.local.As16() || p.proto != unix.IPPROTO_TCP || p.tos != 0xb9 || p.hops != 255 || len(p.data) != len(b) {
 			t.Errorf("%v: got %+v, %v", c.local, p, err)
 		}
 		if !p.v6 && fold(sum(b[:room])) != 0xffff {
@@ -104,7 +104,7 @@ func TestDecapsulateECN(t *testing.T) {
 				room = ipv6Header
 			}
 			b := make([]byte, room)
-			putHeader(b, addr[0], addr[1], unix.IPPROTO_TCP, 0x20|c.inner, 0)
+			putHeader(b, addr[0], addr[1], unix.IPPROTO_TCP, control{tos: 0x20 | c.inner}, 0)
 			ok := decapsulateECN(b, c.outer)
 			p, err := parsePacket(b)
 			if ok != c.ok || err != nil || p.tos != 0x20|c.want || !p.v6 && fold(sum(b)) != 0xffff {

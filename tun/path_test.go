@@ -13,21 +13,26 @@ func TestControl(t *testing.T) {
 	for _, c := range []struct {
 		local netip.Addr
 		tos   uint8
-	}{{alice4, 0x10}, {alice6, 0xb8}} {
+		hops  uint8
+	}{{alice4, 0x10, 1}, {alice6, 0xb8, 255}} {
 		b := putLocal(make([]byte, 0, controlSize), c.local)
 		b = putTOS(b, c.local.Is6(), c.tos)
+		b = putHops(b, c.local.Is6(), c.hops)
 		b = putSegment(b, 1300)
 		got := parseControl(b)
 		// What is sent in IP_PKTINFO is the source, what is received the destination: other fields of one message.
 		if c.local.Is4() {
 			got.local = alice4
 		}
-		if got.local != c.local || got.tos != c.tos {
+		if got.local != c.local || got.tos != c.tos || got.hops != c.hops {
 			t.Errorf("got %+v, want %+v", got, c)
 		}
 		for i := range b {
 			parseControl(b[:i])
 		}
+	}
+	if c := parseControl(nil); c.hops != defaultHops {
+		t.Errorf("without hops: %+v", c)
 	}
 	if b := putLocal(nil, netip.IPv4Unspecified()); len(b) != 0 {
 		t.Errorf("no local address: got %x", b)
@@ -124,12 +129,13 @@ func TestJoins(t *testing.T) {
 		"after a short one": {func(m *message) { m.end -= 10 }, 1000, false},
 		"another SA":        {func(m *message) { m.out = &outbound{} }, 1000, false},
 		"other service":     {func(m *message) { m.tos = 1 }, 1000, false},
+		"other hops":        {func(m *message) { m.hops = 1 }, 1000, false},
 		"fragmented":        {func(m *message) { m.segment, m.segments, m.end = 1473, 1, 1473 }, 1000, false},
 		"too many":          {func(m *message) { m.segments, m.end = maxSegments, maxSegments*1000 }, 1000, false},
 	} {
 		m := m
 		c.change(&m)
-		if got := m.joins(out, c.n, 0); got != c.want {
+		if got := m.joins(out, c.n, 0, 0); got != c.want {
 			t.Errorf("%s: got %v, want %v", name, got, c.want)
 		}
 	}

@@ -89,7 +89,7 @@ func (p *Plane) receiveDatagrams(r *receiver, i int) {
 				p.counts.unfit.Add(1)
 				return
 			}
-			data, c.tos = pkt.data[pkt.header:], pkt.tos
+			data, c.tos, c.hops = pkt.data[pkt.header:], pkt.tos, pkt.hops
 		}
 		p.receiveESP(r, data, from, c)
 		return
@@ -145,7 +145,7 @@ func (p *Plane) receiveESP(r *receiver, data []byte, from *sockaddr, c control) 
 		return
 	}
 	in.count(len(opened)-room, r.now)
-	opened, pkt, ok := p.unwrap(in, opened, next, c.tos)
+	opened, pkt, ok := p.unwrap(in, opened, next, c)
 	if !ok {
 		return
 	}
@@ -201,7 +201,7 @@ func (p *Plane) expected(in *inbound, from *sockaddr, udp bool) bool {
 }
 
 // unwrap makes an IP packet of what was opened: buf holds it behind deviceOffset and room for a header. A dummy packet yields nil.
-func (p *Plane) unwrap(in *inbound, buf []byte, next, tos uint8) (out []byte, pkt packet, ok bool) {
+func (p *Plane) unwrap(in *inbound, buf []byte, next uint8, c control) (out []byte, pkt packet, ok bool) {
 	if next == esp.NextDummy {
 		return nil, packet{}, true
 	}
@@ -213,7 +213,7 @@ func (p *Plane) unwrap(in *inbound, buf []byte, next, tos uint8) (out []byte, pk
 			return nil, packet{}, false
 		}
 		local, peer := in.hosts()
-		putHeader(data[:room], local, peer, next, tos, len(data)-room)
+		putHeader(data[:room], local, peer, next, c, len(data)-room)
 	}
 	pkt, err := parsePacket(data)
 	if err != nil {
@@ -223,7 +223,7 @@ func (p *Plane) unwrap(in *inbound, buf []byte, next, tos uint8) (out []byte, pk
 	if in.mode == ipsec.Tunnel {
 		local, peer := in.hosts()
 		version := next == unix.IPPROTO_IPV6 && pkt.v6 || next == unix.IPPROTO_IPIP && !pkt.v6
-		if !version || pkt.src != peer.As16() || pkt.dst != local.As16() || !decapsulateECN(pkt.data, tos) {
+		if !version || pkt.src != peer.As16() || pkt.dst != local.As16() || !decapsulateECN(pkt.data, c.tos) {
 			p.counts.mismatched.Add(1)
 			return nil, packet{}, false
 		}

@@ -78,7 +78,7 @@ func (p *Plane) sendPacket(batch *sendBatch, data []byte, now time.Time) {
 
 // seal adds the ESP of a packet to the batch, and sends the batch if it is full.
 func (p *Plane) seal(batch *sendBatch, out *outbound, pkt *packet, now time.Time) {
-	payload, next := pkt.data, uint8(unix.IPPROTO_IPIP)
+	payload, next, hops := pkt.data, uint8(unix.IPPROTO_IPIP), uint8(defaultHops)
 	if out.tunnel {
 		if pkt.v6 {
 			next = unix.IPPROTO_IPV6
@@ -88,7 +88,7 @@ func (p *Plane) seal(batch *sendBatch, out *outbound, pkt *packet, now time.Time
 			p.counts.unfit.Add(1)
 			return
 		}
-		payload, next = pkt.data[pkt.header:], pkt.proto
+		payload, next, hops = pkt.data[pkt.header:], pkt.proto, pkt.hops
 	}
 	clampMSS(pkt, out.mss)
 	if !batch.room(out.sealer.PacketLen(len(payload)) + esp.Scratch) {
@@ -101,7 +101,7 @@ func (p *Plane) seal(batch *sendBatch, out *outbound, pkt *packet, now time.Time
 		return
 	}
 	batch.arena = arena
-	batch.add(out, start, pkt.tos)
+	batch.add(out, start, pkt.tos, hops)
 	out.count(len(payload), now)
 	if out.sealer.Sent() == out.expire {
 		p.run.Raise(ipsec.Event{Kind: ipsec.Expiring, ID: out.pair.id, SPI: out.spi, Selector: out.pair.flow.Selector()})

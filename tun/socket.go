@@ -72,10 +72,11 @@ func (s *socket) configure(fd int) error {
 	if s.v6 {
 		// The kernel fragments what is longer than the path's MTU; applications and TCP are told by other means.
 		opts = append(opts, sockopt{unix.SOL_IPV6, unix.IPV6_V6ONLY, 1}, sockopt{unix.SOL_IPV6, unix.IPV6_RECVPKTINFO, 1},
-			sockopt{unix.SOL_IPV6, unix.IPV6_RECVTCLASS, 1}, sockopt{unix.SOL_IPV6, unix.IPV6_MTU_DISCOVER, unix.IPV6_PMTUDISC_DONT})
+			sockopt{unix.SOL_IPV6, unix.IPV6_RECVTCLASS, 1}, sockopt{unix.SOL_IPV6, unix.IPV6_RECVHOPLIMIT, 1},
+			sockopt{unix.SOL_IPV6, unix.IPV6_MTU_DISCOVER, unix.IPV6_PMTUDISC_DONT})
 	} else {
 		opts = append(opts, sockopt{unix.SOL_IP, unix.IP_PKTINFO, 1}, sockopt{unix.SOL_IP, unix.IP_RECVTOS, 1},
-			sockopt{unix.SOL_IP, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_DONT})
+			sockopt{unix.SOL_IP, unix.IP_RECVTTL, 1}, sockopt{unix.SOL_IP, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_DONT})
 	}
 	for _, o := range opts {
 		if s.v6 && s.port == 0 && o.name == unix.IPV6_V6ONLY {
@@ -127,10 +128,10 @@ func (s *sockaddr) addrPort() netip.AddrPort {
 	return netip.AddrPortFrom(netip.AddrFrom16([16]byte(s.buf[8:24])), port)
 }
 
-// Control messages: the local address and the type of service of a packet, and the segment size of several in one.
+// Control messages: the local address, the type of service and the hops of a packet, and the segment size of several in one.
 var (
 	cmsgHeader  = unix.CmsgLen(0)
-	controlSize = unix.CmsgSpace(unix.SizeofInet6Pktinfo) + 2*unix.CmsgSpace(4)
+	controlSize = unix.CmsgSpace(unix.SizeofInet6Pktinfo) + 3*unix.CmsgSpace(4)
 )
 
 // putCmsg appends a control message. The buffer has the capacity.
@@ -172,15 +173,27 @@ func putTOS(b []byte, v6 bool, tos uint8) []byte {
 	return putCmsg(b, unix.SOL_IP, unix.IP_TOS, v[:])
 }
 
+// putHops sets the TTL or Hop Limit of the outer header: in transport mode it is the packet's own.
+func putHops(b []byte, v6 bool, hops uint8) []byte {
+	var v [4]byte
+	binary.NativeEndian.PutUint32(v[:], uint32(hops))
+	if v6 {
+		return putCmsg(b, unix.SOL_IPV6, unix.IPV6_HOPLIMIT, v[:])
+	}
+	return putCmsg(b, unix.SOL_IP, unix.IP_TTL, v[:])
+}
+
 // control is what the control messages of a received packet say.
 type control struct {
 	local   netip.Addr
 	tos     uint8
+	hops    uint8
 	segment int // UDP_GRO: the length of each datagram but the last; 0: there is one
 }
 
 // parseControl reads the control messages of a packet. Unknown ones are skipped.
 func parseControl(b []byte) (c control) {
+	c.hops = defaultHops
 	for len(b) >= cmsgHeader {
 		h := (*unix.Cmsghdr)(unsafe.Pointer(&b[0]))
 		length := int(h.Len)
@@ -197,6 +210,8 @@ func parseControl(b []byte) (c control) {
 			c.tos = data[0]
 		case h.Level == unix.SOL_IPV6 && h.Type == unix.IPV6_TCLASS && len(data) >= 4:
 			c.tos = uint8(binary.NativeEndian.Uint32(data))
+		case len(data) >= 4 && (h.Level == unix.SOL_IP && h.Type == unix.IP_TTL || h.Level == unix.SOL_IPV6 && h.Type == unix.IPV6_HOPLIMIT):
+			c.hops = uint8(binary.NativeEndian.Uint32(data))
 		case h.Level == unix.IPPROTO_UDP && h.Type == unix.UDP_GRO && len(data) >= 2:
 			c.segment = int(binary.NativeEndian.Uint16(data))
 		}
