@@ -18,7 +18,7 @@ import (
 // The latch (RFC 5660; RFC 5386 calls what is latched better than nothing). Nobody knows whom an anonymous SA is with, but what was begun on it is not
 // handed to anybody else: while a conversation lives, no other nobody comes in. Who shows a key in CERT is the same nobody in every SA in which he proves it;
 // who shows none is so in one IKE SA and its rekeys only. Another one has the conversation's SAs asked whether they stand, and where
-// they do not, its sockets are closed before he comes in, or he waits until nothing of it is held any more. Who proves himself to be somebody is let
+// they do not, its connections are ended before he comes in, or he waits until nothing of it is held any more. Who proves himself to be somebody is let
 // in at any time: what was anonymous is authenticated from then on.
 
 const (
@@ -33,7 +33,7 @@ type latch struct {
 	ours    bool                      // we have begun one of them: we may begin the next
 	doubted time.Time                 // when they were asked whether they stand; zero: they need not answer
 	knocks  []ike.AuthorizationWanted // who waits for that
-	sever   bool                      // the sockets are being closed
+	sever   bool                      // the connections are being ended
 }
 
 type (
@@ -42,7 +42,7 @@ type (
 		e   ike.AuthorizationWanted
 		why string // they do not come in; "": they may try
 	}
-	doSever   struct{}                            // close the sockets that speak to the address: evSevered
+	doSever   struct{}                            // end the connections with the address: evSevered
 	evKnock   struct{ e ike.AuthorizationWanted } // an initiator who is another nobody
 	evSevered struct{ err error }
 )

@@ -60,6 +60,14 @@ func UDPPacket(src, dst netip.AddrPort, payload []byte) []byte {
 	return IPPacket(src.Addr(), dst.Addr(), protoUDP, u)
 }
 
+// TCPPacket puts an IP header before a TCP segment, whose checksum it makes, for Inject.
+func TCPPacket(src, dst netip.Addr, segment []byte) []byte {
+	s := append([]byte(nil), segment...)
+	s[16], s[17] = 0, 0
+	binary.BigEndian.PutUint16(s[16:], upperChecksum(src, dst, protoTCP, s))
+	return IPPacket(src, dst, protoTCP, s)
+}
+
 // IPPacket puts an IP header before the payload.
 func IPPacket(src, dst netip.Addr, proto uint8, payload []byte) []byte {
 	if src.Is4() {
