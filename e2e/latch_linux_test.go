@@ -191,3 +191,34 @@ func TestSessionOverAnonymous(t *testing.T) {
 		t.Errorf("the tap saw %d forged packets", forged)
 	}
 }
+
+// TestConversationIsNotHandedOver: Alice's daemon dies and comes back, as another nobody for all that Bob can know. He asks the old one, and what she had begun
+// with it is ended at him before she comes in anew; none of it passes by the new SA, nor in clear.
+func TestConversationIsNotHandedOver(t *testing.T) {
+	w := anybodyWorld(t)
+	w.startAnybody("private-or-clear")
+	mustAnswer(t, w.alice, "www.example", both(w.bob)...)
+	eventually(t, 2*time.Second, "encrypted", func() bool { return w.aliceTac.knows(w.bob, "anonymous") })
+	before := w.bobTac.peers(w.alice)
+	s := newSession(t, w.alice, w.bob, w.bob.Addr4(), 64)
+	if err := s.says(); err != nil {
+		t.Fatal(err)
+	}
+	w.tap.Reset()
+	w.aliceTac.kill()
+	w.aliceTac.start(false)
+	mustAnswer(t, w.alice, "www.example", both(w.bob)...)
+	eventually(t, 15*time.Second, "a new SA", func() bool {
+		rows := w.bobTac.peers(w.alice)
+		return w.aliceTac.knows(w.bob, "anonymous") && len(rows) == 2 && rows[0].KeyID != before[0].KeyID
+	})
+	if _, err := s.far.Write([]byte("for whom is this?")); err == nil {
+		t.Error("bob's end of the session lives on")
+	}
+	transfer(t, w.alice, w.bob, w.bob.Addr4(), 10_000)
+	w.sync()
+	port := s.far.LocalAddr().(*net.TCPAddr).AddrPort().Port()
+	for _, p := range w.tap.Select(func(p lab.Packet) bool { return p.Class == lab.ClassClear && has(w.bob, p.Src) && p.SrcPort == port }) {
+		t.Errorf("bob's end of the session in clear: %+v", p.Frame)
+	}
+}
