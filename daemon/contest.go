@@ -118,7 +118,7 @@ func (p *peer) revive(now time.Time) []action {
 // again is the claim by which the address is keyed when nobody has looked a name up: what goes on there goes on with the key that it proved (I2). A
 // name that this satisfies may list one of its own beside it, as at a roll-over; that one is for those who look the name up.
 func (p *peer) again() pad.Claim {
-	c := p.last
+	c := *p.last
 	if k, _, ok := p.pad.Key(); ok && c.Source == pad.Forward {
 		c.Keys = []pad.Key{k}
 	}

@@ -79,7 +79,7 @@ type evRequired struct{ claim pad.Claim }
 func (p *peer) required(now time.Time, c pad.Claim) {
 	p.pad.Require(now.Add(p.linger))
 	if p.last.Name == "" {
-		p.last = c
+		p.claimed(c)
 	}
 }
 

@@ -61,12 +61,12 @@ func TestSlowCountersKeepNobodyWaiting(t *testing.T) {
 	if o := outcomeOf(t, alice.lookup(bob)); !o.ok || time.Since(from) > tick {
 		t.Errorf("a lookup while the counters are read: %+v after %v", o, time.Since(from))
 	}
-	alice.SetUsage(pair, ipsec.Usage{InPackets: 7})
+	alice.SetUsage(pair, ipsec.Usage{LastIn: from})
 	tell()
 	await(t, "the counters arrive", func() (there bool) {
 		alice.do(t, func(time.Time) {
 			for _, a := range alice.l.pairs[pair].sas {
-				there = there || a.usage.InPackets == 7
+				there = there || a.usage.LastIn.Equal(from)
 			}
 		})
 		return there
@@ -129,7 +129,7 @@ func TestESPKeepsTheNAT(t *testing.T) {
 	p := newPlay(t)
 	l := newTestLoop(t, ipsectest.NewFake(), p.p.local, "", nil, func() time.Time { return p.now })
 	sa, pair := behindNAT(t, p, l)
-	p.p.sas = append(p.p.sas, &association{id: sa, initiator: true, up: true, armed: true, pair: carried{ID: pair}})
+	p.p.sas = append(p.p.sas, &association{claim: noClaim, id: sa, initiator: true, up: true, armed: true, pair: carried{ID: pair}})
 	l.pairs[pair] = p.p
 	keepalives := func(seconds int, esp bool) (n int) {
 		for range seconds {

@@ -31,9 +31,9 @@ type latch struct {
 	since   time.Time                 // when its first SA was in use; zero: there is none
 	keys    []string                  // the fingerprints that its SAs showed
 	ours    bool                      // we have begun one of them: we may begin the next
+	sever   bool                      // the connections are being ended
 	doubted time.Time                 // when they were asked whether they stand; zero: they need not answer
 	knocks  []ike.AuthorizationWanted // who waits for that
-	sever   bool                      // the connections are being ended
 }
 
 type (

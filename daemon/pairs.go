@@ -36,7 +36,7 @@ func (a *association) lose(id uint32) bool {
 	case !a.up || a.pair.ID != id:
 		return false
 	case len(a.more) > 0:
-		a.pair, a.more, a.usage, a.armed = a.more[0], a.more[1:], ipsec.Usage{}, a.initiator
+		a.pair, a.more, a.usage, a.armed = a.more[0], a.more[1:], usage{}, a.initiator
 		return false
 	}
 	a.up = false

@@ -69,27 +69,33 @@ type outcome struct {
 // association is an IKE SA with the peer, and its Child SA.
 type association struct {
 	id        ike.SAID
-	initiator bool
 	key       crypto.PublicKey // proven by the peer; nil: anonymous
 	raw       string           // anonymous: the fingerprint of the key that it showed, if any
 	remoteID  ike.ID
-	claim     pad.Claim // a responder's: the initiator's name, proven by DNS and by its key; asked is when it was looked up last
+	claim     *pad.Claim // a responder's: the initiator's name, proven by DNS and by its key; asked is when it was looked up last
 	asked     time.Time
 	suite     string
 	pair      carried   // ID 0: no child yet
 	more      []carried // that the peer has asked for beside it
-	up        bool
-	armed     bool
 	born      time.Time // the IKE SA
 	renew     time.Time // when one of ours that the engine could not rekey is set up anew
 	since     time.Time // the Child SA
-	usage     ipsec.Usage
+	usage     usage
 	probed    time.Time // when a probe was sent that was not answered yet
 	heard     time.Time // the last authenticated message
-	checked   bool      // probed for being unarmed
+	initiator bool
+	up        bool
+	armed     bool
+	checked   bool // probed for being unarmed
 	deleting  bool
 	called    bool // of ours: the peer had begun an SA with us before
 }
+
+// usage is when packets of a Pair came and left last.
+type usage struct{ LastIn, LastOut time.Time }
+
+// noClaim is what nobody has claimed. Peers and associations share their claims, which do not change.
+var noClaim = &pad.Claim{}
 
 // attempt is the negotiation that we began; at most one is in flight to an address.
 type attempt struct {
@@ -106,12 +112,13 @@ type attempt struct {
 type peer struct {
 	key
 	state   state
+	called  bool // the address has begun an SA with us: it knows our name, and asks us to prove it
 	since   time.Time
 	why     string
 	linger  time.Duration
 	renew   time.Duration // the age at which an IKE SA of ours is set up anew if it could not be rekeyed, before it expires
 	pad     *pad.Address
-	last    pad.Claim // the claim that the address proved last: whom an Acquire means
+	last    *pad.Claim // the claim that the address proved last: whom an Acquire means
 	attempt *attempt
 	sas     []*association // the oldest first
 	waiting []waiter
@@ -126,7 +133,6 @@ type peer struct {
 	// contested: somebody without the live key wants the address, and the incumbent was asked (R3).
 	contested   time.Time // when it was asked; zero: nobody does
 	ending      string    // why an SA is being ended by us, in the step under way
-	called      bool      // the address has begun an SA with us: it knows our name, and asks us to prove it
 	clearLogged time.Time // when dropped clear packets were logged last
 }
 
@@ -176,7 +182,7 @@ type (
 )
 
 func newPeer(k key, linger, lifetime time.Duration, now time.Time) *peer {
-	return &peer{key: k, linger: linger, renew: lifetime - lifetime/20, pad: pad.NewAddress(k.remote, linger), since: now}
+	return &peer{key: k, last: noClaim, linger: linger, renew: lifetime - lifetime/20, pad: pad.NewAddress(k.remote, linger), since: now}
 }
 
 // setState is the only place where the state changes. why is a sentence for people.
@@ -311,7 +317,7 @@ func (p *peer) established(now time.Time, e ike.Established) (do []action) {
 	if e.Raw != nil {
 		raw = ipseckey.Fingerprint(e.Raw)
 	}
-	p.sas = append(p.sas, &association{raw: raw, id: e.SA, initiator: e.Initiator, key: e.Key, remoteID: e.RemoteID, suite: e.Summary, born: now, renew: now.Add(p.renew), since: now})
+	p.sas = append(p.sas, &association{claim: noClaim, raw: raw, id: e.SA, initiator: e.Initiator, key: e.Key, remoteID: e.RemoteID, suite: e.Summary, born: now, renew: now.Add(p.renew), since: now})
 	if e.Initiator {
 		return nil
 	}

@@ -32,7 +32,7 @@ func (p *peer) childUp(now time.Time, e ike.ChildUp) (do []action) {
 	a.since = now
 	if p.attempt != nil && p.attempt.id == e.SA {
 		if a.key != nil {
-			p.last = p.attempt.claim
+			p.claimed(p.attempt.claim)
 		}
 		a.called, p.attempt = p.attempt.called, nil
 		do = p.somebody()
@@ -50,14 +50,14 @@ func (p *peer) childUp(now time.Time, e ike.ChildUp) (do []action) {
 // shown: the address speaks with the association's key. Who came in by another than the live one takes its place only if he still may.
 func (p *peer) shown(now time.Time, a *association) (do []action) {
 	if live, _, _ := p.pad.Key(); !a.initiator && p.pad.Live() && live.ID != pad.KeyOf(a.key).ID {
-		if keys, _ := p.pad.Initiator(now, a.claim); !contains(keys, a.key) {
+		if keys, _ := p.pad.Initiator(now, *a.claim); !contains(keys, a.key) {
 			return p.dismiss(a)
 		}
 	}
 	p.prove(now, a)
 	if a.claim.Name != "" {
 		p.last = a.claim
-		p.pad.Ask(now, a.claim)
+		p.pad.Ask(now, *a.claim)
 	}
 	p.setState(now, protected, p.describe(a))
 	for _, other := range p.sas {
@@ -67,6 +67,9 @@ func (p *peer) shown(now time.Time, a *association) (do []action) {
 	}
 	return append(do, p.answer(now, a)...)
 }
+
+// claimed notes a claim as the last that was proven.
+func (p *peer) claimed(c pad.Claim) { p.last = &c }
 
 func contains(keys []crypto.PublicKey, k crypto.PublicKey) bool {
 	return slices.ContainsFunc(keys, func(x crypto.PublicKey) bool { return pad.KeyOf(x).ID == pad.KeyOf(k).ID })
@@ -81,7 +84,7 @@ func (p *peer) isLive(a *association) bool {
 // named notes whom DNS says the initiator to be.
 func (p *peer) named(now time.Time, e evNamed) {
 	if a := p.sa(e.sa); a != nil {
-		a.claim, a.asked = e.claim, now
+		a.claim, a.asked = &e.claim, now
 	}
 }
 
@@ -133,7 +136,7 @@ func (p *peer) answer(now time.Time, a *association) (do []action) {
 	p.waiting = nil
 	for _, w := range waiting {
 		if p.pad.Satisfied(now, w.claim) {
-			p.last = w.claim
+			p.claimed(w.claim)
 			do = append(do, doReply{w, outcome{ok: true, ttl: p.pad.TTL(now, w.claim)}})
 			continue
 		}
@@ -203,7 +206,7 @@ func (p *peer) used(now time.Time, e *evUsage) (do []action) {
 		if a.talks() && e.u.LastIn.After(p.latch.doubted) && !p.latch.doubted.IsZero() {
 			do = append(do, p.standsBy()...)
 		}
-		a.usage = e.u
+		a.usage = usage{e.u.LastIn, e.u.LastOut}
 	}
 	return do
 }

@@ -22,7 +22,7 @@ type evElsewhere struct {
 func (p *peer) elsewhere(e evElsewhere) (do []action) {
 	p.pad.Elsewhere(e.at, e.key)
 	if k, _, _ := p.pad.Key(); k.ID == e.key.ID {
-		p.last = e.last
+		p.claimed(e.last)
 	}
 	for _, a := range p.sas {
 		if a.key == nil {
@@ -52,7 +52,7 @@ func (l *loop) spread(now time.Time, p *peer) bool {
 		}
 		if q := l.peerOf(now, own, p.remote); q != nil {
 			// Until the next time a proof may be newer by a tenth of linger: the others are held for that much longer.
-			l.step(now, q, evElsewhere{at.Add(p.linger / 10), k, p.last})
+			l.step(now, q, evElsewhere{at.Add(p.linger / 10), k, *p.last})
 			told = true
 		}
 	}
