@@ -175,16 +175,10 @@ func (m *machine) eval(e expr.Any) expr.VerdictKind {
 	case *expr.Reject:
 		return expr.VerdictDrop
 	case *expr.Lookup:
-		if chains, ok := ways[e.SetName]; ok {
-			if to, ok := chains[binary.NativeEndian.Uint32(m.regs[at(e.SourceRegister):])]; ok {
-				return m.walk(to)
-			}
-			return expr.VerdictBreak
-		}
 		if list, ok := m.rules[e.SetName]; ok {
-			value, found := inRanges(list, []byte(m.key(e.SourceRegister, e.SetName)))
+			to, found := inRanges(list, []byte(m.key(e.SourceRegister, e.SetName)))
 			if found && e.IsDestRegSet {
-				m.store(e.DestRegister, value)
+				return m.jump(to)
 			}
 			return on(found)
 		}

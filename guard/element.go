@@ -20,8 +20,7 @@ type sets struct {
 	in, out                    *nftables.Set
 	latch                      [2]*nftables.Set // only where the kernel does ESP
 	rules                      [2]generation    // of prefixes
-	ways                       map[string]*nftables.Set
-	live                       *nftables.Set // of families whose rules are asked; nil: the kernel cannot do rules
+	live                       *nftables.Set    // of families whose rules are asked; nil: the kernel cannot do rules
 }
 
 func family(a netip.Addr) int {
@@ -113,12 +112,6 @@ func (g *Guard) addSets(prefixes bool) error {
 	}
 	if prefixes {
 		g.sets.rules, g.sets.live = newGenerations(g.table), newLive(g.table)
-		g.sets.ways = newWays(g.table)
-		for _, s := range g.sets.ways {
-			if err := g.conn.AddSet(s, nil); err != nil {
-				return err
-			}
-		}
 		for _, s := range append(append(g.sets.rules[0].all(), g.sets.rules[1].all()...), g.sets.live) { // of both generations
 			if err := g.conn.AddSet(s, nil); err != nil {
 				return err

@@ -174,11 +174,6 @@ func (g *Guard) fill(left []Element, rules ruleElements, lasting time.Duration, 
 		return err
 	}
 	g.addChains()
-	for name, set := range g.sets.ways {
-		if err := g.conn.SetAddElements(set, wayElements(name)); err != nil {
-			return err
-		}
-	}
 	for _, e := range left {
 		set := g.sets.of(e.Key, e.Verdict)
 		el := []nftables.SetElement{{Key: encodeKey(e.Key), Timeout: e.Left}}

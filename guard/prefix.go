@@ -1,6 +1,7 @@
 package guard
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -12,14 +13,14 @@ import (
 )
 
 /* Rules of prefixes say what becomes of clear packets between any own unicast address and addresses that no element names. They stand in
-a map from intervals to what becomes of their packets, so that one look says it: a second look, in another set, may be under the next rules. Of
+a map from intervals to where their packets go, so that one look says it: a second look, in another set, may be under the next rules. Of
 each set there are two, and those that are not in use are filled: before Linux 6.17 a look into a set that is being replaced may find nothing. The map is
 asked while an element of the set live has time left: so all rules end at once, by themselves.
 
 	out    live? -> peer is in block        -> exempt? else refused at once
 	                peer is in hold or trap -> exempt? else as with divert
-	leak   live? -> peer is in hold or block, and about to leave in clear from one of our own addresses -> exempt? else dropped
-	input  live? -> peer is in hold or block -> exempt? else counted and dropped. The hook sees what is for this host, after another's rules have
+	leak   live? -> peer is in hold or block (rule_shut), and about to leave in clear from one of our own addresses -> exempt? else dropped
+	input  live? -> the same -> exempt? else counted and dropped. The hook sees what is for this host, after another's rules have
 	                translated it back: what answers a masqueraded guest is forwarded, and no matter of ours
 
 Exempt is what others are (own . peer in clear among it), and ICMP errors, which come from any router on the way. */
@@ -52,24 +53,10 @@ type Rules struct {
 // ErrNoRules is returned where the kernel cannot do what rules need: nftables' fib, or sets of intervals of concatenations.
 var ErrNoRules = errors.New("this kernel's nftables has no rules for prefixes (nft_fib_inet; Linux 5.6)")
 
-// ruleSets are the sets of a family; what is the map.
-type ruleSets struct{ what, dns, ports *nftables.Set }
+// ruleSets are the sets of a family: where our packets go, whose packets are shut out, and what is exempt from that.
+type ruleSets struct{ ways, shut, dns, ports *nftables.Set }
 
-func (r *ruleSets) all() []*nftables.Set { return []*nftables.Set{r.what, r.dns, r.ports} }
-
-// The values of the map.
-const (
-	whatHold uint32 = iota + 1
-	whatTrap
-	whatBlock
-)
-
-// ways are, for each hook, where packets go by the map's values.
-var ways = map[string]map[uint32]string{
-	"way_out":  {whatHold: "rule_divert", whatTrap: "rule_divert", whatBlock: "rule_refuse"},
-	"way_leak": {whatHold: "rule_leak", whatBlock: "rule_leak"},
-	"way_in":   {whatHold: "rule_shut", whatBlock: "rule_shut"},
-}
+func (r *ruleSets) all() []*nftables.Set { return []*nftables.Set{r.ways, r.shut, r.dns, r.ports} }
 
 // ruleElements are the elements of rule sets, by the names of the sets.
 type ruleElements map[string][]nftables.SetElement
@@ -93,8 +80,8 @@ func (s *generation) make(table *nftables.Table, suffix string) {
 			return &nftables.Set{Table: table, Name: name + [...]string{"4", "6"}[i] + suffix, KeyType: addr, Interval: true}
 		}
 		r := &s[i]
-		r.what, r.dns, r.ports = set("rules"), set("rule_dns"), set("rule_ports")
-		r.what.IsMap, r.what.DataType = true, nftables.TypeMark
+		r.ways, r.shut, r.dns, r.ports = set("rules"), set("rule_shut"), set("rule_dns"), set("rule_ports")
+		r.ways.IsMap, r.ways.DataType = true, nftables.TypeVerdict
 		r.ports.KeyType, r.ports.Concatenation = nftables.MustConcatSetType(addr, nftables.TypeInetProto, nftables.TypeInetService), true
 	}
 }
@@ -114,38 +101,26 @@ func liveElements(generation int, timeout time.Duration) (all []nftables.SetElem
 	return all
 }
 
-// newWays makes the maps from values to chains, which are filled when the chains are there.
-func newWays(table *nftables.Table) map[string]*nftables.Set {
-	all := make(map[string]*nftables.Set)
-	for name := range ways {
-		all[name] = &nftables.Set{Table: table, Name: name, IsMap: true, KeyType: nftables.TypeMark, DataType: nftables.TypeVerdict}
-	}
-	return all
-}
-
-// wayElements are the elements of such a map.
-func wayElements(name string) (all []nftables.SetElement) {
-	for what, chain := range ways[name] {
-		all = append(all, nftables.SetElement{Key: native(what), VerdictData: &expr.Verdict{Kind: expr.VerdictGoto, Chain: chain}})
-	}
-	return all
-}
-
 // elements lays the ranges out for the sets.
 func (r Rules) elements(sets *generation) ruleElements {
 	out := make(ruleElements)
-	put := func(in func(*ruleSets) *nftables.Set, ranges []Range, value []byte) {
+	put := func(in func(*ruleSets) *nftables.Set, ranges []Range, to string) {
 		for _, a := range ranges {
 			name := in(&sets[family(a.First)]).Name
-			out[name] = append(out[name], nftables.SetElement{Key: a.First.AsSlice(), Val: value},
-				nftables.SetElement{Key: a.Last.Next().AsSlice(), IntervalEnd: true})
+			first := nftables.SetElement{Key: a.First.AsSlice()}
+			if to != "" {
+				first.VerdictData = &expr.Verdict{Kind: expr.VerdictGoto, Chain: to}
+			}
+			out[name] = append(out[name], first, nftables.SetElement{Key: a.Last.Next().AsSlice(), IntervalEnd: true})
 		}
 	}
-	what := func(s *ruleSets) *nftables.Set { return s.what }
-	put(what, r.Hold, native(whatHold))
-	put(what, r.Trap, native(whatTrap))
-	put(what, r.Block, native(whatBlock))
-	put(func(s *ruleSets) *nftables.Set { return s.dns }, r.DNS, nil)
+	ways, shut := func(s *ruleSets) *nftables.Set { return s.ways }, func(s *ruleSets) *nftables.Set { return s.shut }
+	put(ways, r.Hold, "rule_divert")
+	put(ways, r.Trap, "rule_divert")
+	put(ways, r.Block, "rule_refuse")
+	put(shut, r.Hold, "")
+	put(shut, r.Block, "")
+	put(func(s *ruleSets) *nftables.Set { return s.dns }, r.DNS, "")
 	for _, a := range r.Ports {
 		name := sets[family(a.Range.First)].ports.Name
 		for _, p := range a.Ports {
@@ -261,13 +236,28 @@ func (g *Guard) existingRules(table *nftables.Table) (ruleElements, time.Duratio
 		}
 		out, ours := make(ruleElements), generations[0].all()
 		for i, set := range generations[which].all() {
-			if out[ours[i].Name], err = g.conn.GetSetElements(set); err != nil {
+			list, err := g.conn.GetSetElements(set)
+			if err != nil {
 				return nil, 0
 			}
+			for k := range list {
+				if set.IsMap && !list[k].IntervalEnd {
+					list[k].VerdictData, list[k].Val = &expr.Verdict{Kind: expr.VerdictGoto, Chain: chainOf(list[k].Val)}, nil
+				}
+			}
+			out[ours[i].Name] = list
 		}
 		return out, e.Expires
 	}
 	return nil, 0
+}
+
+// chainOf reads where a verdict goes, as the kernel lists it.
+func chainOf(verdict []byte) string {
+	if bytes.Contains(verdict, []byte("rule_refuse\x00")) {
+		return "rule_refuse"
+	}
+	return "rule_divert"
 }
 
 // icmpErrors are the types of ICMP and ICMPv6 that report what became of another packet (RFC 792; RFC 4443, 2.1).
@@ -286,8 +276,9 @@ func ruleChains(s sets) []chain {
 		exempt.add(errs...)
 		shut.add(errs...)
 	}
-	exempt.add(concat(addressType(false, expr.CmpOpNeq, unix.RTN_UNICAST), accept))
-	shut.add(concat(addressType(false, expr.CmpOpNeq, unix.RTN_LOCAL), accept), []expr.Any{jump("in_exempt")})
+	// Said so that a packet of which the routing table has nothing to say is judged.
+	exempt.add(concat(addressType(false, unix.RTN_LOCAL, unix.RTN_MULTICAST), accept))
+	shut.add(concat(addressType(false, unix.RTN_BROADCAST, unix.RTN_MULTICAST), accept), []expr.Any{jump("in_exempt")})
 	for i := range s.strange {
 		shut.add(concat(loadKey(i, true), count(s.strange[i])))
 	}
@@ -295,11 +286,14 @@ func ruleChains(s sets) []chain {
 	return []chain{exempt, shut,
 		{name: "rule_divert", rules: [][]expr.Any{{jump("rule_exempt")}, {jumpTo("out_divert")}}},
 		{name: "rule_refuse", rules: [][]expr.Any{{jump("rule_exempt")}, {jumpTo("out_block")}}},
-		{name: "rule_leak", rules: [][]expr.Any{{jump("rule_exempt")}, concat(addressType(true, expr.CmpOpNeq, unix.RTN_LOCAL), accept), {jumpTo("out_leak")}}}}
+		{name: "rule_leak", rules: [][]expr.Any{{jump("rule_exempt")}, concat(addressType(true, unix.RTN_UNICAST, unix.RTN_UNICAST), accept), {jumpTo("out_leak")}}}}
 }
 
-// The chains that look into the sets of a generation. They are there from the beginning, and filled anew for each.
+// The chains that look into the sets of a generation. They are there from the beginning, and filled anew for each. The first look for rules, the others for
+// what is exempt.
 var looks = []string{"out_rules", "leak_rules", "in_rules", "out_ports", "leak_ports", "in_ports", "out_dns", "in_dns"}
+
+const rulesLook = 3
 
 // look is such a chain, or where there are no rules another.
 func (s *sets) look(chain, without string) string {
@@ -315,9 +309,10 @@ func lookChains(s sets, generation int) (all []chain) {
 	add := func(name string, r ...[]expr.Any) { rules[name] = append(rules[name], r...) }
 	protected := []expr.Any{verdict(expr.VerdictReturn)}
 	for i, r := range s.rules[generation] {
-		add("out_rules", s.way(r, i, false, "way_out"))
-		add("leak_rules", s.way(r, i, false, "way_leak"))
-		add("in_rules", s.way(r, i, true, "way_in"))
+		add("out_rules", append(loadPeer(i, false),
+			&expr.Lookup{SourceRegister: regFirst, DestRegister: regVerdict, IsDestRegSet: true, SetName: r.ways.Name, SetID: r.ways.ID}))
+		add("leak_rules", concat(loadPeer(i, false), lookup(r.shut), []expr.Any{jumpTo("rule_leak")}))
+		add("in_rules", concat(loadPeer(i, true), lookup(r.shut), []expr.Any{jumpTo("rule_shut")}))
 		add("out_ports", portRules(r, i, false, "out_port_reply", "out_port_query")...)
 		add("leak_ports", portRules(r, i, false, "out_port_reply", "leak_port_query")...)
 		add("in_ports", portRules(r, i, true, "in_port_reply", "in_port_query")...)
@@ -332,23 +327,16 @@ func lookChains(s sets, generation int) (all []chain) {
 	return all
 }
 
-// way goes where the rule of the peer's address says.
-func (s *sets) way(r ruleSets, fam int, inbound bool, way string) []expr.Any {
-	what, to := r.what, s.ways[way]
-	return append(loadPeer(fam, inbound),
-		&expr.Lookup{SourceRegister: regFirst, DestRegister: regFirst, IsDestRegSet: true, SetName: what.Name, SetID: what.ID},
-		&expr.Lookup{SourceRegister: regFirst, DestRegister: regVerdict, IsDestRegSet: true, SetName: to.Name, SetID: to.ID})
-}
-
 // whileLive goes to a chain while there are rules.
 func whileLive(s sets, chain string) []expr.Any {
 	return concat([]expr.Any{&expr.Meta{Key: expr.MetaKeyNFPROTO, Register: regFirst}}, lookup(s.live), []expr.Any{jumpTo(chain)})
 }
 
-// addressType compares what the routing table says of the destination's address, or the source's.
-func addressType(source bool, op expr.CmpOp, kind uint32) []expr.Any {
+// addressType ends the rule unless what the routing table says of the destination's address, or the source's, lies between two of its types: unicast,
+// local, broadcast, anycast, multicast, in this order.
+func addressType(source bool, first, last uint32) []expr.Any {
 	return []expr.Any{&expr.Fib{Register: regFirst, ResultADDRTYPE: true, FlagSADDR: source, FlagDADDR: !source},
-		&expr.Cmp{Op: op, Register: regFirst, Data: native(kind)}}
+		&expr.Range{Op: expr.CmpOpEq, Register: regFirst, FromData: native(first), ToData: native(last)}}
 }
 
 // loadPeer loads the peer's address.

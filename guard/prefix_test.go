@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/google/nftables"
+	"github.com/google/nftables/expr"
 	"golang.org/x/sys/unix"
 )
 
@@ -67,7 +68,7 @@ func TestSetRules(t *testing.T) {
 	if g.sets.live == nil {
 		t.Fatal("the kernel refuses the rules' sets or chains")
 	}
-	whole := map[string]int{"rules4": 4 + 4*chunk, "rules6": 2, "rule_dns4": 2, "rule_dns6": 0, "rule_ports4": 2, "rule_ports6": 1, "live": 3}
+	whole := map[string]int{"rules4": 4 + 4*chunk, "rules6": 2, "rule_shut4": 4, "rule_shut6": 2, "rule_dns4": 2, "rule_dns6": 0, "rule_ports4": 2, "rule_ports6": 1, "live": 3}
 	for range 3 {
 		if err := g.SetRules(someRules(), time.Minute); err != nil {
 			t.Fatal(err)
@@ -116,7 +117,7 @@ func (m *machine) setRules(r Rules) {
 }
 
 // inRanges looks a key up in a set or map of intervals.
-func inRanges(list []nftables.SetElement, key []byte) (value []byte, found bool) {
+func inRanges(list []nftables.SetElement, key []byte) (to *expr.Verdict, found bool) {
 	for i, e := range list {
 		switch {
 		case e.IntervalEnd:
@@ -126,7 +127,7 @@ func inRanges(list []nftables.SetElement, key []byte) (value []byte, found bool)
 				return nil, true
 			}
 		case bytes.Compare(key, e.Key) >= 0 && bytes.Compare(key, list[i+1].Key) < 0:
-			return e.Val, true
+			return e.VerdictData, true
 		}
 	}
 	return nil, false

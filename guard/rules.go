@@ -68,10 +68,10 @@ func (g *Guard) addRules(c chain) {
 func chains(s sets, device string) []chain {
 	drop := verdict(expr.VerdictDrop)
 	list := dnsChains(s)
+	var look []chain
 	if s.live != nil {
-		list = append(list, portChains(s)...)
-		// Chains that packets go to by a rule are made at once, those that look where they go when these stand.
-		list = append(list, lookChains(s, 0)...)
+		look = lookChains(s, 0)
+		list = append(append(list, portChains(s)...), look[rulesLook:]...)
 	}
 	list = append(list,
 		chain{name: "out_exempt", rules: exemptOut(s, s.look("out_dns", "out_dns_query"), "out_ports")},
@@ -92,7 +92,7 @@ func chains(s sets, device string) []chain {
 		}})
 	}
 	if s.live != nil {
-		list = append(list, ruleChains(s)...)
+		list = append(append(list, ruleChains(s)...), look[:rulesLook]...)
 	}
 	return append(list, hooks(s, device)...)
 }
