@@ -24,7 +24,7 @@ const (
 	maxDS          = 16      // DS records looked at for one delegation
 	maxIterations  = 100     // of NSEC3; above it a zone is as good as unsigned
 	maxZones       = 4096    // delegations kept in the cache
-	maxProofs      = 8192    // NSEC and NSEC3 records kept in the cache
+	maxProofs      = 4096    // NSEC and NSEC3 records kept in the cache
 	maxWildRRs     = 32      // records of a wildcard's RRset that is kept
 	maxGather      = 8       // labels below the apex of names that cached NSEC3 are tried for: a hash each
 	maxAnySets     = 24      // RRsets taken of an answer to ANY (RFC 8482, 4.1: they need not be all)

@@ -10,7 +10,7 @@ import (
 
 // The cache's bounds.
 const (
-	maxEntries  = 1 << 18        // a hundred thousand names, each with its addresses and what is known of its key, and room
+	maxEntries  = 1 << 18        // a hundred thousand names, each with addresses of both families, and room
 	maxBytes    = 64 << 20       // what they take, as entry.size counts it
 	maxPositive = 24 * time.Hour // RFC 8767, 4 is where a day to a week is argued
 	maxNegative = time.Hour      // RFC 2308, 5: one to three hours
@@ -20,30 +20,50 @@ const (
 // cache holds entries until their end; the least recently used goes when there are too many. Not safe for concurrent use.
 type cache struct {
 	m     map[question]*entry
+	none  noKeys
 	lru   entry // the ring's fixed point: older is the most recently used, newer the least
 	bytes int
 }
 
 func newCache() *cache {
-	c := &cache{m: map[question]*entry{}}
+	c := &cache{m: map[question]*entry{}, none: noKeys{m: map[string]noKey{}}}
 	c.lru.newer, c.lru.older = &c.lru, &c.lru
 	return c
 }
 
 // get returns the entry if it has not ended. Nothing stale is ever served, not even while the upstream is silent (RFC 8767): an
 // address whose proof has ended is nobody's.
-func (c *cache) get(q question, now time.Time) *entry { return c.live(c.m[q], now) }
+func (c *cache) get(q question, now time.Time) *entry {
+	if e := c.live(c.m[q], now); e != nil || q.typ != dns.TypeIPSECKEY {
+		return e
+	}
+	if e := new(entry); c.none.get(q.name, now, e) {
+		return e
+	}
+	return nil
+}
 
-// named is get for a name that is no string yet.
+// named is get for a name that is no string yet, and not for keys.
 func (c *cache) named(name []byte, typ uint16, now time.Time) *entry {
 	return c.live(c.m[question{string(name), typ}], now)
+}
+
+// key is what is known of a name's key; it may be written into room.
+func (c *cache) key(name string, now time.Time, room *entry) *entry {
+	if e := c.live(c.m[question{name, dns.TypeIPSECKEY}], now); e != nil {
+		return e
+	}
+	if c.none.get(name, now, room) {
+		return room
+	}
+	return nil
 }
 
 func (c *cache) live(e *entry, now time.Time) *entry {
 	if e == nil {
 		return nil
 	}
-	if now.Sub(e.at) >= e.life {
+	if now.Sub(epoch)-e.at >= e.life {
 		c.remove(e)
 		return nil
 	}
@@ -58,6 +78,13 @@ func (c *cache) live(e *entry, now time.Time) *entry {
 func (c *cache) put(e *entry) {
 	if old := c.m[e.q]; old != nil {
 		c.remove(old)
+	}
+	if e.compact() {
+		c.none.put(e)
+		return
+	}
+	if e.q.typ == dns.TypeIPSECKEY {
+		c.none.remove(e.q.name)
 	}
 	if e.life <= 0 {
 		return

@@ -129,7 +129,7 @@ func TestCacheIsBounded(t *testing.T) {
 	c := newCache()
 	now := time.Now()
 	for i := range maxEntries + 100 {
-		c.put(&entry{q: question{fmt.Sprint(i), 1}, at: now, life: time.Hour})
+		c.put(&entry{q: question{fmt.Sprint(i), 1}, at: now.Sub(epoch), life: time.Hour})
 		c.get(question{"0", 1}, now) // in use: stays
 	}
 	if len(c.m) != maxEntries || c.length() != maxEntries || c.get(question{"0", 1}, now) == nil || c.get(question{"1", 1}, now) != nil {
@@ -137,12 +137,12 @@ func TestCacheIsBounded(t *testing.T) {
 	}
 	large := strings.Repeat("x", 130_000)
 	for i := range 1000 {
-		c.put(&entry{q: question{fmt.Sprint("big", i), 1}, at: now, life: time.Hour, wire: large})
+		c.put(&entry{q: question{fmt.Sprint("big", i), 1}, at: now.Sub(epoch), life: time.Hour, wire: large})
 	}
 	if c.bytes > maxBytes {
 		t.Errorf("%d octets, want at most %d", c.bytes, maxBytes)
 	}
-	c.put(&entry{q: question{"big0", 1}, at: now, life: time.Hour})
+	c.put(&entry{q: question{"big0", 1}, at: now.Sub(epoch), life: time.Hour})
 	total := 0
 	for _, e := range c.m {
 		total += e.size()

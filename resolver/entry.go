@@ -17,7 +17,10 @@ import (
 const maxKeys = 8
 
 // entryOverhead is the memory of an entry beside its records and its name, roughly, in octets.
-const entryOverhead = 224
+const entryOverhead = 200
+
+// epoch is when time began here.
+var epoch = time.Now()
 
 // question is a canonical name and a type of class IN.
 type question struct {
@@ -32,7 +35,7 @@ type entry struct {
 
 	q      question
 	owner  string        // where the chain of aliases ended
-	at     time.Time     // when it came
+	at     time.Duration // when it came, since epoch
 	life   time.Duration // how long the cache keeps it
 	proven time.Duration // for how long it is proven; 0: nothing says
 	wire   string        // the records that may be released, packed: the answer section's, then the authority section's
@@ -67,7 +70,7 @@ type group struct {
 
 // newEntry filters a validated answer to what may be released, and reads its addresses or keys.
 func newEntry(q question, a dnssec.Answer, now time.Time) *entry {
-	e := &entry{q: q, owner: cmp.Or(a.Owner, q.name), at: now, status: a.Status, denied: a.Denied, unclocked: a.Unclocked}
+	e := &entry{q: q, owner: cmp.Or(a.Owner, q.name), at: now.Sub(epoch), status: a.Status, denied: a.Denied, unclocked: a.Unclocked}
 	if e.owner == q.name {
 		e.owner = q.name // one string, not two
 	}
@@ -130,8 +133,7 @@ func (e *entry) sections() (answer, authority []dns.RR) {
 }
 
 // withoutProof is the entry of a proven denial without its records, for those who only want to know: nobody but the Watcher asks for
-// most keys, and there are as many denials of keys as names. Whoever asks for the records has them looked up again, which the validator
-// can often answer out of its proofs. What is no such denial stays as it is.
+// most keys: see noKeys. What is no such denial stays as it is.
 func (e *entry) withoutProof() *entry {
 	if e.q.typ != dns.TypeIPSECKEY || !e.good() || !e.denied || e.status != dnssec.Secure || e.more != nil {
 		return e
@@ -158,7 +160,7 @@ func (e *entry) until() time.Time {
 	if e.proven == 0 {
 		return time.Time{}
 	}
-	return e.at.Add(e.proven)
+	return epoch.Add(e.at + e.proven)
 }
 
 // groups are the addresses by owner.

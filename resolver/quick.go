@@ -27,8 +27,9 @@ func (s *Server) quick(packet, out []byte) (answer []byte, ok bool) {
 	s.mu.Lock()
 	e := s.cache.named(a.name, a.typ, now)
 	var k *entry
+	var room entry
 	if e != nil && len(e.addrs) > 0 {
-		k = s.cache.named(a.name, dns.TypeIPSECKEY, now)
+		k = s.cache.key(e.q.name, now, &room)
 	}
 	s.mu.Unlock()
 	if e == nil {

@@ -132,7 +132,7 @@ func (s *Server) signatures(ctx context.Context, q *query) *entry {
 	a.Answer = slices.DeleteFunc(a.Answer, func(rr dns.RR) bool {
 		return rr.Header().Rrtype != dns.TypeRRSIG && rr.Header().Rrtype != dns.TypeCNAME
 	})
-	e := &entry{q: ask, owner: q.name, at: s.now(), rcode: uint8(a.Rcode & 0xf), answered: true, more: &details{ede: dnssec.NoEDE, given: given(a)}}
+	e := &entry{q: ask, owner: q.name, at: s.now().Sub(epoch), rcode: uint8(a.Rcode & 0xf), answered: true, more: &details{ede: dnssec.NoEDE, given: given(a)}}
 	if err := e.pack(a.Answer, nil); err != nil {
 		return failed(ask, s.now(), dns.ExtendedErrorCodeInvalidData, err.Error())
 	}

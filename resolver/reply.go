@@ -125,7 +125,7 @@ type ttls struct{ age, limit uint32 }
 // ttls has three limits on every TTL: its age in the cache, the end of what proves it, and the Watcher's claim. No client may keep an
 // address longer than policy stands on it (TRUST.md, R9).
 func (e *entry) ttls(now time.Time, claim time.Duration) ttls {
-	age := max(0, now.Sub(e.at))
+	age := max(0, now.Sub(epoch)-e.at)
 	limit := time.Duration(1<<31-1) * time.Second
 	if claim > 0 {
 		limit = min(limit, claim)
