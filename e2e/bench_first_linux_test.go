@@ -44,7 +44,7 @@ func benchFirstContact(t *testing.T) {
 			unbound = startUnbound(t, w.up, w.ns.Addr4().String())
 			alice.start(false)
 		}
-		ours.add(firstContact(t, w, alice, i, &stages), time.Millisecond)
+		ours.add(firstContact(t, w, alice, i, bareContact, &stages), time.Millisecond)
 		theirs.add(swan.handshake(), time.Millisecond)
 	}
 	for _, s := range stages.inOrder() {
@@ -54,7 +54,7 @@ func benchFirstContact(t *testing.T) {
 }
 
 // firstContact is one sample. The zone's own keys are known by then, from a third name.
-func firstContact(t *testing.T, w *world, alice *tacit, i int, stages *stageTimes) time.Duration {
+func firstContact(t *testing.T, w *world, alice *tacit, i int, want string, stages *stageTimes) time.Duration {
 	t.Helper()
 	a := newAsker(t, w.alice)
 	a.address("warm.example", w.plain.Addr4().String())
@@ -76,7 +76,7 @@ func firstContact(t *testing.T, w *world, alice *tacit, i int, stages *stageTime
 	w.sync()
 	stages.add("lookup without a key", bare)
 	stages.add("lookup with a key", to.Sub(from))
-	stages.cable(t, w.handshakes(w.alice, w.bob), from, to)
+	stages.cable(t, w.handshakes(w.alice, w.bob), from, to, want)
 	stages.log(t, alice.log()[seen:], from, to)
 	return to.Sub(from) - bare
 }
@@ -103,9 +103,14 @@ func (s *stageTimes) add(stage string, d time.Duration) {
 	s.at[stage] = x
 }
 
-// cable takes the IKE messages of a lookup: IKE_SA_INIT and IKE_AUTH, each once each way, between query and answer, is all that
-// may have passed.
-func (s *stageTimes) cable(t *testing.T, ps []lab.Packet, from, to time.Time) {
+// What may pass of IKE between query and answer: each message once each way. A name is told when the responder has proved himself.
+const (
+	bareContact  = "IKE_SA_INIT request, IKE_SA_INIT response, IKE_AUTH request, IKE_AUTH response"
+	namedContact = bareContact + ", IKE_AUTH request, IKE_AUTH response"
+)
+
+// cable takes the IKE messages of a lookup, which must be those that are wanted, and no others.
+func (s *stageTimes) cable(t *testing.T, ps []lab.Packet, from, to time.Time, want string) {
 	t.Helper()
 	var got []string
 	for _, p := range ps {
@@ -118,13 +123,15 @@ func (s *stageTimes) cable(t *testing.T, ps []lab.Packet, from, to time.Time) {
 			way = "response"
 		}
 		stage := lab.ExchangeName(h.Exchange) + " " + way
+		if h.Exchange > 35 && len(got) == strings.Count(want, ",")+1 {
+			continue // the hybrid, when all is done: nobody waits for it
+		}
 		got = append(got, stage)
 		if p.Time.Before(from) || p.Time.After(to) {
 			t.Fatalf("%s %v after the query, not between it and its answer (%v)", stage, p.Time.Sub(from), to.Sub(from))
 		}
 		s.add(stage, p.Time.Sub(from))
 	}
-	want := "IKE_SA_INIT request, IKE_SA_INIT response, IKE_AUTH request, IKE_AUTH response"
 	if g := strings.Join(got, ", "); g != want {
 		t.Fatalf("between query and answer: got %s; want %s", g, want)
 	}

@@ -20,8 +20,10 @@ var benchmarks = []struct {
 	run  func(*testing.T)
 }{
 	{"first-contact", benchFirstContact},
+	{"first-contact-named", benchFirstContactNamed},
 	{"cached-lookup", benchCachedLookup},
 	{"setup", benchSetup},
+	{"peer-memory", benchPeerMemory},
 	{"rekey-flood", benchRekeyFlood},
 	{"dns-cached", benchDNSCached},
 	{"dns-validated", benchDNSValidated},

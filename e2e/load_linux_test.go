@@ -16,6 +16,7 @@ import (
 	"golang.org/x/net/ipv4"
 	"golang.org/x/sys/unix"
 
+	"tacit/esp"
 	"tacit/ike"
 	"tacit/ike/wire"
 	"tacit/ipsec"
@@ -42,6 +43,7 @@ type load struct {
 	own        time.Duration // our processor time for the last set-ups, while they were timed
 	hurried    bool          // the last answer of a set-up is read later
 	unread     []answer      // those that are to be read yet
+	speaks     bool          // an initiator sends a packet by its SA as soon as it is up
 }
 
 // answer is the last one of a set-up.
@@ -169,6 +171,9 @@ func (l *load) event(in *initiator, e ike.Event) {
 		l.output(in, in.engine.Supply(now, e.SA, ike.Signature{Token: e.Token, Sig: sig, Err: err}))
 	case ike.ChildWanted:
 		l.output(in, in.engine.Supply(now, e.SA, ike.Installed{Token: e.Token}))
+		if l.speaks && !e.Rekey {
+			l.speak(e.Pair)
+		}
 	case ike.ChildUp:
 		switch {
 		case !in.up:
@@ -186,6 +191,25 @@ func (l *load) event(in *initiator, e ike.Event) {
 			l.up--
 		}
 		l.lost = append(l.lost, e.Err)
+	}
+}
+
+// speak sends an echo reply that nobody waits for, in ESP in UDP.
+func (l *load) speak(p ipsec.Pair) {
+	payload, next := []byte{0, 0, 0xff, 0xff, 0, 0, 0, 0}, byte(1)
+	if p.Mode == ipsec.Tunnel {
+		payload, next = lab.IPPacket(p.Local.Addr(), p.Remote.Addr(), next, payload), 4
+	}
+	s, err := esp.NewSealer(p.Out)
+	var packet []byte
+	if err == nil {
+		packet, err = s.Seal(nil, next, payload)
+	}
+	if err == nil {
+		err = sendFrom(l.ports[4500], packet, p.Local.Addr(), netip.AddrPortFrom(p.Remote.Addr(), 4500))
+	}
+	if err != nil {
+		l.t.Errorf("ESP from %v: %v", p.Local, err)
 	}
 }
 
