@@ -30,7 +30,6 @@ var later = map[string]string{
 	"A-46": "a mapped AAAA comes with NAT",
 	"A-47": "comes with taking over the host's resolver",
 	"A-48": "comes with NAT",
-	"A-51": "end to end: not yet",
 	"A-55": "`dns.manage` comes with taking over the host's resolver",
 }
 

@@ -67,7 +67,7 @@ func (d *Daemon) require(ctx context.Context, c pad.Claim) {
 	}
 	l := d.shards.of(c.Addr)
 	_ = l.post(ctx, func(now time.Time) {
-		if p := l.peerOf(now, local, c.Addr); p != nil {
+		if p := l.wanted(now, local, c.Addr); p != nil {
 			l.step(now, p, evRequired{c})
 		}
 	})

@@ -262,9 +262,14 @@ func (l *loop) send(d ike.Datagram) {
 
 // peerOf returns the peer between two addresses, made on the first call; nil when there are too many.
 func (l *loop) peerOf(now time.Time, local, remote netip.Addr) *peer {
+	return l.peerUpTo(now, local, remote, maxPeers)
+}
+
+// peerUpTo makes a peer unless there would be more than so many.
+func (l *loop) peerUpTo(now time.Time, local, remote netip.Addr, most int64) *peer {
 	k := key{local.Unmap(), remote.Unmap()}
 	p := l.peers[k]
-	if p == nil && l.known.Add(1) > maxPeers {
+	if p == nil && l.known.Add(1) > most {
 		l.known.Add(-1)
 		return nil
 	}

@@ -243,6 +243,8 @@ func (p *peer) step(now time.Time, e any) (do []action, wake time.Time) {
 		do = p.severed(now, e.err)
 	case evPinned:
 		p.repinned(e)
+	case evRoom:
+		do = p.giveWay()
 	case evRequired:
 		p.required(now, e.claim)
 	case evStuck:

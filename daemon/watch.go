@@ -108,7 +108,7 @@ func (d *Daemon) key(ctx context.Context, c pad.Claim, then func(now time.Time, 
 	l := d.shards.of(c.Addr)
 	var p *peer
 	if err := l.post(ctx, func(now time.Time) {
-		if p = l.peerOf(now, local, c.Addr); p == nil {
+		if p = l.wanted(now, local, c.Addr); p == nil {
 			w.reply <- outcome{why: "too many peers"}
 			return
 		}

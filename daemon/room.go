@@ -1,0 +1,75 @@
+package daemon
+
+import (
+	"net/netip"
+	"time"
+
+	"tacit/policy"
+)
+
+// Room for the peers that we want, where strangers have taken all of it (TRUST.md R8, A-51).
+
+const (
+	sparePeers = maxPeers / 64 // that may be there beyond maxPeers while those end that made room
+	looked     = 256           // peers that are looked at for one that can go
+)
+
+// wanted is peerOf for a peer that this host has asked for: when there are too many, one that serves nobody in particular goes for it.
+func (l *loop) wanted(now time.Time, local, remote netip.Addr) *peer {
+	if p := l.peerOf(now, local, remote); p != nil {
+		return p
+	}
+	if !l.makeRoom(now) {
+		return nil
+	}
+	return l.peerUpTo(now, local, remote, maxPeers+sparePeers)
+}
+
+// makeRoom ends the SAs of the idlest of some peers: a map yields them in no order. It reports whether one could go.
+func (l *loop) makeRoom(now time.Time) bool {
+	var idlest *peer
+	var since time.Time
+	rules, n := l.d.rules.Load(), 0
+	for _, p := range l.peers {
+		if n++; n > looked {
+			break
+		}
+		if at, ok := p.idle(now); ok && (idlest == nil || at.Before(since)) && rules.ForAddr(p.remote).Class != policy.Private {
+			idlest, since = p, at
+		}
+	}
+	if idlest == nil {
+		return false
+	}
+	l.step(now, idlest, evRoom{})
+	return true
+}
+
+// evRoom: the peer's place is needed.
+type evRoom struct{}
+
+// giveWay ends all SAs of the peer.
+func (p *peer) giveWay() (do []action) {
+	p.ending = "its place was needed, and nobody used it"
+	for _, a := range p.live() {
+		do = append(do, p.dismiss(a)...)
+	}
+	return do
+}
+
+// idle says since when a peer has not been used that nobody stands behind, and whether that is long enough: all of its SAs are nobody's, and
+// nothing is asked of it.
+func (p *peer) idle(now time.Time) (since time.Time, ok bool) {
+	if p.pad.Live() || p.pad.Held(now) || p.attempt != nil || len(p.waiting) > 0 || len(p.anybody.waiting) > 0 {
+		return since, false
+	}
+	n := 0
+	for _, a := range p.live() {
+		if a.key != nil || a.deleting {
+			return since, false
+		}
+		n++
+		since = latest(since, a.since, a.usage.LastIn, a.usage.LastOut)
+	}
+	return since, n > 0 && now.Sub(since) >= armedWithin
+}

@@ -1,0 +1,69 @@
+package daemon
+
+import (
+	"fmt"
+	"net/netip"
+	"testing"
+	"time"
+
+	"tacit/ike"
+	"tacit/ipsec"
+	"tacit/ipsec/ipsectest"
+	"tacit/policy"
+)
+
+// strangers have taken all places. A lookup of ours gets one all the same, which the stranger leaves that has been idle for the longest; a
+// stranger gets none. Who proved a key, is in use, waits for something or is of class private is not moved.
+//
+//tacit:attack A-51 a stranger beyond the cap is refused; a lookup gets the place of the idlest of those who are nobody, and never of one that proved a key, is in use, or is private
+func TestRoomForOurs(t *testing.T) {
+	now := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+	own := netip.MustParseAddr("192.0.2.1")
+	l := newTestLoop(t, ipsectest.NewFake(), own, "", nil, func() time.Time { return now })
+	f := l.d.cfg.File
+	f.Policy = append(f.Policy, policy.Rule{Prefixes: []netip.Prefix{netip.MustParsePrefix("198.51.100.5/32")}, Class: policy.Private, AcceptAnonymous: true})
+	l.d.obey(f)
+	place := func(last byte, idle time.Duration, key byte) *peer {
+		p := l.peerOf(now, own, netip.AddrFrom4([4]byte{198, 51, 100, last}))
+		id := ike.SAID(last)
+		e := ike.Established{SA: id, RemoteID: ike.ID{Kind: ike.IDNull}}
+		if key != 0 {
+			e.Key = testKey(key)
+		}
+		p.step(now.Add(-idle), e)
+		p.step(now.Add(-idle), ike.ChildUp{SA: id, Pair: ipsec.Pair{ID: uint32(last)}})
+		p.step(now.Add(-idle), evFirst{uint32(last)})
+		return p
+	}
+	places := map[string]*peer{
+		"idle":     place(1, time.Minute, 0),
+		"idlest":   place(2, time.Hour, 0),
+		"in use":   place(3, time.Second, 0),
+		"somebody": place(4, 10*time.Hour, 7),
+		"private":  place(5, 10*time.Hour, 0),
+	}
+	l.known.Store(maxPeers)
+	next := func(i byte) netip.Addr { return netip.AddrFrom4([4]byte{203, 0, 113, i}) }
+	if l.peerOf(now, own, next(0)) != nil {
+		t.Error("a stranger has a place where there is none")
+	}
+	gone := func() (who []string) {
+		for _, what := range []string{"idle", "idlest", "in use", "somebody", "private"} {
+			if len(places[what].live()) == 0 {
+				who = append(who, what)
+			}
+		}
+		return who
+	}
+	for i, want := range []string{"[idlest]", "[idle idlest]"} {
+		if l.wanted(now, own, next(byte(i))) == nil {
+			t.Fatalf("a lookup has no place, and there are %v", gone())
+		}
+		if got := fmt.Sprint(gone()); got != want {
+			t.Fatalf("gone are %s, want %s", got, want)
+		}
+	}
+	if l.wanted(now, own, next(9)) != nil || fmt.Sprint(gone()) != "[idle idlest]" {
+		t.Errorf("gone are %v for who may not displace anybody that is left", gone())
+	}
+}
