@@ -74,6 +74,7 @@ func (w *changes) datagram(addrs ...netip.Addr) {
 // as soon as his name is looked up.
 //
 //tacit:attack A-13 the next tenant's name is keyed within the hold of its first lookup; the old name at the old address is withheld, at the new one keyed; packets to the old address leave encrypted or not at all
+//tacit:attack A-56 the next tenant of an address that proved a key: his name is answered after one probe of a second
 //tacit:attack A-38 the packet after the idle SA's end waits for a new one, and leaves encrypted; nothing in clear
 //tacit:attack A-40 two keys published: the old one's SA goes on satisfying, and who looks up after the change reaches the new one; packets without a lookup wait, none in clear
 func TestChanges(t *testing.T) {

@@ -295,7 +295,7 @@ func TestAnswersFromTheAddressAsked(t *testing.T) {
 // A name that makes the lookup or the Watcher panic gets SERVFAIL, and the next name its answer.
 //
 //tacit:attack A-25 the name that panics gets SERVFAIL, the next its answer
-//tacit:attack A-50 the same
+//tacit:attack A-50 the name that panics gets SERVFAIL, each time, and the next its answer
 func TestPanicsAreContained(t *testing.T) {
 	z := newZone()
 	z.add("bob.example.", 1, dnssec.Secure, a1)
