@@ -38,7 +38,7 @@ func (l *loop) do(now time.Time, p *peer, a action) {
 	case doCommand:
 		l.output(now, l.engine.Do(now, a.sa, a.c))
 	case doHold:
-		s, until := ipsec.Host(p.local, p.remote), a.until
+		s, until := ipsec.Host(p.local, p.remote), a.until.Add(holdMargin)
 		l.job("holding", func() error { return l.hold(s, until) }, l.failed("holding the address", p.remote))
 	case doEnd:
 		l.endFlows(now, p)

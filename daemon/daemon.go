@@ -167,6 +167,11 @@ func (d *Daemon) Run(ctx context.Context) error {
 	if d.shards != nil {
 		g.Go(func() error { return d.shards.run(gctx) })
 	}
+	if d.shards != nil {
+		if err := d.takeOver(gctx); err != nil { // it ends by itself
+			d.log.Warn("what a process before us left is not taken over", "err", err)
+		}
+	}
 	if d.shards != nil && d.cfg.SaveProofs != nil {
 		if len(d.cfg.Proofs) > 0 {
 			if err := d.restore(gctx, d.cfg.Proofs); err != nil { // what is in the kernel still holds the addresses

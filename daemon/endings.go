@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"maps"
@@ -25,6 +26,32 @@ type sockets struct {
 
 // doEnd ends the connections with the address. It comes before what ends its protection.
 type doEnd struct{}
+
+// holdMargin is by how much the data plane's holds outlast ours: they end by themselves if we die, and we end the connections before.
+const holdMargin = 3 * time.Second
+
+// evLeft: a process before us left the address shut, until then if nobody renews it.
+type evLeft struct{ until time.Time }
+
+// takeOver makes peers of what a process before us left shut: its connections are to end before it is released.
+func (d *Daemon) takeOver(ctx context.Context) error {
+	left, err := d.cfg.Dataplane.Existing()
+	if err != nil {
+		return err
+	}
+	for _, x := range left {
+		local, remote := x.Selector.Local.Addr(), x.Selector.Remote.Addr()
+		l := d.shards.of(remote)
+		if err := l.ask(ctx, func(now time.Time) {
+			if p := l.peerOf(now, local, remote); p != nil && x.Until.After(now) {
+				l.step(now, p, evLeft{clamp(x.Until, now, now.Add(p.linger))})
+			}
+		}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
 
 // evLeave: we stop.
 type evLeave struct{}

@@ -236,3 +236,30 @@ func TestStopTellsFlowsApart(t *testing.T) {
 		}
 	}
 }
+
+// What a process before us left shut is ours to end: connections first. It is no longer shut than it would have been.
+func TestTakenOver(t *testing.T) {
+	p := newPlay(t)
+	p.event(evLeft{p.now.Add(20 * time.Second)})
+	p.wantState(withheld)
+	p.pass(19 * time.Second)
+	if got := strings.Join(p.kinds(), " "); got != "hold" {
+		t.Errorf("while it is shut: %q", got)
+	}
+	p.pass(tick)
+	if got := strings.Join(p.kinds(), " "); got != "end unhold" {
+		t.Errorf("at its end: %q", got)
+	}
+	p.wantState(idle)
+	now := time.Now()
+	e := newEnd(t, "192.0.2.1", "")
+	remote := netip.MustParseAddr("192.0.2.9")
+	e.SetExisting(ipsec.Pair{Selector: ipsec.Host(e.addr, remote), Until: now.Add(24 * time.Hour)})
+	if err := e.l.d.takeOver(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	await(t, "it is held", func() bool { a, ok := e.Policy(ipsec.Host(e.addr, remote)); return ok && a.Action == ipsec.Hold })
+	if a, _ := e.Policy(ipsec.Host(e.addr, remote)); a.Until.After(time.Now().Add(e.l.d.cfg.File.Linger + holdMargin)) {
+		t.Errorf("held until %v", a.Until)
+	}
+}

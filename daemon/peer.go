@@ -250,6 +250,9 @@ func (p *peer) step(now time.Time, e any) (do []action, wake time.Time) {
 	case evStuck:
 		p.broken = latest(p.broken, e.until)
 		p.setState(now, withheld, "connections that were protected cannot be ended here")
+	case evLeft:
+		p.broken = latest(p.broken, e.until)
+		p.setState(now, withheld, "a process before us protected or held it")
 	case evLeave:
 		p.leave()
 	case evTick:

@@ -252,7 +252,7 @@ func TestRestarted(t *testing.T) {
 }
 
 // TestRestartedWithoutLookup: a client that was killed and started again knows no names. What its predecessor protected stays shut
-// for as long as it would have been, and no longer.
+// for as long as it would have been, and no longer; its connections do not go on after it.
 func TestRestartedWithoutLookup(t *testing.T) {
 	t.Parallel()
 	const linger = 5 * time.Second
@@ -268,10 +268,15 @@ func TestRestartedWithoutLookup(t *testing.T) {
 		t.Errorf("%d packets in clear within linger, the first %v after the kill: %v -> %v protocol %d ports %d %d", n, first.Time.Sub(killed),
 			first.Src, first.Dst, first.Proto, first.SrcPort, first.DstPort)
 	}
+	eventually(t, linger/5+2*time.Second, "the hold ends", func() bool { return len(verdicts(t, w.alice)) == 0 })
+	time.Sleep(time.Second) // in which they would go on
+	w.streamsNotInClear(answered, flows)
 	for _, f := range flows {
+		if _, _, err := f.state(); err == nil && strings.HasPrefix(f.name, "TCP alice") { // Bob's end hears of it when his own hold ends
+			t.Errorf("%s is not ended", f.name)
+		}
 		f.stop()
 	}
-	eventually(t, linger/5+2*time.Second, "the hold ends", func() bool { return len(verdicts(t, w.alice)) == 0 })
 	mustAnswer(t, w.alice, "bob.example", both(w.bob)...)
 	answered = time.Now()
 	for _, addr := range both(w.bob) {

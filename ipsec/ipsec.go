@@ -5,6 +5,7 @@ package ipsec
 import (
 	"fmt"
 	"net/netip"
+	"time"
 )
 
 // SPI is a Security Parameters Index (RFC 4301, 4.1; RFC 4303, 2.1). 0 to 255 are reserved and never used.
@@ -103,6 +104,8 @@ type Pair struct {
 	// Authenticated says that the peer proved a key. Outbound packets prefer an authenticated Pair, then the one armed last:
 	// a Pair with nobody never displaces one with somebody (TRUST.md A-19).
 	Authenticated bool
+	// Until is when what a dead process left ends by itself, of what Existing returns; zero otherwise.
+	Until time.Time
 }
 
 // Encapsulated reports whether the Pair's ESP travels in UDP.

@@ -229,12 +229,12 @@ func (p *Policies[F]) Adopt(left []guard.Element) {
 	}
 }
 
-// Left is what a dead process left and adopted Pairs do not carry: Pairs with nothing but a Selector.
+// Left is what a dead process left and adopted Pairs do not carry: Pairs with nothing but a Selector and their end.
 func (p *Policies[F]) Left(left []guard.Element) (held []ipsec.Pair) {
 	for _, e := range left {
 		if f, ok := p.flows[e.Key]; ok && e.Verdict == guard.Divert {
 			if armed, _ := f.Armed(); !armed {
-				held = append(held, ipsec.Pair{Selector: f.base().Selector()})
+				held = append(held, ipsec.Pair{Selector: f.base().Selector(), Until: f.base().until})
 			}
 		}
 	}

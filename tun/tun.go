@@ -186,7 +186,7 @@ func (p *Plane) open() (err error) {
 	return p.net.up()
 }
 
-// Existing returns, as Pairs with nothing but a Selector, what a dead process protected when this Plane was opened. Their keys
+// Existing returns, as Pairs with nothing but a Selector and their end, what a dead process protected when this Plane was opened. Their keys
 // died with it; until they are keyed anew, or linger is over, their addresses are held.
 func (p *Plane) Existing() ([]ipsec.Pair, error) {
 	p.mu.Lock()

@@ -79,6 +79,7 @@ func (p *Plane) adoptPair(q Policy, states []State) {
 	f.adopted = f.KeepUntil(p.now().Add(time.Duration(q.Lifetime.HardSeconds) * time.Second))
 	p.reqIDs[pr.reqID] = true
 	p.left = append(p.left, pr.spec)
+	p.left[len(p.left)-1].Until = f.adopted
 	p.acquire(f)
 }
 
