@@ -270,8 +270,13 @@ func quick(s crypto.Signer) bool {
 func (l *loop) compute(e ike.SharedSecretWanted) {
 	go func() {
 		l.signers <- struct{}{}
-		r := e.Compute()
+		var r ike.SharedSecret
+		err := contained(&l.panics, func() error { r = e.Compute(); return nil })
 		<-l.signers
+		if err != nil { // the SA ends by its timer
+			l.log.Error("contained", "what", "key exchange", "err", err)
+			return
+		}
 		l.report(func(now time.Time) { l.output(now, l.engine.Supply(now, e.SA, r)) })
 	}()
 }

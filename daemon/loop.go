@@ -24,24 +24,25 @@ type loop struct {
 	refusals refusals
 	packets  packets
 
-	datagrams chan ike.Datagram
-	strangers chan ike.Datagram // first messages: whoever sends many of them fills no queue but theirs
-	events    chan ipsec.Event
-	calls     chan func(now time.Time)     // from lookups and status
-	jobs      chan func()                  // to the data plane's goroutine, in order
-	queue     []func()                     // jobs that wait for it
-	done      chan func(now time.Time)     // what jobs and signers found
-	wake      time.Time                    // of the engine
-	measuring bool                         // the Pairs' counters are being read
-	ids       []uint32                     // of the Pairs whose counters are being read; its room is used again
-	usages    []evUsage                    // what was read last of some of them; the same
-	measured  time.Time                    // when they may be read again
-	leaving   bool                         // the SAs are being ended: no new ones
-	ended     chan struct{}                // closed when the loop has
-	unheld    map[ipsec.Selector]time.Time // holds that could not be set; the data plane goroutine's
-	stuck     map[ipsec.Selector]bool      // what it may not release, since connections could not be ended
-	sockets   sockets                      // its own
-	parting   parting                      // what a stop leaves to the end of all loops
+	datagrams   chan ike.Datagram
+	strangers   chan ike.Datagram // first messages: whoever sends many of them fills no queue but theirs
+	events      chan ipsec.Event
+	calls       chan func(now time.Time)     // from lookups and status
+	jobs        chan func()                  // to the data plane's goroutine, in order
+	queue       []func()                     // jobs that wait for it
+	done        chan func(now time.Time)     // what jobs and signers found
+	wake        time.Time                    // of the engine
+	measuring   bool                         // the Pairs' counters are being read
+	ids         []uint32                     // of the Pairs whose counters are being read; its room is used again
+	usages      []evUsage                    // what was read last of some of them; the same
+	measured    time.Time                    // when they may be read again
+	leaving     bool                         // the SAs are being ended: no new ones
+	ended       chan struct{}                // closed when the loop has
+	unheld      map[ipsec.Selector]time.Time // holds that could not be set; the data plane goroutine's
+	stuck       map[ipsec.Selector]bool      // what it may not release, since connections could not be ended
+	quarantined map[key]time.Time            // whose step panicked, and until when lookups do not reach them
+	sockets     sockets                      // its own
+	parting     parting                      // what a stop leaves to the end of all loops
 }
 
 const (
@@ -54,7 +55,7 @@ func newLoop(s *shared, engine *ike.Endpoint) *loop {
 		shared: s, engine: engine, peers: map[key]*peer{}, bySA: map[ike.SAID]*peer{}, pairs: map[uint32]*peer{}, callers: newCallers(), refusals: refusals{asked: map[ike.SAID]ike.AuthorizationWanted{}},
 		datagrams: make(chan ike.Datagram, 1024), strangers: make(chan ike.Datagram, 256), events: make(chan ipsec.Event, 1024), calls: make(chan func(time.Time), 64), jobs: make(chan func()),
 		packets: newPackets(1), done: make(chan func(time.Time), 64), ended: make(chan struct{}), unheld: map[ipsec.Selector]time.Time{},
-		stuck: map[ipsec.Selector]bool{},
+		stuck: map[ipsec.Selector]bool{}, quarantined: map[key]time.Time{},
 	}
 }
 
@@ -80,25 +81,24 @@ func (l *loop) run(ctx context.Context) error {
 		}
 		select {
 		case <-ctx.Done():
-			l.stop()
+			l.turn("stop", l.stop)
 			return nil
 		case d := <-l.datagrams:
-			l.receive(l.now(), d)
+			l.turn("message", func() { l.receive(l.now(), d) })
 		case d := <-l.strangers:
-			l.receive(l.now(), d)
+			l.turn("first message", func() { l.receive(l.now(), d) })
 		case f := <-l.calls:
-			f(l.now())
+			l.turn("call", func() { f(l.now()) })
 		case f := <-l.done:
-			f(l.now())
+			l.turn("finding", func() { f(l.now()) })
 		case e := <-l.events:
-			l.event(l.now(), e)
+			l.turn("event", func() { l.event(l.now(), e) })
 		case jobs <- next:
 			l.queue = l.queue[1:]
 		case <-timer.C:
-			now := l.now()
-			l.output(now, l.engine.Advance(now))
+			l.turn("timer", func() { now := l.now(); l.output(now, l.engine.Advance(now)) })
 		case <-ticker.C:
-			l.tick(l.now())
+			l.turn("tick", func() { l.tick(l.now()) })
 		}
 	}
 }
@@ -122,7 +122,7 @@ func (l *loop) job(what string, call func() error, then func(now time.Time, err 
 		return
 	}
 	l.queue = append(l.queue, func() {
-		err := call()
+		err := contained(&l.panics, call)
 		l.report(func(now time.Time) { then(now, err) })
 	})
 }
@@ -280,8 +280,8 @@ func (l *loop) peerUpTo(now time.Time, local, remote netip.Addr, most int64) *pe
 	return p
 }
 
-// step gives a peer an event and does what it says.
-func (l *loop) step(now time.Time, p *peer, e any) {
+// advance is step, which may panic.
+func (l *loop) advance(now time.Time, p *peer, e any) {
 	before, why := p.state, p.why
 	do, wake := p.step(now, e)
 	l.publish(p)

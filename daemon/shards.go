@@ -40,6 +40,7 @@ type shared struct {
 	grants  *grants                       // what lookups may read
 	signers chan struct{}                 // a seat each
 	known   atomic.Int64                  // peers
+	panics  atomic.Uint64                 // that were contained; each is a bug
 	masks   [32]byte                      // see mask
 	nudge   func(local, remote netip.Addr) error
 }

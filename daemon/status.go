@@ -119,9 +119,13 @@ func (p *peer) row(now time.Time) (control.Peer, *association) {
 }
 
 func (d *Daemon) counters() map[string]uint64 {
-	s := d.resolver.Stats()
+	s, caught := d.resolver.Stats(), uint64(0)
+	if d.shards != nil {
+		caught = d.shards.panics.Load()
+	}
 	return map[string]uint64{
 		"dns_queries": s.Queries, "dns_cached": s.Cached, "dns_lookups": s.Lookups, "dns_watched": s.Watched, "dns_withheld": s.Withheld,
 		"dns_bogus": s.Bogus, "dns_timed_out": s.TimedOut, "dns_overload": s.Overload,
+		"panics": s.Panics + caught,
 	}
 }

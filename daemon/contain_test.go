@@ -1,0 +1,61 @@
+package daemon
+
+import (
+	"testing"
+	"time"
+
+	"tacit/ipsec"
+	"tacit/ipsec/ipsectest"
+)
+
+// crashing is a data plane with a bug.
+type crashing struct{ gatedPlane }
+
+func (crashing) SetPolicy(ipsec.Selector, ipsec.Action, time.Time) error { panic("injected") }
+
+// A peer whose every step panics is put in quarantine: lookups at its address are withheld at once, the others are answered, and the loop goes on.
+//
+//tacit:attack A-50 a panic at each step of a peer: lookups at its address are withheld, at once from the second on; others are keyed and answered
+func TestPanicIsQuarantined(t *testing.T) {
+	t.Parallel()
+	alice, bob, evil := newEnd(t, "192.0.2.1", ""), newEnd(t, "192.0.2.2", "bob.example"), newEnd(t, "192.0.2.3", "evil.example")
+	ipsectest.Wire(alice.Fake, bob.Fake)
+	close(alice.gate)
+	close(bob.gate)
+	alice.do(t, func(now time.Time) { alice.l.peerOf(now, alice.addr, evil.addr).pad = nil })
+	for range 3 {
+		if o := outcomeOf(t, alice.lookup(evil)); o.ok || o.why == "" {
+			t.Errorf("got %+v", o)
+		}
+	}
+	if n := alice.l.panics.Load(); n != 1 {
+		t.Errorf("%d panics for three lookups, want one", n)
+	}
+	alice.do(t, func(now time.Time) { alice.l.housekeep(now) }) // its ticks panic too
+	if o := outcomeOf(t, alice.lookup(bob)); !o.ok {
+		t.Errorf("bob: %+v", o)
+	}
+	if n := alice.l.panics.Load(); n < 2 {
+		t.Errorf("%d panics: nothing was injected", n)
+	}
+}
+
+// A panic of one input, or of the data plane, is that input's end.
+func TestPanicsAreContained(t *testing.T) {
+	t.Parallel()
+	alice := newEndOn(t, "192.0.2.1", "", 1, func(p gatedPlane) ipsec.Dataplane { return crashing{p} })
+	close(alice.gate)
+	if err := alice.l.post(t.Context(), func(time.Time) { panic("injected") }); err != nil {
+		t.Fatal(err)
+	}
+	failed := make(chan error, 1)
+	alice.do(t, func(time.Time) {
+		alice.l.job("holding", func() error { return alice.l.dp.SetPolicy(ipsec.Selector{}, ipsec.Hold, time.Time{}) }, func(_ time.Time, err error) { failed <- err })
+	})
+	if err := <-failed; err == nil {
+		t.Error("no error")
+	}
+	if n := alice.l.panics.Load(); n != 2 {
+		t.Errorf("%d panics, want 2", n)
+	}
+}
