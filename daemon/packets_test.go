@@ -73,13 +73,22 @@ func (x *traffic) packet(to netip.Addr) {
 
 // settle lets everything beside the loop come to its end.
 func (x *traffic) settle() {
-	for len(x.l.queue) > 0 || x.l.packets.flying > 0 {
-		if len(x.l.queue) > 0 {
+	running, ran := false, make(chan struct{})
+	for {
+		if !running && len(x.l.queue) > 0 {
 			job := x.l.queue[0]
-			x.l.queue = x.l.queue[1:]
-			go job()
+			x.l.queue, running = x.l.queue[1:], true
+			go func() { job(); ran <- struct{}{} }()
 		}
-		(<-x.l.done)(x.now)
+		if !running && x.l.packets.flying == 0 && len(x.l.done) == 0 {
+			return
+		}
+		select {
+		case f := <-x.l.done:
+			f(x.now)
+		case <-ran:
+			running = false
+		}
 	}
 }
 
