@@ -35,7 +35,7 @@ func (r race) run(ctx context.Context) (won outcome, bad outcome, ok bool) {
 	results := make(chan outcome, r.tries)
 	next := time.NewTimer(0)
 	defer next.Stop()
-	for running, sent := 0, 0; ; {
+	for running, sent, hopeless := 0, 0, 0; ; {
 		select {
 		case <-next.C:
 			i := sent
@@ -52,12 +52,15 @@ func (r race) run(ctx context.Context) (won outcome, bad outcome, ok bool) {
 			if o.err == nil && r.good(o.msg) {
 				return o, bad, true
 			}
+			if untrusted(o.err) {
+				hopeless++
+			}
 			if bad.msg == nil && (o.msg != nil || bad.err == nil) {
 				bad = o
 			}
 			switch {
 			case running > 0:
-			case ctx.Err() != nil, sent >= r.tries, sent >= r.round && (bad.msg != nil || errors.Is(bad.err, errNoTCP)):
+			case ctx.Err() != nil, sent >= r.tries, sent >= r.round && (bad.msg != nil || errors.Is(bad.err, errNoTCP) || hopeless == sent):
 				return outcome{}, bad, false
 			case sent < r.round:
 				next.Reset(0) // the next one is not asked in vain

@@ -31,6 +31,15 @@ const (
 // errGone is a connection that ended before the answer came, which is no fault where it was idle before (RFC 7766, 6.2.3).
 var errGone = errors.New("the connection ended")
 
+// errPin is a server with another key than the configuration says.
+var errPin = errors.New("the server's key is none of those that are pinned")
+
+// untrusted says whether a server has not proven who it is, which it will not do a moment later either.
+func untrusted(err error) bool {
+	var cert *tls.CertificateVerificationError
+	return errors.Is(err, errPin) || errors.As(err, &cert)
+}
+
 // secret is a server that is asked over TLS (RFC 7858), strictly: it proves its name or its key (RFC 8310, 5), or it is not asked.
 type secret struct {
 	dialer
@@ -62,7 +71,7 @@ func pinned(state tls.ConnectionState, pins [][sha256.Size]byte) error {
 		return errors.New("no certificate")
 	}
 	if !slices.Contains(pins, sha256.Sum256(state.PeerCertificates[0].RawSubjectPublicKeyInfo)) {
-		return errors.New("the server's key is none of those that are pinned")
+		return errPin
 	}
 	return nil
 }

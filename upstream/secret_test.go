@@ -245,6 +245,33 @@ func TestTLSConnections(t *testing.T) {
 	many()
 }
 
+// A server that does not prove itself is not waited for: the next one is asked at once, and without one there is no answer, at once.
+func TestTLSUntrustedIsNotWaitedFor(t *testing.T) {
+	s := newSecretServer(t, nil)
+	f := newForwarder(t, func(q *dns.Msg, _ bool) [][]byte { return [][]byte{reply(q, good, nil)} })
+	plain := Server{Addr: f.addr, Port: f.addr.Port()}
+	wrongPin := pinPrefix + base64.StdEncoding.EncodeToString(make([]byte, sha256.Size))
+	for _, c := range []struct {
+		what    string
+		servers []Server
+		fails   bool
+	}{
+		{"another name, alone", []Server{s.server(t, "other.example")}, true},
+		{"another key, alone", []Server{s.server(t, wrongPin)}, true},
+		{"another name, then a second server", []Server{s.server(t, "other.example"), plain}, false},
+	} {
+		u, err := New(Config{Servers: c.servers, Roots: s.roots})
+		if err != nil {
+			t.Fatal(err)
+		}
+		start := time.Now()
+		_, err = u.Exchange(t.Context(), validatorQuery("bob.example."))
+		if took := time.Since(start); (err != nil) != c.fails || took >= firstTimeout {
+			t.Errorf("%s: %v after %v", c.what, err, took)
+		}
+	}
+}
+
 // What comes over TLS is no more believed than what comes over UDP: another id or question, a broken message or silence costs its question only.
 func TestTLSAnswers(t *testing.T) {
 	s := newSecretServer(t, nil)
