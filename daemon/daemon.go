@@ -114,7 +114,7 @@ func New(cfg Config) (*Daemon, error) {
 func (d *Daemon) openResolver() error {
 	f := d.cfg.File
 	up, err := upstream.New(upstream.Config{
-		Servers: f.DNS.Upstream, Iterate: f.DNS.Iterate && !f.DNS.TrustAD, TrustAD: f.DNS.TrustAD, Hints: d.cfg.Hints, Probed: d.cfg.Anchors.Top(), Control: d.dnsControl(), Log: d.log})
+		Servers: f.DNS.Upstream, Iterate: f.DNS.Iterate && !f.DNS.TrustAD, TrustAD: f.DNS.TrustAD, Hints: d.cfg.Hints, Probed: d.cfg.Anchors.Top(), Control: d.dnsControl(), Learned: d.host.learned, Log: d.log})
 	if err != nil {
 		return fmt.Errorf("dns.upstream: %w", err)
 	}

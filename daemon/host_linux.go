@@ -8,6 +8,8 @@ import (
 	"net"
 	"net/netip"
 	"reflect"
+	"slices"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -27,6 +29,10 @@ const refresh = 30 * time.Second
 type host struct {
 	file *config.Config
 	env  atomic.Pointer[pad.Environment]
+
+	// The mutex guards named, and that of two snapshots the later one stays: the connections to upstreams learn in goroutines of their own.
+	mu    sync.Mutex
+	named []netip.Addr // of upstreams that are given by name
 }
 
 func newHost(f *config.Config) (*host, error) {
@@ -47,16 +53,41 @@ func (h *host) forResponder() pad.Environment {
 // read takes a new snapshot from the kernel. It is another one even where it holds the same, or could not be read: what was
 // concluded from the one before, like our address towards a peer, is to be found out again.
 func (h *host) read() error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
 	e, err := Environment(h.file)
 	old := h.env.Load()
-	switch {
-	case err != nil && old != nil:
+	if err != nil && old != nil {
 		e = *old // and a new snapshot all the same: nothing that was decided by the old one is sure
-	case old != nil && reflect.DeepEqual(e, *old):
+	}
+	for _, a := range h.named {
+		if !slices.Contains(e.Upstreams, a) {
+			e.Upstreams = append(slices.Clip(e.Upstreams), a)
+		}
+	}
+	if err == nil && old != nil && reflect.DeepEqual(e, *old) {
 		return nil
 	}
 	h.env.Store(&e)
 	return err
+}
+
+// maxNamed bounds the addresses of upstreams that are given by name.
+const maxNamed = 8
+
+// learned is told where an upstream that is given by name has proven it. A name's address is not taken on anybody's word: what is never claimed
+// is not protected.
+func (h *host) learned(addr netip.Addr) {
+	h.mu.Lock()
+	known := slices.Contains(h.named, addr)
+	if !known {
+		h.named = append(h.named, addr)
+		h.named = h.named[max(0, len(h.named)-maxNamed):]
+	}
+	h.mu.Unlock()
+	if !known {
+		_ = h.read() // it makes another snapshot in any case; the next notice reads again
+	}
 }
 
 // renew makes another snapshot of the same, for what was concluded otherwise than by it.

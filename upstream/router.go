@@ -51,6 +51,8 @@ type Config struct {
 	Roots *x509.CertPool
 	// Control is called on each socket before it is bound or connected, as in net.Dialer: to set a mark. May be nil.
 	Control func(network, address string, c syscall.RawConn) error
+	// Learned is told where a server that is given by name has proven it, before it is asked. May be nil.
+	Learned func(addr netip.Addr)
 	Log     *slog.Logger
 }
 
@@ -105,7 +107,9 @@ func New(c Config) (*Router, error) {
 		case s.Addr.IsValid():
 			to = newSecret(dial, s, c.Roots, nil)
 		default:
-			to = newSecret(dial, s, c.Roots, r.addresses)
+			named := newSecret(dial, s, c.Roots, r.addresses)
+			named.learned = c.Learned
+			to = named
 		}
 		r.ways = append(r.ways, &way{carrier: to, name: s.String(), believed: c.TrustAD && !s.TLS && s.Addr.Addr().IsLoopback()})
 	}

@@ -47,6 +47,8 @@ type secret struct {
 	config *tls.Config
 	find   func(ctx context.Context, name string) ([]netip.AddrPort, error) // nil: the address is given
 
+	learned func(addr netip.Addr) // where find's word has turned out to be true; may be nil
+
 	making singleflight.Group // a connection for all who want one
 	mu     sync.Mutex         // guards conn, which whoever asks takes in passing
 	conn   *tlsConn
@@ -128,6 +130,9 @@ func (s *secret) connection(ctx context.Context) (c *tlsConn, fresh bool, err er
 		for _, a := range addrs {
 			var c *tlsConn
 			if c, err = s.connect(ctx, netip.AddrPortFrom(a.Addr(), s.server.Port)); err == nil {
+				if s.find != nil && s.learned != nil {
+					s.learned(a.Addr())
+				}
 				return s.current(c), nil
 			}
 		}

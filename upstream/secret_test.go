@@ -332,7 +332,13 @@ func TestTLSByName(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r, err := New(Config{Servers: []Server{named, {Addr: plain.addr, Port: plain.addr.Port()}}, Roots: s.roots})
+	var mu sync.Mutex
+	var learned []netip.Addr
+	r, err := New(Config{Servers: []Server{named, {Addr: plain.addr, Port: plain.addr.Port()}}, Roots: s.roots, Learned: func(a netip.Addr) {
+		mu.Lock()
+		defer mu.Unlock()
+		learned = append(learned, a)
+	}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -343,5 +349,10 @@ func TestTLSByName(t *testing.T) {
 	r.Renew()
 	if m, err := r.Exchange(t.Context(), validatorQuery("bob.example.")); err != nil || m.Rcode != dns.RcodeServerFailure {
 		t.Errorf("with a forged address: got %v, %v", m, err)
+	}
+	mu.Lock()
+	defer mu.Unlock()
+	if len(learned) != 1 || learned[0] != loop {
+		t.Errorf("learned %v, want where it has proven its name, and no more", learned)
 	}
 }
