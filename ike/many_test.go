@@ -139,3 +139,42 @@ func BenchmarkReceive(b *testing.B) {
 		})
 	}
 }
+
+// link is one of the things that an established SA is made of.
+type link struct {
+	next *link
+	body []byte
+}
+
+// linkSizes are what a probe reads and writes of an SA, in octets, each behind a pointer in the one before: its place in the table, itself, its keys
+// in two parts, the answer to the last request, and its timer.
+var linkSizes = []int{64, 704, 128, 80, 288, 64}
+
+// BenchmarkTouch is what the memory alone takes of BenchmarkReceive: as many SAs, in no order, and of each the same lines, one pointer after
+// the other, with nothing done.
+func BenchmarkTouch(b *testing.B) {
+	for _, n := range []int{1000, 10_000, 100_000} {
+		b.Run(fmt.Sprint(n), func(b *testing.B) {
+			all := make([]*link, n)
+			for _, size := range linkSizes { // made in turn, as SAs are: what belongs together does not lie together
+				for i := range all {
+					all[i] = &link{all[i], make([]byte, size)}
+				}
+			}
+			order := rand.New(rand.NewPCG(1, 2)).Perm(n)
+			runtime.GC()
+			i, sum := 0, byte(0)
+			for b.Loop() {
+				for l := all[order[i]]; l != nil; l = l.next {
+					for at := 0; at < len(l.body); at += 64 {
+						sum += l.body[at]
+						l.body[at] = sum
+					}
+				}
+				if i++; i == n {
+					i = 0
+				}
+			}
+		})
+	}
+}
