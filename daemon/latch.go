@@ -84,10 +84,16 @@ func (p *peer) latched(now time.Time) (do []action) {
 	if p.latch.since.IsZero() || !p.covered() && (talks || now.Before(p.broken)) {
 		return nil
 	}
+	do = p.admit()
+	p.latch = latch{}
+	return do
+}
+
+// admit lets those who have knocked try.
+func (p *peer) admit() (do []action) {
 	for _, e := range p.latch.knocks {
 		do = append(do, doAdmit{e: e})
 	}
-	p.latch = latch{}
 	return do
 }
 
@@ -145,8 +151,9 @@ func (p *peer) severs() []action {
 	return []action{doSever{}}
 }
 
-// severed: nothing of the conversation is left, and the next may begin; or it cannot be known, and is held until it would have ended by itself.
-func (p *peer) severed(now time.Time, err error) []action {
+// severed: no connection of the conversation is left, and the next may begin; its hold stands until then, for what is no connection. Or they could not be
+// ended: nobody else comes in while they are held.
+func (p *peer) severed(err error) (do []action) {
 	if !p.latch.sever { // it has ended meanwhile
 		return nil
 	}
@@ -154,11 +161,9 @@ func (p *peer) severed(now time.Time, err error) []action {
 	if err != nil {
 		return p.turnAway("a conversation with another is held: " + err.Error())
 	}
-	p.broken, p.anybody = time.Time{}, anybody{waiting: p.anybody.waiting}
-	if len(p.live()) == 0 {
-		return p.rest(now, "the conversation was ended for another")
-	}
-	return nil
+	do = p.admit()
+	p.latch, p.anybody = latch{}, anybody{waiting: p.anybody.waiting}
+	return do
 }
 
 // resume asks an address, whose conversation was broken, to go on with it: the SA was ours.
