@@ -33,5 +33,6 @@ func TestConformance(t *testing.T) {
 			return Open(Config{Linger: o.Linger, Log: slog.New(slog.NewTextHandler(ipsectest.Log{T: t}, nil))})
 		},
 		Cleanup: func() error { return Cleanup(Config{}) },
+		Short:   os.Getenv("TACIT_LONG") != "1",
 	})
 }

@@ -29,7 +29,7 @@ func testClearPorts(w *world) {
 		rules[i].ClearPorts = echoInClear
 	}
 	w.must(errors.Join(da.SetRules(rules), db.SetRules(rules)))
-	for i, f := range families {
+	for i, f := range w.some() {
 		w.passesClear(f)
 		if w.reaches(f, w.bob, w.alice) {
 			w.Errorf("%v: another port is in clear", f)

@@ -24,6 +24,8 @@ type Subject struct {
 	Cleanup func() error
 	// Only names the parts that are run; empty means all.
 	Only []string
+	// Short leaves out, of the parts about rules, what takes long and one family: where a machine is emulated.
+	Short bool
 }
 
 // childLinger is the Linger of the process that is killed; see [Main].
@@ -104,9 +106,23 @@ func TestDataplane(t *testing.T, s Subject) {
 		{"traces", testTraces},
 	} {
 		if len(s.Only) == 0 || slices.Contains(s.Only, c.name) {
+			if s.Short && slices.Contains(long, c.name) {
+				continue
+			}
 			t.Run(c.name, func(t *testing.T) { c.run(newWorld(t, s)) })
 		}
 	}
+}
+
+// long are the parts that Short leaves out.
+var long = []string{"storm", "exempt kinds"}
+
+// some are the families that parts about rules are about.
+func (w *world) some() []family {
+	if w.subject.Short {
+		return []family{v6}
+	}
+	return families
 }
 
 // newWorld makes the hosts of one part. They go with it.
