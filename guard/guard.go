@@ -184,7 +184,7 @@ func (g *Guard) fill(left []Element, rules ruleElements, lasting time.Duration, 
 	}
 	g.generation = 0
 	if len(rules) > 0 {
-		if err := g.putRules(0, rules, lasting); err != nil {
+		if err := errors.Join(g.fillRules(0, rules), g.switchRules(0, true, lasting)); err != nil {
 			return err
 		}
 	}

@@ -14,8 +14,8 @@ import (
 
 /* Rules of prefixes say what becomes of clear packets between any own unicast address and addresses that no element names. They stand in
 a map from intervals to where their packets go, so that one look says it: a second look, in another set, may be under the next rules. Of
-each set there are two, and those that are not in use are filled: before Linux 6.17 a look into a set that is being replaced may find nothing. The map is
-asked while an element of the set live has time left: so all rules end at once, by themselves.
+each set there are two, and those that are not in use are filled, before they are: a look into a set that is being changed may find nothing, before Linux
+6.17 because of what goes, and later because of what comes. The map is asked while an element of the set live has time left: so all rules end at once, by themselves.
 
 	out    live? -> peer is in block        -> exempt? else refused at once
 	                peer is in hold or trap -> exempt? else as with divert
@@ -132,9 +132,10 @@ func (r Rules) elements(sets *generation) ruleElements {
 	return out
 }
 
-// putRules fills a generation's sets, which must be empty, and puts it in force, in the transaction that is being made.
-func (g *Guard) putRules(generation int, elements ruleElements, timeout time.Duration) error {
+// fillRules replaces the elements of a generation that is not in force, in the transaction that is being made.
+func (g *Guard) fillRules(generation int, elements ruleElements) error {
 	for _, set := range g.sets.rules[generation].all() {
+		g.conn.FlushSet(set)
 		for list := elements[set.Name]; len(list) > 0; {
 			n := min(len(list), chunk)
 			if err := g.conn.SetAddElements(set, list[:n]); err != nil {
@@ -143,12 +144,17 @@ func (g *Guard) putRules(generation int, elements ruleElements, timeout time.Dur
 			list = list[n:]
 		}
 	}
+	return nil
+}
+
+// switchRules puts a generation in force, in the transaction that is being made.
+func (g *Guard) switchRules(generation int, lasting bool, timeout time.Duration) error {
 	for _, c := range lookChains(g.sets, generation) {
 		g.conn.FlushChain(&nftables.Chain{Name: c.name, Table: g.table})
 		g.addRules(c)
 	}
 	g.conn.FlushSet(g.sets.live)
-	if len(elements) == 0 {
+	if !lasting {
 		return nil
 	}
 	return g.conn.SetAddElements(g.sets.live, liveElements(generation, timeout))
@@ -164,14 +170,10 @@ func (g *Guard) SetRules(r Rules, timeout time.Duration) error {
 	}
 	next := 1 - g.generation
 	elements := r.elements(&g.sets.rules[next])
-	err := g.once("make room for rules", func() error {
-		for _, set := range g.sets.rules[next].all() {
-			g.conn.FlushSet(set)
-		}
-		return nil
-	})
+	// Two transactions: packets see the rules of a new generation before its sets show what was added with them.
+	err := g.once("fill rules", func() error { return g.fillRules(next, elements) })
 	if err == nil {
-		err = g.once("set rules", func() error { return g.putRules(next, elements, timeout) })
+		err = g.once("set rules", func() error { return g.switchRules(next, len(elements) > 0, timeout) })
 	}
 	if err == nil {
 		g.generation = next

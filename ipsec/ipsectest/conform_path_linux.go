@@ -185,9 +185,14 @@ func testForeignMarks(w *world) {
 	rules := "table inet other { chain out { type route hook output priority 100; meta mark and 0xff000000 == 0x7b000000 meta mark set 1; }; }"
 	_, err := w.alice.Command(context.Background(), "nft", rules).Output()
 	w.must(err)
+	w.must(da.SetRules(everywhere(ipsec.Hold)))
 	for _, f := range families { // where no mark leads the way they are protected as before
 		_ = ask(w.dialUDP(f, w.alice, w.bob), 8, 300*time.Millisecond)
+		_ = ask(w.dialUDP(f, w.alice, w.malory), 8, 300*time.Millisecond)
 		w.noClear(f)
+		if c := w.tap.From(f.of(w.alice), f.of(w.malory)); c.Clear() != 0 {
+			w.Errorf("%v: a rule holds, and the tap saw %v", f, c)
+		}
 	}
 }
 
