@@ -15,7 +15,7 @@ const (
 	SAUp      Kind = "sa-up"             // from now on an address is spoken to encrypted
 	SADown    Kind = "sa-down"           // from now on it is not
 	Promoted  Kind = "promoted"          // who came in as nobody has proved a key
-	Withhold  Kind = "withheld"          // an address was left out of an answer
+	Withhold  Kind = "withheld"          // an address was left out of an answer, or packets without a lookup to it were refused
 	Conflict  Kind = "conflict"          // a name claims an address whose live key is another's
 	Downgrade Kind = "downgrade-refused" // less than what an address had proved before was not taken
 	RollOver  Kind = "roll-over"         // an address has proved another key than before

@@ -5,6 +5,7 @@ import (
 	"slices"
 	"time"
 
+	"tacit/control"
 	"tacit/ipsec"
 	"tacit/pad"
 	"tacit/policy"
@@ -263,6 +264,7 @@ func (l *loop) settleFor(now time.Time, r policy.Rule, local netip.Addr, d *deni
 	} else {
 		until = clamp(until, now, now.Add(shutDenial)) // what is refused may be tried again soon
 		l.packets.keptShut++
+		l.d.audit(now, control.Event{Kind: control.Withhold, Address: d.addr, Local: local, Why: "packets without a lookup are refused: " + d.why})
 	}
 	if !slices.Contains(d.locals, local) {
 		if len(d.locals) == denialLocals {

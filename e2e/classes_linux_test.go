@@ -355,7 +355,7 @@ func (w *classWorld) compare() {
 func TestClassMatrix(t *testing.T) {
 	needE2E(t, "nft", "ip")
 	w := newClassWorld(t, newClassCells(func(*classCell) bool { return true }))
-	w.run("tun", 50)
+	w.run(dataplane(), 50)
 	w.compare()
 }
 
@@ -373,7 +373,7 @@ func TestXFRMClassMatrix(t *testing.T) {
 func TestBothPacketsAtOnce(t *testing.T) {
 	needE2E(t, "nft", "ip")
 	w := newClassWorld(t, newClassCells(func(c *classCell) bool { return !c.lookup && c.us%2 == 0 && c.us < 4 && c.peer%2 == 0 && c.peer < 4 }))
-	w.start("tun")
+	w.start(dataplane())
 	for _, c := range w.cells {
 		t.Run(c.name(), func(t *testing.T) {
 			var ends [2]net.PacketConn

@@ -162,6 +162,9 @@ func TestReverseZoneStripped(t *testing.T) {
 		if came, _ := firstDatagram(t, w.alice, h, h.Addr4(), 3*time.Second); came {
 			t.Errorf("%s is spoken to in clear", h.Name)
 		}
+		if said := "event=withheld address=" + h.Addr4().String(); !strings.Contains(w.aliceTac.log(), said) {
+			t.Errorf("no audit event %s", said)
+		}
 		w.wantNothing(w.alice, h)
 	}
 }
