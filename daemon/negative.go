@@ -13,8 +13,9 @@ const (
 	maxDenials   = 32768            // of all loops together
 	leastDenial  = 30 * time.Second // a denial counts at least so long, whatever its TTL
 	mostDenial   = 10 * time.Minute // and at most
-	shutDenial   = 10 * time.Second // what could not be found out is asked again then
-	denialLocals = 8                // of our own addresses, of which an entry knows that they speak to the address
+	firstShut    = time.Second      // what could not be found out is asked again then, and after longer and longer
+	mostShut     = time.Minute
+	denialLocals = 8 // of our own addresses, of which an entry knows that they speak to the address
 )
 
 // denial is what is known of an address without a key.
@@ -23,6 +24,7 @@ type denial struct {
 	until time.Time
 	why   string
 	shut  bool // there may be a key, but no proof of it or of the contrary: nothing leaves in clear
+	again int  // shut: how often it had been so before
 	// locals are our addresses for which the data plane has a policy on the address because of this.
 	locals []netip.Addr
 
@@ -47,6 +49,14 @@ func (c *denials) get(now time.Time, addr netip.Addr) *denial {
 		return d
 	}
 	return nil
+}
+
+// failed is how long what could not be found out counts, and how often that has been so before.
+func (c *denials) failed(addr netip.Addr) (d time.Duration, again int) {
+	if old := c.of[addr]; old != nil && old.shut {
+		again = old.again + 1
+	}
+	return min(firstShut<<min(again, 10), mostShut), again
 }
 
 // put remembers a denial in the place of what was known of its address, whose policies it takes over. gone is what had to make room for it.
@@ -90,7 +100,7 @@ func (c *denials) drop(d *denial) {
 func (c *denials) expire(now time.Time, n int) {
 	for e := c.order.Front(); e != nil && n > 0; n-- {
 		d, next := e.Value.(*denial), e.Next()
-		if !now.Before(d.until) {
+		if end := d.until; !now.Before(end) && (!d.shut || now.Sub(end) >= mostShut) { // until then a repeat counts for longer
 			c.drop(d)
 		}
 		e = next

@@ -20,6 +20,7 @@ const (
 	maxNetQuests = 32                      // of one network's (IPv4 /24, IPv6 /56)
 	maxQueued    = 4096                    // that wait for their turn; the packets of more are dropped, and the next one asks again
 	maxProvoked  = 32                      // under way because of what came in clear, which anybody can send in another's name
+	mostRefused  = 10 * time.Second        // packets that are refused may be judged anew then
 	maxWait      = 2500 * time.Millisecond // of a packet that may leave in clear: less than a data plane keeps it
 )
 
@@ -163,11 +164,12 @@ func (l *loop) conclude(now time.Time, q *quest, r reversed) {
 		}
 		return
 	}
-	until := now.Add(shutDenial)
-	if !r.shut {
-		until = clamp(r.until, now.Add(leastDenial), now.Add(mostDenial))
+	d := &denial{addr: q.remote, why: r.why, shut: r.shut}
+	if wait, again := l.packets.denials.failed(q.remote); r.shut {
+		d.until, d.again = now.Add(wait), again
+	} else {
+		d.until = clamp(r.until, now.Add(leastDenial), now.Add(mostDenial))
 	}
-	d := &denial{addr: q.remote, until: until, why: r.why, shut: r.shut}
 	if gone := l.packets.denials.put(d); gone != nil {
 		l.release(gone)
 	}
@@ -262,7 +264,7 @@ func (l *loop) settleFor(now time.Time, r policy.Rule, local netip.Addr, d *deni
 		action = ipsec.Bypass
 		l.packets.letGo++
 	} else {
-		until = clamp(until, now, now.Add(shutDenial)) // what is refused may be tried again soon
+		until = clamp(until, now, now.Add(mostRefused))
 		l.packets.keptShut++
 		l.d.audit(now, control.Event{Kind: control.Withhold, Address: d.addr, Local: local, Why: "packets without a lookup are refused: " + d.why})
 	}

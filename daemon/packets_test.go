@@ -358,6 +358,35 @@ func TestNobodyIsLetGoWhoIsHeld(t *testing.T) {
 	}
 }
 
+// What could not be found out is asked again soon, since DNS may only be slow, but not for ever at the same pace; and a denial that is proven ends that.
+func TestUnansweredIsAskedAgain(t *testing.T) {
+	x := newTraffic(t, policy.Rule{Class: policy.PrivateOrClear, Packets: true})
+	x.says = reversed{shut: true, why: "no answer in time"}
+	pauses := []time.Duration{firstShut, 2 * firstShut, 4 * firstShut, 8 * firstShut, 16 * firstShut, 32 * firstShut, mostShut, mostShut}
+	for i, pause := range pauses {
+		x.try()
+		x.want("unanswered", "block")
+		for range int(pause/time.Second) - 1 {
+			x.now = x.now.Add(time.Second)
+			x.l.packets.denials.expire(x.now, 10)
+			x.try()
+		}
+		if n := x.asked[x.p.remote]; n != i+1 {
+			t.Fatalf("%d lookups within pause %d (%v), want %d", n, i, pause, i+1)
+		}
+		x.now = x.now.Add(time.Second)
+		x.l.packets.denials.expire(x.now, 10)
+	}
+	x.says = noKey
+	x.try()
+	x.want("answered at last", "bypass")
+	x.now = x.now.Add(time.Hour)
+	x.l.packets.denials.expire(x.now, 10)
+	if len(x.l.packets.denials.of) != 0 {
+		t.Error("it is not forgotten")
+	}
+}
+
 // A storm to addresses without keys costs a lookup each at most, then nothing; what is remembered of it is bounded.
 func TestStorm(t *testing.T) {
 	const storm = 10_000
