@@ -105,10 +105,12 @@ func (l *loop) initiate(now time.Time, p *peer, a doInitiate) {
 		LocalID: ike.ID{Kind: ike.IDNull},
 		Auth:    ike.Authorization{Keys: c.PublicKeys(), Known: c.Known(), Mode: ipsec.Transport},
 	}
-	if c.Gateway.IsValid() && !l.viaGateway(p, c, &peer) {
-		p.step(now, evBegun{})
-		l.step(now, p, ike.Closed{Err: errNoRoute})
-		return
+	if c.Gateway.IsValid() {
+		if err := l.viaGateway(p, c, &peer); err != nil {
+			p.step(now, evBegun{})
+			l.step(now, p, ike.Closed{Err: err})
+			return
+		}
 	}
 	peer.Auth.Mask = l.mask(p.local, p.remote)
 	if a.anybody {
@@ -126,6 +128,9 @@ func (l *loop) initiate(now time.Time, p *peer, a doInitiate) {
 	}
 	id, out := l.engine.Initiate(now, peer)
 	l.bySA[id] = p
+	if c.Gateway.IsValid() {
+		l.gateways.begun(id, c.Gateway)
+	}
 	p.step(now, evBegun{id})
 	l.output(now, out)
 }
@@ -160,6 +165,7 @@ func (l *loop) engineEvent(now time.Time, e ike.Event) {
 	case ike.ChildWanted:
 		l.install(now, e)
 	case ike.Established:
+		l.gateways.over(e.SA)
 		l.over(now, e.SA, nil)
 		if p := l.adopt(now, e); p != nil {
 			l.step(now, p, e)
@@ -196,6 +202,7 @@ func (l *loop) engineEvent(now time.Time, e ike.Event) {
 			l.step(now, p, e)
 		}
 	case ike.Closed:
+		l.gateways.over(e.SA)
 		delete(l.callers.claims, e.SA)
 		l.over(now, e.SA, e.Err)
 		if p := l.bySA[e.SA]; p != nil {

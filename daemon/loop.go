@@ -23,6 +23,7 @@ type loop struct {
 	callers  callers
 	refusals refusals
 	packets  packets
+	gateways gateways
 
 	datagrams   chan ike.Datagram
 	strangers   chan ike.Datagram // first messages: whoever sends many of them fills no queue but theirs
@@ -54,7 +55,7 @@ func newLoop(s *shared, engine *ike.Endpoint) *loop {
 	return &loop{
 		shared: s, engine: engine, peers: map[key]*peer{}, bySA: map[ike.SAID]*peer{}, pairs: map[uint32]*peer{}, callers: newCallers(), refusals: refusals{asked: map[ike.SAID]ike.AuthorizationWanted{}},
 		datagrams: make(chan ike.Datagram, 1024), strangers: make(chan ike.Datagram, 256), events: make(chan ipsec.Event, 1024), calls: make(chan func(time.Time), 64), jobs: make(chan func()),
-		packets: newPackets(1), done: make(chan func(time.Time), 64), ended: make(chan struct{}), unheld: map[ipsec.Selector]time.Time{},
+		packets: newPackets(1), gateways: newGateways(), done: make(chan func(time.Time), 64), ended: make(chan struct{}), unheld: map[ipsec.Selector]time.Time{},
 		stuck: map[ipsec.Selector]bool{}, quarantined: map[key]time.Time{},
 	}
 }

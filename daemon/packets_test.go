@@ -491,6 +491,41 @@ func TestGatewaysInTurn(t *testing.T) {
 	x.want("both failed", "hold")
 }
 
+// A gateway that a reverse zone names for any number of addresses is not asked for all of them at once; the others' turn comes.
+func TestGatewayIsNotFlooded(t *testing.T) {
+	x := newTraffic(t, policy.Rule{Class: policy.PrivateOrClear, Packets: true})
+	gateway := netip.MustParseAddr("127.0.0.8")
+	x.says = x.reverseClaim(1)
+	x.says.claims[0].Gateway = gateway
+	sent := 0
+	x.fake.OnSend(func(ipsectest.Datagram) { sent++ })
+	for i := range 50 {
+		x.packet(nth(i))
+		x.settle()
+	}
+	if sent != maxAsked || x.l.gateways.under[gateway] != maxAsked {
+		t.Fatalf("%d negotiations with one gateway, %d are counted, want %d", sent, x.l.gateways.under[gateway], maxAsked)
+	}
+	for id := range x.l.gateways.asked {
+		x.l.engineEvent(x.now, ike.Closed{SA: id, Err: ike.ErrTimeout})
+	}
+	x.settle()
+	if len(x.l.gateways.asked) != 0 || len(x.l.gateways.under) != 0 {
+		t.Errorf("%d are under way yet", len(x.l.gateways.asked))
+	}
+	x.packet(nth(49))
+	x.settle()
+	if sent != maxAsked+1 {
+		t.Errorf("%d negotiations, want one more", sent)
+	}
+	x.want("never in clear", "")
+	for i := range 50 {
+		if p, _ := x.fake.Policy(ipsec.Host(x.p.local, nth(i))); p.Action != ipsec.Hold {
+			t.Fatalf("%v: %v", nth(i), p.Action)
+		}
+	}
+}
+
 // The rows of TRUST.md 1 for the answer at a reverse name.
 func TestJudgeReverse(t *testing.T) {
 	remote := netip.MustParseAddr("203.0.113.7")
