@@ -387,6 +387,32 @@ func TestUnansweredIsAskedAgain(t *testing.T) {
 	}
 }
 
+// An SA that ended while nobody used it is set up again by the next packet, with no other lookup while what was found counts.
+func TestNextPacketKeysAgain(t *testing.T) {
+	for _, k := range []byte{0, 1} {
+		x := newTraffic(t, policy.Rule{Class: policy.PrivateOrClear, Packets: true, Anonymous: true})
+		if k != 0 {
+			x.says = x.reverseClaim(k)
+		}
+		for round := range 3 {
+			x.try()
+			p := x.peer()
+			if p == nil || p.attempt == nil {
+				t.Fatalf("key %d, round %d: nobody is asked", k, round)
+			}
+			id := p.attempt.id
+			x.succeeds(k)
+			x.l.step(x.now, p, ike.ChildDown{SA: id, Pair: uint32(id)})
+			x.l.step(x.now, p, ike.Closed{SA: id})
+			x.settle()
+			x.now = x.now.Add(10 * time.Second)
+		}
+		if n := x.asked[x.p.remote]; n != 1 {
+			t.Errorf("key %d: %d lookups, want 1", k, n)
+		}
+	}
+}
+
 // A storm to addresses without keys costs a lookup each at most, then nothing; what is remembered of it is bounded.
 func TestStorm(t *testing.T) {
 	const storm = 10_000
