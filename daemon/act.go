@@ -49,6 +49,8 @@ func (l *loop) do(now time.Time, p *peer, a action) {
 		l.admitted(now, a)
 	case doSever:
 		l.severs(now, p)
+	case doAskReverse:
+		l.askReverseAgain(p)
 	case doAsk:
 		l.askAgain(p, a.name)
 	case doAudit:

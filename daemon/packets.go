@@ -200,6 +200,28 @@ func (l *loop) keyFor(now time.Time, local netip.Addr, q *quest, claims []pad.Cl
 	}
 }
 
+// askReverseAgain finds out whether the reverse zone still names the key of an address. Where it cannot be asked now it is later.
+func (l *loop) askReverseAgain(p *peer) {
+	t := &l.packets
+	if t.flying >= maxQuests {
+		return
+	}
+	t.flying++
+	t.lookups++
+	go func() {
+		r := l.d.reverse(p.remote)
+		l.report(func(now time.Time) {
+			t.flying--
+			for _, c := range r.claims {
+				if l.peers[p.key] == p {
+					l.step(now, p, evClaim{c})
+				}
+			}
+			l.turns(now)
+		})
+	}()
+}
+
 // unproven is what becomes of packets to an address that nobody is proven to be at: they are shut in, or anybody is asked for encryption, or they leave in
 // clear.
 func (l *loop) unproven(now time.Time, r policy.Rule, q *quest, local netip.Addr, d *denial) {

@@ -413,6 +413,36 @@ func TestNextPacketKeysAgain(t *testing.T) {
 	}
 }
 
+// R9: the reverse zone's word ends with its TTL, and nobody looks it up while an SA serves. It is asked again then: the SA goes on, or is lame.
+func TestReverseZoneIsAskedAgain(t *testing.T) {
+	for _, stands := range []bool{true, false} {
+		x := newTraffic(t, policy.Rule{Class: policy.PrivateOrClear, Packets: true})
+		x.says = x.reverseClaim(1)
+		x.says.claims[0].Until = x.now.Add(time.Minute)
+		x.try()
+		x.succeeds(1)
+		p := x.peer()
+		if x.says = noKey; stands {
+			x.says = x.reverseClaim(1)
+			x.says.claims[0].Until = x.now.Add(time.Hour)
+		}
+		for range 150 { // seconds, in which the peer speaks
+			x.now = x.now.Add(time.Second)
+			p.sas[0].usage.LastIn = x.now
+			p.pad.Alive(x.now)
+			x.l.step(x.now, p, evTick{})
+			x.settle()
+		}
+		want, lookups := lame, 3
+		if stands {
+			want, lookups = protected, 2
+		}
+		if p.state != want || x.asked[x.p.remote] != lookups {
+			t.Errorf("it still says so %v: %v (%s) after %d lookups, want %v after %d", stands, p.state, p.why, x.asked[x.p.remote], want, lookups)
+		}
+	}
+}
+
 // A storm to addresses without keys costs a lookup each at most, then nothing; what is remembered of it is bounded.
 func TestStorm(t *testing.T) {
 	const storm = 10_000

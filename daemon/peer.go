@@ -156,8 +156,10 @@ type (
 	doHold   struct{ until time.Time }
 	doUnhold struct{}
 	doRemove struct{ pair uint32 }
-	doAsk    struct{ name string }      // whether DNS still says what it said of an initiator
-	doTick   struct{ in time.Duration } // evTick then, and not only with the second's housekeeping
+	doAsk    struct{ name string } // whether DNS still says what it said of an initiator
+
+	doAskReverse struct{}                   // or what the reverse zone did
+	doTick       struct{ in time.Duration } // evTick then, and not only with the second's housekeeping
 )
 
 // The events of a peer. Those of ike come as they are.

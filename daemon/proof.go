@@ -105,7 +105,8 @@ func (p *peer) promoted(now time.Time, e ike.Promoted) []action {
 	return nil
 }
 
-// askAgain has the names of clients looked up again whose claims have ended (R9): what holds goes on, and what does not is lame.
+// askAgain has the names of clients looked up again whose claims have ended (R9), and the reverse zone that nobody looks up: what holds goes on, and what does
+// not is lame.
 func (p *peer) askAgain(now time.Time) (do []action) {
 	if !p.pad.Lame(now) {
 		return nil
@@ -114,6 +115,10 @@ func (p *peer) askAgain(now time.Time) (do []action) {
 		if a.claim.Name != "" && p.isLive(a) && now.Sub(a.asked) >= askedAgain {
 			a.asked = now
 			do = append(do, doAsk{a.claim.Name})
+		}
+		if a.initiator && p.last.Source == pad.Reverse && p.isLive(a) && now.Sub(a.asked) >= askedAgain {
+			a.asked = now
+			do = append(do, doAskReverse{})
 		}
 	}
 	return do
