@@ -443,6 +443,28 @@ func TestReverseZoneIsAskedAgain(t *testing.T) {
 	}
 }
 
+// A denial counts as long as its TTL says, within bounds; and no packet asks before it has ended.
+func TestDenialsLast(t *testing.T) {
+	for ttl, want := range map[time.Duration]time.Duration{time.Second: leastDenial, 5 * time.Minute: 5 * time.Minute, 24 * time.Hour: mostDenial} {
+		x := newTraffic(t, policy.Rule{Class: policy.PrivateOrClear, Packets: true})
+		x.says.until = x.now.Add(ttl)
+		x.try()
+		if p, _ := x.fake.Policy(ipsec.Host(x.p.local, x.p.remote)); p.Action != ipsec.Bypass || p.Until.Sub(x.now) != want {
+			t.Errorf("TTL %v: %v for %v, want it let go for %v", ttl, p.Action, p.Until.Sub(x.now), want)
+		}
+		x.now = x.now.Add(want - time.Second)
+		x.try()
+		if n := x.asked[x.p.remote]; n != 1 {
+			t.Errorf("TTL %v: %d lookups before it has ended", ttl, n)
+		}
+		x.now = x.now.Add(time.Second)
+		x.try()
+		if n := x.asked[x.p.remote]; n != 2 {
+			t.Errorf("TTL %v: %d lookups when it has ended, want another", ttl, n)
+		}
+	}
+}
+
 // A storm to addresses without keys costs a lookup each at most, then nothing; what is remembered of it is bounded.
 func TestStorm(t *testing.T) {
 	const storm = 10_000
