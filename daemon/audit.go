@@ -155,20 +155,20 @@ type doAudit struct{ e control.Event }
 type face struct {
 	level control.Assurance // none: it has no SA
 	name  string
-	key   string // the fingerprint that the address proved; empty: none yet
+	key   string // the fingerprint that the address proved last; empty: none yet
 	a     *association
 }
 
 // face is taken before and after a step.
 func (p *peer) face() (f face) {
 	f.level = control.NoAssurance
+	k, _, _ := p.pad.Key()
+	f.key = k.ID
 	if f.a = p.authenticated(); f.a != nil {
 		f.level, f.name = control.Authenticated, f.a.claim.Name
 		if f.name == "" {
 			f.name = p.last.Name
 		}
-		k, _, _ := p.pad.Key()
-		f.key = k.ID
 		return f
 	}
 	for _, a := range p.sas {
@@ -184,7 +184,9 @@ func (p *peer) event(kind control.Kind, f face, why string) doAudit {
 	e := control.Event{Kind: kind, Address: p.remote, Local: p.local, Name: f.name, Assurance: f.level, Why: why}
 	if f.a != nil {
 		e.Suite = f.a.suite
-		if e.KeyID = f.key; e.KeyID == "" && f.a.key != nil {
+	}
+	if f.level == control.Authenticated {
+		if e.KeyID = f.key; e.KeyID == "" {
 			e.KeyID = ipseckey.Fingerprint(f.a.key)
 		}
 	}
@@ -198,9 +200,6 @@ func (p *peer) changed(before face, cause any) (do []action) {
 	ends := func() { do = append(do, p.event(control.SADown, before, p.whyEnded(cause))) }
 	switch {
 	case before.level == now.level:
-		if before.key != "" && now.key != "" && before.key != now.key {
-			do = append(do, p.event(control.RollOver, now, "the address proved another key than before, which was "+before.key))
-		}
 	case before.level == control.NoAssurance:
 		do = append(do, p.event(control.SAUp, now, p.describe(now.a)))
 	case now.level == control.Authenticated:
@@ -210,6 +209,9 @@ func (p *peer) changed(before face, cause any) (do []action) {
 	default: // somebody's SA has gone, and nobody's is left
 		ends()
 		do = append(do, p.event(control.SAUp, now, p.describe(now.a)))
+	}
+	if now.level == control.Authenticated && before.key != "" && before.key != now.key {
+		do = append(do, p.event(control.RollOver, now, "the address proved another key than before, which was "+before.key))
 	}
 	p.ending = ""
 	return do

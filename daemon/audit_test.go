@@ -110,6 +110,8 @@ func TestAuditOfPeers(t *testing.T) {
 			p.hears("it lost", up, "conflict next.example authenticated", down)
 			p.ended(1, ike.ErrTimeout)
 			p.hears("its end")
+			p.established(2, true, 2)
+			p.hears("the next one's", "sa-up next.example authenticated", "roll-over next.example authenticated")
 		}},
 		{"what the rules do not allow", func(p *play) {
 			p.lookup("bob.example.", 1)

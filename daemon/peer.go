@@ -287,7 +287,9 @@ func (p *peer) lookup(now time.Time, w waiter) []action {
 	case pad.Conflict: // R3: the incumbent must answer, or it loses
 		p.waiting = append(p.waiting, w)
 		if a := p.authenticated(); a != nil && p.pad.Outranks(now, w.claim) {
-			return p.lose(now, a)
+			do := p.lose(now, a)
+			p.ending = "another key is claimed for the address by a word that goes before"
+			return do
 		}
 		f := p.face()
 		f.name = w.claim.Name

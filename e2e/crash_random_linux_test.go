@@ -6,6 +6,7 @@ import (
 	"math/rand/v2"
 	"net/netip"
 	"os"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -80,6 +81,9 @@ func killAtRandom(t *testing.T, n int) {
 			t.Error(err)
 		}
 		sameState(t, d.host, before[d.host])
+		if left := output(t, d.host, "sh", "-c", "ip xfrm state; ip xfrm policy"); strings.Contains(left, "src") && dataplane() == "xfrm" {
+			t.Errorf("%s: left after cleanup:\n%s", d.host.Name, left)
+		}
 	}
 }
 
@@ -203,4 +207,15 @@ func conversations(t *testing.T, w *attackWorld) *talk {
 		}
 	}
 	return k
+}
+
+// TestXFRMKilledAtRandom is a few of them on the kernel's ESP, where SAs outlive the process.
+func TestXFRMKilledAtRandom(t *testing.T) {
+	needESP(t)
+	t.Setenv("TACIT_DATAPLANE", "xfrm")
+	n := 3
+	if os.Getenv("TACIT_LONG") != "" {
+		n = 20
+	}
+	killAtRandom(t, n)
 }

@@ -88,3 +88,43 @@ func (w *attackWorld) clearOnlyFrom(rebooted *lab.Host, since time.Time, flows [
 		}
 	}
 }
+
+// TestSquatterLeaves: who proved a key at an address has left it without a word, and the next tenant's name is looked up. The incumbent is asked once, does
+// not answer, and loses: the name is answered on the first or second try, and what happened is told.
+//
+//tacit:attack A-56 the next tenant's name is keyed after one probe; conflict, sa-down, sa-up and roll-over are events; the squatter's name is withheld
+func TestSquatterLeaves(t *testing.T) {
+	t.Parallel()
+	w := newAttackWorld(t, func(w *attackWorld) []zoneFile {
+		return []zoneFile{{"example.", bindNSEC, append(hostRecords("squatter.example.", w.bob, &w.bobKey), hostRecords("tenant.example.", w.bob, &w.malKey)...)}}
+	})
+	w.run("")
+	mustAnswer(t, w.alice, "squatter.example", w.bob.Addr4())
+	rebooted(t, w.bobTac)
+	w.bobTac = startTacit(t, w.bob, w.anchor, options{name: "tenant.example", identity: w.malKey.pem, upstream: w.upstreamOfTheHost})
+	began := time.Now()
+	eventually(t, slower(4*time.Second), "the tenant is answered", func() bool {
+		got, err := getaddrinfo(t, w.alice, "ahostsv4", "tenant.example")
+		return err == nil && len(got) == 1
+	})
+	t.Logf("answered after %v", time.Since(began).Round(time.Millisecond))
+	transfer(t, w.alice, w.bob, w.bob.Addr4(), 1000)
+	if n, first, _ := w.clearBetween(w.alice, w.bob, began, time.Now()); n > 0 {
+		t.Errorf("%d packets in clear, the first %v -> %v protocol %d", n, first.Src, first.Dst, first.Proto)
+	}
+	if p := w.aliceTac.peers(w.bob); len(p) != 1 || p[0].Assurance != "authenticated" || strings.Join(p[0].Names, " ") != "tenant.example" {
+		t.Errorf("alice's status: %+v", p)
+	}
+	if got, err := getaddrinfo(t, w.alice, "ahostsv4", "squatter.example"); err == nil {
+		t.Errorf("the squatter's name is answered: %v", got)
+	}
+	said := strings.Join(w.aliceTac.events(), "\n")
+	for _, kind := range []string{"conflict", "sa-down", "roll-over"} {
+		if !strings.Contains(said, kind+" ") {
+			t.Errorf("no event %s:\n%s", kind, said)
+		}
+	}
+	if strings.Count(said, "sa-up ") != 2 {
+		t.Errorf("want two sa-up:\n%s", said)
+	}
+}
