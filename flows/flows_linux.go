@@ -18,6 +18,9 @@ const (
 // which it was.
 func List() (all []Flow, err error) {
 	conn, err := netlink.Dial(unix.NETLINK_SOCK_DIAG, nil)
+	if errors.Is(err, unix.EPROTONOSUPPORT) {
+		return listedAll()
+	}
 	if err != nil {
 		return nil, fmt.Errorf("sock_diag: %w", err)
 	}
@@ -26,8 +29,11 @@ func List() (all []Flow, err error) {
 	for _, proto := range []uint8{protoTCP, protoUDP} {
 		for _, family := range []uint8{familyIPv4, familyIPv6} {
 			some, err := list(conn, family, proto)
+			if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EOPNOTSUPP) {
+				some, err = listed(family, proto)
+			}
 			all = append(all, some...)
-			if err != nil && !(family == familyIPv6 && errors.Is(err, unix.ENOENT)) { // no IPv6 here
+			if err != nil {
 				errs = append(errs, fmt.Errorf("sock_diag: protocol %d: %w", proto, err))
 			}
 		}
