@@ -14,12 +14,18 @@ type traffic struct {
 	armed   bool
 	ends    time.Time
 	fate    Fate
+	settled *[]Fate // all of them
 	waiting time.Time
 }
 
-func (f *traffic) Used() bool                        { return f.armed }
-func (f *traffic) Armed() (bool, time.Time)          { return f.armed, f.ends }
-func (f *traffic) Settle(fate Fate, until time.Time) { f.fate, f.waiting = fate, until }
+func (f *traffic) Used() bool               { return f.armed }
+func (f *traffic) Armed() (bool, time.Time) { return f.armed, f.ends }
+func (f *traffic) Settle(fate Fate, until time.Time) {
+	f.fate, f.waiting = fate, until
+	if f.settled != nil {
+		*f.settled = append(*f.settled, fate)
+	}
+}
 
 func TestWant(t *testing.T) {
 	now := time.Unix(1000, 0)

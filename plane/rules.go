@@ -231,6 +231,7 @@ func (p *Policies[F]) putRules(now time.Time) error {
 		if b := f.base(); !b.asked { // only what waits now is let go
 			f.Settle(r.Fate(b.Key.Peer), time.Time{})
 			f.Settle(p.fate(b))
+			p.Forget(f)
 		}
 	}
 	return nil

@@ -1,11 +1,16 @@
 package plane
 
 import (
+	"errors"
 	"math/rand/v2"
 	"net/netip"
+	"os"
+	"runtime"
 	"slices"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"tacit/guard"
 	"tacit/ipsec"
@@ -142,5 +147,42 @@ func TestFate(t *testing.T) {
 	p.Rules.unknown.Store(true)
 	if fate, _ := p.fate(&Flow{Key: guard.Key{Own: bob, Peer: alice}}); fate != Wait {
 		t.Error("under a dead process's rules packets do not wait")
+	}
+}
+
+// What waited because of a rule is judged anew by the next rules, and its flow is forgotten then; rules that guard refuses change nothing.
+func TestSetRules(t *testing.T) {
+	if os.Getenv("TACIT_E2E") != "1" {
+		t.Skip("needs root and network namespaces: set TACIT_E2E=1")
+	}
+	runtime.LockOSThread() // and never unlocked: the namespace ends with the thread
+	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+		t.Fatal(err)
+	}
+	var fault error
+	g, _, err := guard.Open(guard.Config{Device: "tacit0", Fault: func(string) error { return fault }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = g.Close(false) }()
+	var fates []Fate
+	gateway := netip.MustParseAddr("192.0.2.77")
+	p := Policies[*traffic]{Guard: g, Linger: 10 * time.Second, Now: time.Now, Gateways: func() []netip.Addr { return []netip.Addr{gateway} },
+		Made: func(k guard.Key) *traffic { return &traffic{Flow: Flow{Key: k}, settled: &fates} }}
+	trap := []ipsec.Rule{{Remote: netip.MustParsePrefix("192.0.2.0/24"), Action: ipsec.Trap}}
+	if err := p.SetRules(trap); err != nil {
+		t.Fatal(err)
+	}
+	f := p.Flow(guard.Key{Own: alice, Peer: bob})
+	if f.fate != Wait || p.Rules.Waits(gateway) {
+		t.Errorf("a trapped address: fate %v; the gateway waits: %v", f.fate, p.Rules.Waits(gateway))
+	}
+	fault = errors.New("injected")
+	if err := p.SetRules(nil); !errors.Is(err, fault) || !p.Rules.Waits(bob) || f.fate != Wait {
+		t.Errorf("rules that could not be set: %v, fate %v", err, f.fate)
+	}
+	fault, fates = nil, nil
+	if err := p.SetRules(nil); err != nil || !slices.Equal(fates, []Fate{Release, Drop}) || p.Len() != 0 {
+		t.Errorf("no rules: %v, fates %v, %d flows", err, fates, p.Len())
 	}
 }
