@@ -152,9 +152,9 @@ func (g *Guard) build() ([]Element, error) {
 		return nil, err
 	}
 	err = g.fill(left, rules, lasting, true)
-	if err == nil {
+	if err == nil || len(rules) > 0 { // a kernel that had rules has what they need
 		g.left = len(rules) > 0
-		return left, nil
+		return left, err
 	}
 	if e := errors.Join(g.conn.CloseLasting(), g.dial()); e != nil {
 		return nil, errors.Join(err, e)
@@ -183,10 +183,17 @@ func (g *Guard) fill(left []Element, rules ruleElements, lasting time.Duration, 
 		g.have[e.Key] = e.Verdict
 	}
 	g.generation = 0
-	if len(rules) > 0 {
-		if err := errors.Join(g.fillRules(0, rules), g.switchRules(0, true, lasting)); err != nil {
-			return err
-		}
+	if len(rules) == 0 {
+		return g.conn.Flush()
+	}
+	if err := errors.Join(g.fillRules(0, rules), g.holdAll(lasting)); err != nil {
+		return err
+	}
+	if err := g.conn.Flush(); err != nil {
+		return err
+	}
+	if err := g.switchRules(0, true, lasting); err != nil {
+		return err
 	}
 	return g.conn.Flush()
 }

@@ -160,6 +160,16 @@ func (g *Guard) switchRules(generation int, lasting bool, timeout time.Duration)
 	return g.conn.SetAddElements(g.sets.live, liveElements(generation, timeout))
 }
 
+// holdAll has the rules of all addresses hold, in the transaction that is being made: it stands for the moment in which the sets of a new table do not show
+// what they hold.
+func (g *Guard) holdAll(timeout time.Duration) error {
+	for i, to := range [rulesLook]string{"rule_divert", "rule_leak", "rule_shut"} {
+		g.conn.FlushChain(&nftables.Chain{Name: looks[i], Table: g.table})
+		g.addRules(chain{name: looks[i], rules: [][]expr.Any{{jumpTo(to)}}})
+	}
+	return g.conn.SetAddElements(g.sets.live, liveElements(0, timeout))
+}
+
 // SetRules replaces all rules, in one step. They are asked for as long as timeout says, unless that is renewed.
 func (g *Guard) SetRules(r Rules, timeout time.Duration) error {
 	if g.sets.live == nil {

@@ -311,10 +311,15 @@ func testRulesOfTheDead(w *world) {
 	w.must(first.SetRules(everywhere(ipsec.Hold)))
 	w.must(first.SetPolicy(ipsec.Host(w.alice.Addr6(), w.bob.Addr6()), ipsec.Bypass, time.Now().Add(time.Minute)))
 	w.reset()
-	w.must(first.Close(true))
-	_ = ask(w.dialUDP(v4, w.alice, w.bob), 8, 100*time.Millisecond)
-	second := open()
+	stop := w.sending(w.dialUDP(v4, w.alice, w.bob))
+	second := first
+	for range 10 {
+		w.must(second.Close(true))
+		second = open()
+	}
+	stop()
 	defer func() { w.must(second.Close(false)) }()
+	w.noClear(v4)
 	w.answered(v6, w.alice, w.bob, 8) // let go yet
 	got := make(chan error, 1)
 	go func() { got <- ask(w.dialUDP(v4, w.alice, w.bob), 8, wait) }()

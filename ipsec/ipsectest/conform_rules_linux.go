@@ -229,6 +229,27 @@ func testNested(w *world) {
 	}
 }
 
+// sending sends to the connections in turn, all the while, until it is stopped.
+func (w *world) sending(conns ...net.Conn) (stop func()) {
+	end, ended := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(ended)
+		for i := 0; ; i++ {
+			select {
+			case <-end:
+				return
+			default:
+				_, _ = conns[i%len(conns)].Write([]byte("clear?"))
+				time.Sleep(100 * time.Microsecond)
+			}
+		}
+	}()
+	return func() {
+		close(end)
+		<-ended
+	}
+}
+
 // testReplaceRules: rules are replaced in one step: of a flow that sends all the while nothing leaves in clear while one rule that holds
 // gives way to another.
 func testReplaceRules(w *world) {
@@ -236,20 +257,7 @@ func testReplaceRules(w *world) {
 	da := w.open(w.alice)
 	w.must(da.SetRules(everywhere(ipsec.Hold)))
 	w.reset()
-	stop, stopped := make(chan struct{}), make(chan struct{})
-	conns := []net.Conn{w.dialUDP(v4, w.alice, w.bob), w.dialUDP(v6, w.alice, w.bob)}
-	go func() {
-		defer close(stopped)
-		for i := 0; ; i++ {
-			select {
-			case <-stop:
-				return
-			default:
-				_, _ = conns[i%2].Write([]byte("clear?"))
-				time.Sleep(100 * time.Microsecond)
-			}
-		}
-	}()
+	stop := w.sending(w.dialUDP(v4, w.alice, w.bob), w.dialUDP(v6, w.alice, w.bob))
 	for i := range 30 {
 		rules := everywhere([]ipsec.Action{ipsec.Hold, ipsec.Block}[i%2])
 		if i%3 == 0 {
@@ -258,8 +266,7 @@ func testReplaceRules(w *world) {
 		w.must(da.SetRules(rules))
 		time.Sleep(5 * time.Millisecond)
 	}
-	close(stop)
-	<-stopped
+	stop()
 	for _, f := range families {
 		w.noClear(f)
 	}
