@@ -68,11 +68,11 @@ func kernelChains(s sets, number uint16) []chain {
 		case c.name == "out_divert":
 			c.rules = [][]expr.Any{{jump("out_exempt")}, concat(intoSA(), []expr.Any{accept}), {queue}}
 		case c.name == "input":
-			c.rules[0] = concat(fromSA(), []expr.Any{accept})
+			c.rules[deviceRule] = concat(fromSA(), []expr.Any{accept})
 		case c.name == "in":
-			c.rules[0] = concat(fromSA(), []expr.Any{jumpTo(first.name)})
+			c.rules[deviceRule] = concat(fromSA(), []expr.Any{jumpTo(first.name)})
 		case c.name == "leak":
-			c.rules[0] = concat(intoSA(), []expr.Any{accept})
+			c.rules[deviceRule] = concat(intoSA(), []expr.Any{accept})
 		}
 		list = append(list, c)
 	}

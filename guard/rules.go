@@ -99,18 +99,22 @@ func chains(s sets, device string) []chain {
 
 var inShut = [...]string{"in_shut4", "in_shut6"}
 
-// hooks are the chains that the kernel enters. The first rules of in and leak know the device.
+// deviceRule is the place, in the chains of hooks, of the rule that knows the device.
+const deviceRule = 1
+
+// hooks are the chains that the kernel enters.
 func hooks(s sets, device string) []chain {
 	out := chain{name: "out", kind: nftables.ChainTypeRoute, hook: nftables.ChainHookOutput}
 	in := chain{name: "in", kind: nftables.ChainTypeFilter, hook: nftables.ChainHookPrerouting}
 	leak := chain{name: "leak", kind: nftables.ChainTypeFilter, hook: nftables.ChainHookPostrouting}
 	accept := []expr.Any{verdict(expr.VerdictAccept)}
-	in.add(concat(fromDevice(device), setMark(MarkDivert), accept))
-	in.add(concat(fromDevice("lo"), accept)) // resets that out_block made
+	// What goes to this host itself is no peer's, and there is much of it: every lookup of a program goes this way twice. So do the
+	// resets that out_block made.
+	for _, c := range []*chain{&out, &leak} {
+		c.add(concat(toDevice("lo"), accept))
+	}
+	in.add(concat(fromDevice("lo"), accept), concat(fromDevice(device), setMark(MarkDivert), accept))
 	leak.add(concat(toDevice(device), accept))
-	// What goes to this host itself is no peer's, and there is much of it: every lookup of a program goes this way twice.
-	out.add(concat(toDevice("lo"), accept))
-	leak.add(concat(toDevice("lo"), accept))
 	for i := range s.divert {
 		out.add(concat(loadKey(i, false), lookup(s.divert[i]), []expr.Any{jumpTo("out_divert")}))
 		leak.add(concat(loadKey(i, false), lookup(s.divert[i]), []expr.Any{jumpTo("out_leak")}))
@@ -122,7 +126,7 @@ func hooks(s sets, device string) []chain {
 		return []chain{out, in, leak}
 	}
 	input := chain{name: "input", kind: nftables.ChainTypeFilter, hook: nftables.ChainHookInput}
-	input.add(concat(fromDevice(device), accept), concat(fromDevice("lo"), accept), whileLive(s, "in_rules"))
+	input.add(concat(fromDevice("lo"), accept), concat(fromDevice(device), accept), whileLive(s, "in_rules"))
 	out.add(whileLive(s, "out_rules"))
 	leak.add(whileLive(s, "leak_rules"))
 	return []chain{out, in, leak, input}
