@@ -89,7 +89,7 @@ func Cleanup(cfg Config) error {
 	if _, _, err := k.policies(); err != nil { // may we at all?
 		return err
 	}
-	queue, err := openQueue(cfg.Queue)
+	queue, _, err := openQueue(cfg.Queue)
 	if errors.Is(err, ErrRunning) {
 		return err
 	}
@@ -102,21 +102,40 @@ func Cleanup(cfg Config) error {
 // maxQueued bounds the packets that the kernel keeps for us, held and about to be.
 const maxQueued = 8192
 
-func openQueue(number uint16) (*netlink.Conn, error) {
-	conn, err := netlink.Dial(unix.NETLINK_NETFILTER, nil)
+func openQueue(number uint16) (conn *netlink.Conn, early []netlink.Message, err error) {
+	conn, err = netlink.Dial(unix.NETLINK_NETFILTER, nil)
 	if err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrUnavailable, hint("open nfnetlink", err))
+		return nil, nil, fmt.Errorf("%w: %w", ErrUnavailable, hint("open nfnetlink", err))
 	}
 	_ = conn.SetReadBuffer(8 << 20)
 	_ = conn.SetOption(netlink.NoENOBUFS, true) // a packet too many is dropped, and no reason to stop
 	m := netlink.Message{Header: netlink.Header{Type: netlink.HeaderType(msgQueueConfig), Flags: netlink.Request | netlink.Acknowledge},
 		Data: marshalQueue(number, maxQueued)}
-	if _, err := conn.Execute(m); err != nil {
+	if early, err = bind(conn, m); err != nil {
 		_ = conn.Close()
 		if errors.Is(err, unix.EPERM) || errors.Is(err, unix.EBUSY) { // another socket's; who may not was told so before
-			return nil, fmt.Errorf("%w: queue %d is read", ErrRunning, number)
+			return nil, nil, fmt.Errorf("%w: queue %d is read", ErrRunning, number)
 		}
-		return nil, hint(fmt.Sprintf("read queue %d", number), err)
+		return nil, nil, hint(fmt.Sprintf("read queue %d", number), err)
 	}
-	return conn, nil
+	return conn, early, nil
+}
+
+// bind sends the request and waits for its acknowledgement. Where a dead process's rules stand, packets may come before that.
+func bind(conn *netlink.Conn, m netlink.Message) (early []netlink.Message, err error) {
+	if _, err := conn.Send(m); err != nil {
+		return nil, err
+	}
+	for {
+		messages, err := conn.Receive()
+		if err != nil {
+			return nil, err
+		}
+		for i, m := range messages {
+			if m.Header.Type == netlink.Error {
+				return append(early, messages[i+1:]...), nil
+			}
+			early = append(early, m)
+		}
+	}
 }

@@ -12,8 +12,7 @@ import (
 
 // queueLoop reads the packets that guard sends to the queue: ours that are about to leave in clear, and the first ones out of an SA.
 func (p *Plane) queueLoop() {
-	for {
-		messages, err := p.queue.Receive()
+	for messages, err := p.early, error(nil); ; messages, err = p.queue.Receive() {
 		if err != nil {
 			if p.run.Stopping() {
 				return

@@ -245,7 +245,7 @@ func TestErrorsLive(t *testing.T) {
 		if err := k.delPolicy(outPolicy(s, at, at, 0)); err != nil {
 			t.Errorf("a policy that is not there: %v", err)
 		}
-		q, err := openQueue(DefaultQueue)
+		q, _, err := openQueue(DefaultQueue)
 		if err != nil {
 			return err
 		}

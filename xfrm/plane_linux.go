@@ -59,8 +59,9 @@ type Plane struct {
 	now    func() time.Time
 	run    *plane.Runner
 	kernel *kernel
-	news   *netlink.Conn // what the kernel tells by itself
-	queue  *netlink.Conn // packets that wait
+	news   *netlink.Conn     // what the kernel tells by itself
+	queue  *netlink.Conn     // packets that wait
+	early  []netlink.Message // of the queue, that came while it was opened
 	socks  sockets
 	conns  plane.Conns
 	budget plane.Budget
@@ -118,7 +119,7 @@ func (p *Plane) open() (err error) {
 		return err
 	}
 	p.kernel.fault = p.cfg.fault
-	if p.queue, err = openQueue(p.cfg.Queue); err != nil {
+	if p.queue, p.early, err = openQueue(p.cfg.Queue); err != nil {
 		return err
 	}
 	if err := p.openSockets(); err != nil {

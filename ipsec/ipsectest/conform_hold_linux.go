@@ -322,8 +322,9 @@ func testRulesOfTheDead(w *world) {
 	w.noClear(v4)
 	w.answered(v6, w.alice, w.bob, 8) // let go yet
 	got := make(chan error, 1)
-	go func() { got <- ask(w.dialUDP(v4, w.alice, w.bob), 8, wait) }()
-	w.acquired(second, ipsec.Host(w.alice.Addr4(), w.bob.Addr4()))
+	w.echo(w.malory) // as many as may wait for Bob do
+	go func() { got <- ask(w.dialUDP(v4, w.alice, w.malory), 8, wait) }()
+	w.acquired(second, ipsec.Host(w.alice.Addr4(), w.malory.Addr4()))
 	w.noClear(v4)
 	w.must(second.SetRules(nil))
 	w.must(<-got)
