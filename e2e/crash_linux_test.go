@@ -119,7 +119,7 @@ func crashWorld(t *testing.T, linger string) (w *attackWorld, before map[*lab.Ho
 	pester(t, w.bob, w.alice)
 	time.Sleep(300 * time.Millisecond)
 	for _, f := range flows {
-		f.goesOn(2 * time.Second)
+		f.goesOn(slower(5 * time.Second))
 	}
 	return w, before, answered, flows
 }
