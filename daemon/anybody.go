@@ -67,6 +67,9 @@ func (p *peer) askAnybody(now time.Time) []action {
 	if len(p.anybody.waiting) == 0 || p.attempt != nil {
 		return nil
 	}
+	if p.unknowable() { // whoever answers is another: then it begins
+		return p.severs()
+	}
 	p.attempt = &attempt{anybody: true, called: p.called}
 	if len(p.live()) == 0 {
 		p.setState(now, keying, "anonymous attempt")

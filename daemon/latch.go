@@ -153,26 +153,32 @@ func (p *peer) severs() []action {
 
 // severed: no connection of the conversation is left, and the next may begin; its hold stands until then, for what is no connection. Or they could not be
 // ended: nobody else comes in while they are held.
-func (p *peer) severed(err error) (do []action) {
+func (p *peer) severed(now time.Time, err error) (do []action) {
 	if !p.latch.sever { // it has ended meanwhile
 		return nil
 	}
 	p.latch.sever = false
 	if err != nil {
-		return p.turnAway("a conversation with another is held: " + err.Error())
+		why := "a conversation with another is held: " + err.Error()
+		return append(p.turnAway(why), p.tell(outcome{why: why})...)
 	}
 	do = p.admit()
 	p.latch, p.anybody = latch{}, anybody{waiting: p.anybody.waiting}
-	return do
+	return append(do, p.askAnybody(now)...)
 }
 
 // resume asks an address, whose conversation was broken, to go on with it: the SA was ours.
 func (p *peer) resume(now time.Time) []action {
-	if !p.latch.ours || !now.Before(p.broken) || p.attempt != nil || now.Before(p.anybody.until) {
+	if !p.latch.ours || p.unknowable() || !now.Before(p.broken) || p.attempt != nil || now.Before(p.anybody.until) {
 		return nil
 	}
 	p.attempt = &attempt{anybody: true, called: p.called}
 	return []action{doInitiate{anybody: true}}
+}
+
+// unknowable reports whether a conversation was broken with one who showed no key: he cannot be known again.
+func (p *peer) unknowable() bool {
+	return !p.latch.since.IsZero() && len(p.latch.keys) == 0 && !p.talks()
 }
 
 // admitted answers one who has knocked.

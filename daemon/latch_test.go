@@ -268,3 +268,31 @@ func TestNobodiesKnowEachOther(t *testing.T) {
 		}
 	}
 }
+
+// Who showed no key cannot be known again: what was begun with him is ended, and then whoever is there will do, at once.
+func TestConversationWithoutAKeyIsNotResumed(t *testing.T) {
+	for _, err := range []error{nil, errors.New("not here")} {
+		p := newPlay(t)
+		ask := func() waiter {
+			w := waiter{claim: pad.Claim{Addr: p.p.remote}, reply: make(chan outcome, 1)}
+			p.event(evLookup{w})
+			return w
+		}
+		ask()
+		p.nobody(1, true, 0)
+		p.ended(1, nil)
+		p.done = nil
+		p.event(evAcquire{})
+		w := ask()
+		if count[doInitiate](p) != 0 || count[doSever](p) != 1 {
+			t.Fatalf("%v: did %v", err, p.done)
+		}
+		p.event(evSevered{err})
+		if n := count[doInitiate](p); (n == 1) != (err == nil) || n == 1 && !p.asks(0) {
+			t.Errorf("%v: %d negotiations, with whoever is there: %v", err, n, p.asks(0))
+		}
+		if _, withheld, _ := p.outcome(w); withheld != (err != nil) || p.p.held.IsZero() {
+			t.Errorf("%v: withheld %v, held until %v", err, withheld, p.p.held)
+		}
+	}
+}

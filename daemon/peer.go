@@ -242,7 +242,7 @@ func (p *peer) step(now time.Time, e any) (do []action, wake time.Time) {
 	case evKnock:
 		do = p.knock(now, e.e)
 	case evSevered:
-		do = p.severed(e.err)
+		do = p.severed(now, e.err)
 	case evPinned:
 		p.repinned(e)
 	case evRoom:
