@@ -17,6 +17,7 @@ import (
 type pluto struct {
 	t    *testing.T
 	host *lab.Host
+	cmd  *lab.Cmd
 }
 
 // libreswanTool is one of libreswan's programs. Its package and strongSwan's exclude each other: scripts/test unpacks it, and says where.
@@ -101,17 +102,25 @@ func runPluto(t *testing.T, h *lab.Host, conf string, connections ...string) *pl
 	if err := os.MkdirAll(h.File("/run/pluto"), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	start(t, h, libreswanTool("pluto"), "--nofork", "--config", "/run/ipsec.conf", "--secretsfile", "/run/ipsec.secrets", "--nssdir", "/run/nss",
+	p := &pluto{t: t, host: h}
+	p.start(connections...)
+	return p
+}
+
+// start runs pluto with the configuration that lies there.
+func (p *pluto) start(connections ...string) {
+	t, h := p.t, p.host
+	t.Helper()
+	_ = os.Remove(h.File("/run/pluto/pluto.ctl")) // that of one before it
+	p.cmd = start(t, h, libreswanTool("pluto"), "--nofork", "--config", "/run/ipsec.conf", "--secretsfile", "/run/ipsec.secrets", "--nssdir", "/run/nss",
 		"--rundir", "/run/pluto", "--stderrlog")
 	eventually(t, time.Minute, "pluto's control socket", func() bool {
 		_, err := os.Stat(h.File("/run/pluto/pluto.ctl"))
 		return err == nil
 	})
-	p := &pluto{t, h}
 	for _, c := range connections {
 		output(t, h, libreswanTool("addconn"), "--config", "/run/ipsec.conf", "--ctlsocket", "/run/pluto/pluto.ctl", c)
 	}
-	return p
 }
 
 // whack tells pluto something.
