@@ -208,7 +208,7 @@ func (l *loop) severs(now time.Time, p *peer) {
 	})
 }
 
-// mask is the key that an address is shown by one of ours where we are nobody. It is of this process and these two addresses, so that nobody can
+// mask is the key that an address is shown by one of ours where we are nobody. It is of this process, or of those that crashed before it, and these two addresses: nobody can
 // tell by it what the addresses do not tell him.
 func (s *shared) mask(local, remote netip.Addr) crypto.Signer {
 	h := hmac.New(sha256.New, s.masks[:])
