@@ -76,15 +76,23 @@ func (p *peer) remains(now time.Time, a *association) []action {
 	if p.contested.IsZero() || a.deleting {
 		return nil
 	}
-	p.contested = time.Time{}
+	p.contested, p.stood = time.Time{}, now
 	return p.answer(now, a)
 }
+
+// stoodFor is how long the answer of an incumbent counts for those who come after it: whoever has a thousand names point to the address could else
+// use up what the other host serves an SA, so that it seemed to be silent.
+const stoodFor = 200 * time.Millisecond
 
 // contest asks the incumbent: if it answers, it keeps the address, else it loses it after incumbentWait (R3). An address that is
 // held without an SA is asked for the key that it proved.
 func (p *peer) contest(now time.Time) []action {
-	if p.authenticated() == nil {
+	a := p.authenticated()
+	if a == nil {
 		return p.revive(now)
+	}
+	if p.contested.IsZero() && now.Sub(p.stood) < stoodFor {
+		return p.answer(now, a)
 	}
 	do := p.probeAll(now)
 	if p.contested.IsZero() {
@@ -97,7 +105,7 @@ func (p *peer) contest(now time.Time) []action {
 // lose ends an incumbent that did not answer. Its SA's DELETE may take its time; the next name does not wait for it. Without one
 // the address may prove its key anew.
 func (p *peer) lose(now time.Time, a *association) []action {
-	p.contested, p.ending = time.Time{}, "it did not answer within a second, and another key is claimed for the address"
+	p.contested, p.stood, p.ending = time.Time{}, time.Time{}, "it did not answer within a second, and another key is claimed for the address"
 	do := append(p.end(a), p.retry(now)...)
 	if p.authenticated() != nil {
 		return do

@@ -71,6 +71,21 @@ func TestConflictIncumbentAnswers(t *testing.T) {
 	p.wantReleased(p.lookup("bob.example.", 1))
 }
 
+// whoever looks up many names that point to the address of an incumbent does not have it asked more often than it answers.
+func TestStormAsksIncumbentNowAndThen(t *testing.T) {
+	p := newProven(t)
+	for i := range 1000 {
+		evil := p.lookup(fmt.Sprintf("n%d.evil.example.", i), 9)
+		p.event(ike.Alive{SA: 1})
+		p.wantWithheld(evil)
+		p.now = p.now.Add(10 * time.Millisecond)
+	}
+	if n := count[doCommand](p); n < 40 || n > 60 {
+		t.Errorf("%d probes in ten seconds, want about five a second", n)
+	}
+	p.wantState(protected)
+}
+
 // R3: the incumbent that does not answer within a second loses; A-56.
 //
 //tacit:attack A-56 the incumbent that does not answer for a second loses

@@ -132,6 +132,7 @@ type peer struct {
 	spreadTo *pad.Environment // our addresses then
 	// contested: somebody without the live key wants the address, and the incumbent was asked (R3).
 	contested   time.Time // when it was asked; zero: nobody does
+	stood       time.Time // when an incumbent that was asked has answered last
 	ending      string    // why an SA is being ended by us, in the step under way
 	clearLogged time.Time // when dropped clear packets were logged last
 }
@@ -353,7 +354,7 @@ func (p *peer) childDown(now time.Time, e ike.ChildDown) (do []action) {
 		if a.lose(e.Pair) {
 			if p.authenticated() == nil {
 				p.pad.Lost()
-				p.contested = time.Time{}
+				p.contested, p.stood = time.Time{}, time.Time{}
 			}
 			p.broken = latest(p.broken, p.breaks(now, a, e.Err))
 			if len(p.live()) == 0 || p.pad.Held(now) && !p.covered() {

@@ -17,9 +17,10 @@ import (
 )
 
 const (
-	maxReaders = 8  // sockets of one address, each with a goroutine that reads it
-	batchSize  = 8  // queries read at once: more keep the first answer waiting
-	oobSize    = 64 // octets: one control message with an address
+	maxReaders     = 8       // sockets of one address, each with a goroutine that reads it
+	roomForQueries = 2 << 20 // octets that the kernel may keep for a socket: it counts almost a kilobyte for a short datagram
+	batchSize      = 8       // queries read at once: more keep the first answer waiting
+	oobSize        = 64      // octets: one control message with an address
 )
 
 // listen opens UDP and TCP on one port. For port 0 the kernel draws it for UDP, and TCP has to have it too.
@@ -71,6 +72,7 @@ func beside(u *net.UDPConn, a netip.AddrPort) (more []*net.UDPConn) {
 // several addresses answers from the wrong one.
 func batches(us []*net.UDPConn) (bs []*batch, err error) {
 	for _, u := range us {
+		makeRoom(u)
 		var b *batch
 		wildcard := u.LocalAddr().(*net.UDPAddr).IP.IsUnspecified()
 		if err == nil && wildcard { // one of the two fits the socket's family
