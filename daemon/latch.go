@@ -36,6 +36,17 @@ type latch struct {
 	knocks  []ike.AuthorizationWanted // who waits for that
 }
 
+// noLatch is that of most peers, which have no conversation with nobody. It is not changed.
+var noLatch = &latch{}
+
+// conversation is the peer's latch, to be changed.
+func (p *peer) conversation() *latch {
+	if p.latch == noLatch {
+		p.latch = &latch{}
+	}
+	return p.latch
+}
+
 type (
 	// doAdmit answers those who have knocked.
 	doAdmit struct {
@@ -74,18 +85,18 @@ func (p *peer) latched(now time.Time) (do []action) {
 		}
 		talks = true
 		if p.latch.since.IsZero() {
-			p.latch.since = now
+			p.conversation().since = now
 		}
 		p.latch.ours = p.latch.ours || a.initiator
 		if a.raw != "" && !slices.Contains(p.latch.keys, a.raw) && len(p.latch.keys) < maxLatched {
-			p.latch.keys = append(p.latch.keys, a.raw)
+			p.conversation().keys = append(p.latch.keys, a.raw)
 		}
 	}
 	if p.latch.since.IsZero() || !p.covered() && (talks || now.Before(p.broken)) {
 		return nil
 	}
 	do = p.admit()
-	p.latch = latch{}
+	p.latch = noLatch
 	return do
 }
 
@@ -102,19 +113,21 @@ func (p *peer) knock(now time.Time, e ike.AuthorizationWanted) []action {
 	if len(p.latch.knocks) >= maxKnocks {
 		return []action{doAdmit{e, "others wait already"}}
 	}
-	p.latch.knocks = append(p.latch.knocks, e)
+	p.conversation().knocks = append(p.latch.knocks, e)
 	if !p.talks() {
 		return p.severs()
 	}
 	if p.latch.doubted.IsZero() {
-		p.latch.doubted = now
+		p.conversation().doubted = now
 	}
 	return p.probeAll(now)
 }
 
 // standsBy: an SA of the conversation has answered, or was used. Nobody else comes in.
 func (p *peer) standsBy() []action {
-	p.latch.doubted = time.Time{}
+	if p.latch != noLatch {
+		p.latch.doubted = time.Time{}
+	}
 	return p.turnAway("the address has a conversation with another")
 }
 
@@ -122,7 +135,9 @@ func (p *peer) turnAway(why string) (do []action) {
 	for _, e := range p.latch.knocks {
 		do = append(do, doAdmit{e, why})
 	}
-	p.latch.knocks = nil
+	if p.latch != noLatch {
+		p.latch.knocks = nil
+	}
 	return do
 }
 
@@ -131,7 +146,7 @@ func (p *peer) abandon(now time.Time) []action {
 	if p.latch.doubted.IsZero() || now.Sub(p.latch.doubted) < incumbentWait {
 		return nil
 	}
-	p.latch.doubted = time.Time{}
+	p.conversation().doubted = time.Time{}
 	p.broken = latest(p.broken, now.Add(armedWithin)) // until it is known what became of the sockets
 	var ends []action
 	for _, a := range p.sas {
@@ -147,7 +162,7 @@ func (p *peer) severs() []action {
 	if p.latch.sever {
 		return nil
 	}
-	p.latch.sever = true
+	p.conversation().sever = true
 	return []action{doSever{}}
 }
 
@@ -157,13 +172,13 @@ func (p *peer) severed(now time.Time, err error) (do []action) {
 	if !p.latch.sever { // it has ended meanwhile
 		return nil
 	}
-	p.latch.sever = false
+	p.conversation().sever = false
 	if err != nil {
 		why := "a conversation with another is held: " + err.Error()
 		return append(p.turnAway(why), p.tell(outcome{why: why})...)
 	}
 	do = p.admit()
-	p.latch, p.anybody = latch{}, anybody{waiting: p.anybody.waiting}
+	p.latch, p.anybody = noLatch, anybody{waiting: p.anybody.waiting}
 	return append(do, p.askAnybody(now)...)
 }
 

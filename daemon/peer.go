@@ -123,7 +123,7 @@ type peer struct {
 	sas     []*association // the oldest first
 	waiting []waiter
 	anybody anybody
-	latch   latch
+	latch   *latch
 	held    time.Time // until when a Hold policy of ours stands; zero: none
 	broken  time.Time // until when it is to stand because an SA ended in the middle of a conversation; zero: none did
 	// standing is what lookups see of the live key; nil: there is none. The loop's.
@@ -185,7 +185,7 @@ type (
 )
 
 func newPeer(k key, linger, lifetime time.Duration, now time.Time) *peer {
-	return &peer{key: k, last: noClaim, linger: linger, renew: lifetime - lifetime/20, pad: pad.NewAddress(k.remote, linger), since: now}
+	return &peer{key: k, last: noClaim, latch: noLatch, linger: linger, renew: lifetime - lifetime/20, pad: pad.NewAddress(k.remote, linger), since: now}
 }
 
 // setState is the only place where the state changes. why is a sentence for people.
