@@ -23,6 +23,9 @@ type Dataplane interface {
 	InstallOutbound(p Pair) error
 	// Retire ends an older inbound SA of the Pair.
 	Retire(id uint32, in SPI) error
+	// Disarm stops sending with the Pair, for good: outbound packets go by another armed Pair, or as policies and rules say. What comes
+	// in on it is still accepted. It is no error if there is none.
+	Disarm(id uint32) error
 	// Remove ends the Pair. Policies on its addresses stay as SetPolicy left them.
 	Remove(id uint32) error
 	// Redirect moves the outer addresses of the Pair, after Moved.

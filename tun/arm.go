@@ -70,6 +70,9 @@ func (p *Plane) arm(in *inbound) {
 // armPair makes out the SA that a Pair sends with, unless it has a later one, and puts protection in force. The Plane's lock
 // is held. On an error nothing has changed.
 func (p *Plane) armPair(pr *pair, out *outbound) error {
+	if pr.parting {
+		return nil
+	}
 	f := pr.flow
 	if !pr.armed {
 		if err := p.policies.Enforce(f, true); err != nil {

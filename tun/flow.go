@@ -59,6 +59,7 @@ type pair struct {
 	ins           []*inbound
 	out           *outbound // in use, once armed
 	armed         bool
+	parting       bool // it was disarmed, for good
 
 	// Counters.
 	inPackets, outPackets, inBytes, outBytes atomic.Uint64

@@ -182,6 +182,28 @@ func (p *Plane) dropInbound(in *inbound) {
 	p.spis.remove(in.spi)
 }
 
+// Disarm stops sending with a Pair; see [ipsec.Dataplane].
+func (p *Plane) Disarm(id uint32) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	pr, ok := p.pairs[id]
+	if !ok || p.closed {
+		return nil
+	}
+	return plane.Wrap("disarm", id, p.disarm(pr))
+}
+
+// disarm puts in force what is to be without the Pair.
+func (p *Plane) disarm(pr *pair) error {
+	f, armed := pr.flow, plane.Without(pr.flow.armed, pr)
+	if err := p.policies.Enforce(f, len(armed) > 0); err != nil {
+		return err
+	}
+	f.armed, pr.armed, pr.parting = armed, false, true
+	p.switchTo(f, f.current())
+	return nil
+}
+
 // Remove ends a Pair; see [ipsec.Dataplane]. It is no error if there is none.
 func (p *Plane) Remove(id uint32) error {
 	p.mu.Lock()
@@ -190,8 +212,7 @@ func (p *Plane) Remove(id uint32) error {
 	if !ok || p.closed {
 		return nil
 	}
-	f := pr.flow
-	if err := p.policies.Enforce(f, len(plane.Without(f.armed, pr)) > 0); err != nil {
+	if err := p.disarm(pr); err != nil {
 		return plane.Wrap("remove", id, err)
 	}
 	for _, in := range pr.ins {

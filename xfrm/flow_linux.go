@@ -59,6 +59,7 @@ type pair struct {
 	outs    map[ipsec.SPI]*outbound
 	out     *outbound // in use, once armed
 	armed   bool
+	parting bool        // it was disarmed, for good
 	adopted bool        // left by a dead process: it goes when another is armed
 	past    ipsec.Usage // of SAs that are gone
 	last    ipsec.Usage // what Usage saw before

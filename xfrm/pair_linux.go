@@ -153,6 +153,9 @@ func (p *Plane) installOutbound(spec ipsec.Pair) error {
 // armPair makes out the SA that a Pair sends with, unless it has a later one, and puts protection in force: first the policy, so
 // that nothing waits that could go, then the verdict. On an error nothing has changed. The Plane's lock is held.
 func (p *Plane) armPair(pr *pair, out *outbound) error {
+	if pr.parting {
+		return nil
+	}
 	f, before, had := pr.flow, pr.flow.out, pr.out
 	if had == nil || out.order > had.order {
 		pr.out = out
@@ -257,8 +260,19 @@ func (p *Plane) Remove(id uint32) error {
 	return plane.Wrap("remove", id, p.removePair(pr))
 }
 
-// removePair first puts in force what is to be without the Pair, then ends its SAs.
-func (p *Plane) removePair(pr *pair) error {
+// Disarm stops sending with a Pair; see [ipsec.Dataplane].
+func (p *Plane) Disarm(id uint32) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	pr, ok := p.pairs[id]
+	if !ok || p.closed {
+		return nil
+	}
+	return plane.Wrap("disarm", id, p.disarm(pr))
+}
+
+// disarm puts in force what is to be without the Pair.
+func (p *Plane) disarm(pr *pair) error {
 	f, armed := pr.flow, plane.Without(pr.flow.armed, pr)
 	if err := p.policies.Enforce(f, len(armed) > 0); err != nil {
 		return err
@@ -266,7 +280,15 @@ func (p *Plane) removePair(pr *pair) error {
 	if err := p.route(f, current(armed)); err != nil {
 		return err
 	}
-	f.armed = armed
+	f.armed, pr.armed, pr.parting = armed, false, true
+	return nil
+}
+
+// removePair first puts in force what is to be without the Pair, then ends its SAs.
+func (p *Plane) removePair(pr *pair) error {
+	if err := p.disarm(pr); err != nil {
+		return err
+	}
 	var errs []error
 	for _, in := range pr.ins {
 		errs = append(errs, p.dropInbound(in))

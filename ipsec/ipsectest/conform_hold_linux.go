@@ -190,6 +190,44 @@ func testPairToHold(w *world) {
 	w.noClear(f)
 }
 
+// testDisarm: a Pair that is disarmed hears what the peer sent before it knows, and sends nothing any more: what is sent waits for the next Pair.
+func testDisarm(w *world) {
+	w.echo(w.bob)
+	da, db := w.open(w.alice), w.open(w.bob)
+	at, err := w.alice.ListenPacket("udp4", "192.0.2.1:7007")
+	w.must(err)
+	defer at.Close()
+	received := countPackets(at)
+	toBob, toAlice := w.dialUDP(v4, w.alice, w.bob), w.dialUDP(v4, w.bob, w.alice)
+	for i, encapsulated := range []bool{false, true} {
+		id := uint32(2*i + 1)
+		w.must(da.SetPolicy(ipsec.Host(w.alice.Addr4(), w.bob.Addr4()), ipsec.Hold, time.Now().Add(time.Minute)))
+		alice, bob := w.pairs(id, shape{v4, ipsec.Transport, encapsulated})
+		w.up(da, db, alice, bob)
+		w.must(ask(toBob, 8, wait))
+		before, err := da.Usage(id)
+		w.must(errors.Join(err, da.Disarm(id), da.Disarm(id), da.InstallOutbound(alice)))
+
+		_, err = toAlice.Write([]byte("on its way"))
+		w.must(err)
+		w.await(func() bool { return received() == i+1 })
+		_, err = toBob.Write([]byte("next"))
+		w.must(err)
+		w.event(da, ipsec.Acquire, wait)
+		if u, err := da.Usage(id); err != nil || u.Armed || u.OutPackets != before.OutPackets || u.InPackets != before.InPackets+1 {
+			w.Errorf("disarmed: got %+v, %v; before %+v", u, err, before)
+		}
+		alice, bob = w.pairs(id+1, shape{v4, ipsec.Transport, encapsulated})
+		w.up(da, db, alice, bob)
+		w.must(toBob.SetReadDeadline(time.Now().Add(wait)))
+		if _, err := toBob.Read(make([]byte, 100)); err != nil {
+			w.Errorf("what waited has no answer: %v", err)
+		}
+		w.must(errors.Join(da.Remove(id), da.Remove(id+1), db.Remove(id), db.Remove(id+1), da.Disarm(id)))
+		w.noClear(v4)
+	}
+}
+
 // testKill: after the process died nothing passes in clear before linger is over; then everything passes, with no help from
 // the dead process; Cleanup leaves nothing behind. So it is with a policy on two addresses, and with a rule of a prefix.
 func testKill(w *world) {

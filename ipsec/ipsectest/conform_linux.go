@@ -80,6 +80,7 @@ func TestDataplane(t *testing.T, s Subject) {
 		{"block", testBlock},
 		{"bypass", testBypass},
 		{"pair to hold", testPairToHold},
+		{"disarm", testDisarm},
 		{"replay", testReplay},
 		{"rekey", testRekey},
 		{"neighbours", testNeighbours},

@@ -242,6 +242,14 @@ func (f *Fake) Retire(id uint32, in ipsec.SPI) error {
 	})
 }
 
+// Disarm stops sending with a Pair. It is no error if there is none.
+func (f *Fake) Disarm(id uint32) error {
+	return f.do(Call{Method: "Disarm", ID: id}, func() error {
+		delete(f.armed, id)
+		return nil
+	})
+}
+
 // Remove ends a Pair. It is no error if there is none.
 func (f *Fake) Remove(id uint32) error {
 	return f.do(Call{Method: "Remove", ID: id}, func() error {
