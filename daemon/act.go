@@ -37,6 +37,8 @@ func (l *loop) do(now time.Time, p *peer, a action) {
 		}
 	case doCommand:
 		l.output(now, l.engine.Do(now, a.sa, a.c))
+	case doDelete:
+		l.delete(now, p, a)
 	case doHold:
 		s, until := ipsec.Host(p.local, p.remote), a.until.Add(holdMargin)
 		l.job("holding", func() error { return l.hold(s, until) }, l.failed("holding the address", p.remote))
@@ -64,8 +66,7 @@ func (l *loop) do(now time.Time, p *peer, a action) {
 			})
 		})
 	case doRemove:
-		delete(l.pairs, a.pair)
-		l.remove(ipsec.Host(p.local, p.remote), a.pair)
+		l.removeOf(now, p, a)
 	}
 }
 
@@ -80,13 +81,19 @@ func (l *loop) hold(s ipsec.Selector, until time.Time) error {
 	return nil
 }
 
+// holdAgain sets a hold that is to stand and could not be set before. It runs in the data plane's goroutine.
+func (l *loop) holdAgain(s ipsec.Selector) error {
+	if until, failed := l.unheld[s]; failed && l.now().Before(until) {
+		return l.hold(s, until)
+	}
+	return nil
+}
+
 // remove ends a Pair, but not before the hold that is to stand in its place stands: a Pair without a peer lets nothing pass.
 func (l *loop) remove(s ipsec.Selector, pair uint32) {
 	call := func() error {
-		if until, failed := l.unheld[s]; failed && l.now().Before(until) {
-			if err := l.hold(s, until); err != nil {
-				return err
-			}
+		if err := l.holdAgain(s); err != nil {
+			return err
 		}
 		return l.dp.Remove(pair)
 	}

@@ -37,7 +37,7 @@ func TestPairStaysUntilTheHoldStands(t *testing.T) {
 
 	fake.FailOn("SetPolicy", errors.New("no memory"))
 	l.do(l.now(), p, doHold{l.now().Add(time.Minute)})
-	l.do(l.now(), p, doRemove{1})
+	l.do(l.now(), p, doRemove{pair: 1})
 	work()
 	if len(fake.Pairs()) != 1 {
 		t.Fatal("the Pair is removed although nothing holds the address")

@@ -106,7 +106,7 @@ func (p *peer) contest(now time.Time) []action {
 // the address may prove its key anew.
 func (p *peer) lose(now time.Time, a *association) []action {
 	p.contested, p.stood, p.ending = time.Time{}, time.Time{}, "it did not answer within a second, and another key is claimed for the address"
-	do := append(p.end(a), p.retry(now)...)
+	do := append(p.end(now, a), p.retry(now)...)
 	if p.authenticated() != nil {
 		return do
 	}

@@ -17,7 +17,7 @@ import (
 // kinds are the actions since they were asked for last that end something, in order.
 func (p *play) kinds() (names []string) {
 	for _, a := range p.done {
-		switch a := a.(type) {
+		switch a.(type) {
 		case doEnd:
 			names = append(names, "end")
 		case doUnhold:
@@ -26,10 +26,8 @@ func (p *play) kinds() (names []string) {
 			names = append(names, "hold")
 		case doRemove:
 			names = append(names, "remove")
-		case doCommand:
-			if a.c == ike.Delete {
-				names = append(names, "delete")
-			}
+		case doDelete:
+			names = append(names, "delete")
 		}
 	}
 	p.done = nil
@@ -69,7 +67,7 @@ func TestFlowsEndBeforeTheirProtection(t *testing.T) {
 			p.event(evFirst{108})
 			p.pass(armedWithin + tick)
 		}, "hold remove unhold"},
-		{"an anonymous one that we end, since nobody uses it", anonymous, func(p *play) { p.pass(testLinger + tick); p.ended(7, nil) }, "delete end remove"},
+		{"an anonymous one that we end, since nobody uses it", anonymous, func(p *play) { p.pass(testLinger + tick); p.ended(7, nil) }, "hold delete end unhold remove"},
 		{"the rules are others", proven, func(p *play) { p.event(evRules{func(*association) bool { return false }, true}) }, "end delete remove"},
 	} {
 		p := newPlay(t)
@@ -104,7 +102,7 @@ func TestLameEnds(t *testing.T) {
 	busy(30 * time.Second)
 	p.ended(1, nil)
 	p.pass(testLinger + tick)
-	if got := strings.Join(p.kinds(), " "); got != "delete hold remove end unhold" {
+	if got := strings.Join(p.kinds(), " "); got != "hold delete hold remove end unhold" {
 		t.Errorf("got %q", got)
 	}
 }

@@ -110,7 +110,7 @@ func TestGrantEndsBeforeTheSA(t *testing.T) {
 		step func(g *grantPlay)
 	}{
 		{"the SA goes down", func(g *grantPlay) { g.ended(1, nil) }},
-		{"the SA is being deleted", func(g *grantPlay) { g.p.end(g.p.sa(1)) }},
+		{"the SA is being deleted", func(g *grantPlay) { g.p.end(g.now, g.p.sa(1)) }},
 		{"an incumbent loses", func(g *grantPlay) { g.p.lose(g.now, g.p.sa(1)) }},
 		{"the address proves another key", func(g *grantPlay) { g.established(2, true, 2) }},
 		{"the loop stops", func(g *grantPlay) { g.l.withdraw() }},

@@ -36,7 +36,7 @@ func (a *association) lose(id uint32) bool {
 	case !a.up || a.pair.ID != id:
 		return false
 	case len(a.more) > 0:
-		a.pair, a.more, a.usage, a.armed = a.more[0], a.more[1:], usage{}, a.initiator
+		a.pair, a.more, a.usage, a.armed = a.more[0], a.more[1:], usage{}, a.initiator && !a.parted
 		return false
 	}
 	a.up = false
@@ -47,7 +47,7 @@ func (a *association) lose(id uint32) bool {
 func (a *association) removal() (do []action) {
 	if a.up {
 		for _, p := range append(a.more, a.pair) {
-			do = append(do, doRemove{p.ID})
+			do = append(do, doRemove{pair: p.ID})
 		}
 	}
 	a.up, a.more = false, nil

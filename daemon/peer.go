@@ -86,6 +86,7 @@ type association struct {
 	initiator bool
 	up        bool
 	armed     bool
+	parted    bool // we have stopped sending with it, for good
 	checked   bool // probed for being unarmed
 	deleting  bool
 	called    bool // of ours: the peer had begun an SA with us before
@@ -126,6 +127,7 @@ type peer struct {
 	latch   *latch
 	held    time.Time // until when a Hold policy of ours stands; zero: none
 	broken  time.Time // until when it is to stand because an SA ended in the middle of a conversation; zero: none did
+	parting time.Time // until when it is to stand because the peer has not answered our DELETE; zero: there is none
 	// standing is what lookups see of the live key; nil: there is none. The loop's.
 	standing *standing
 	spreadAt time.Time        // the proof that the peers at our other addresses know of
@@ -156,7 +158,6 @@ type (
 	}
 	doHold   struct{ until time.Time }
 	doUnhold struct{}
-	doRemove struct{ pair uint32 }
 	doAsk    struct{ name string } // whether DNS still says what it said of an initiator
 
 	doAskReverse struct{}                   // or what the reverse zone did
@@ -357,12 +358,14 @@ func (p *peer) childDown(now time.Time, e ike.ChildDown) (do []action) {
 				p.contested, p.stood = time.Time{}, time.Time{}
 			}
 			p.broken = latest(p.broken, p.breaks(now, a, e.Err))
+			p.parts(now)
 			if len(p.live()) == 0 || p.pad.Held(now) && !p.covered() {
 				do = p.rest(now, "the SA ended: "+reason(e.Err))
 			}
 		}
 	}
-	return append(do, doRemove{e.Pair})
+	a := p.sa(e.SA)
+	return append(do, doRemove{pair: e.Pair, late: a != nil && a.parted})
 }
 
 // breaks is until when the address is held because of the end of an SA that was in use (I1): our half of a conversation does not go on in
@@ -382,7 +385,7 @@ func (p *peer) breaks(now time.Time, a *association, err error) time.Time {
 }
 
 // holdUntil is when the hold of an address without an SA ends.
-func (p *peer) holdUntil() time.Time { return latest(p.broken, p.pad.HoldUntil()) }
+func (p *peer) holdUntil() time.Time { return latest(p.broken, p.parting, p.pad.HoldUntil()) }
 
 // rest is what an address without an SA comes to: held until linger after the last proof, or clear.
 func (p *peer) rest(now time.Time, why string) []action {
@@ -407,6 +410,7 @@ func (p *peer) rest(now time.Time, why string) []action {
 func (p *peer) closed(now time.Time, e ike.Closed) (do []action) {
 	a := p.sa(e.SA)
 	p.sas = slices.DeleteFunc(p.sas, func(a *association) bool { return a.id == e.SA })
+	p.parts(now)
 	if p.attempt == nil || p.attempt.id != e.SA {
 		do = p.retry(now)
 		if errors.Is(e.Err, ike.ErrCrashed) && !p.covered() {
@@ -467,7 +471,7 @@ func (p *peer) tick(now time.Time) (do []action) {
 			do = append(do, p.probe(now, a)...)
 		case now.Sub(latest(a.since, u.LastIn, u.LastOut)) >= p.linger && (a.key == nil || p.pad.Lame(now)):
 			p.ending = "it was not used for " + p.linger.String()
-			do = append(do, p.end(a)...)
+			do = append(do, p.end(now, a)...)
 		}
 	}
 	do = append(append(do, p.abandon(now)...), p.renewal(now)...)
@@ -477,7 +481,7 @@ func (p *peer) tick(now time.Time) (do []action) {
 			p.setState(now, lame, "no name vouches for it any more; the SA is kept for its flows")
 			if now.Sub(p.since) >= p.renew { // R9: "kept until no flow uses it or its lifetime ends"
 				p.ending = "no name has vouched for it for the lifetime of an SA"
-				do = append(do, p.end(p.authenticated())...)
+				do = append(do, p.end(now, p.authenticated())...)
 			}
 		} else if p.state == lame {
 			p.setState(now, protected, "claimed again")
@@ -511,18 +515,6 @@ func (p *peer) renewal(now time.Time) []action {
 // unanswered reports whether a probe of the SA had no answer for some time.
 func (a *association) unanswered(now time.Time) bool {
 	return !a.probed.IsZero() && now.Sub(a.probed) >= incumbentWait
-}
-
-// end deletes an SA, retransmitted (R10).
-func (p *peer) end(a *association) []action {
-	if a.deleting {
-		return nil
-	}
-	a.deleting = true
-	if p.authenticated() == nil {
-		p.pad.Lost()
-	}
-	return []action{doCommand{a.id, ike.Delete}}
 }
 
 // settle keeps a hold where the address proved its key and no SA of it is in use, for as long as the proof counts.

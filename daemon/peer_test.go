@@ -334,7 +334,7 @@ func TestAuthenticatedEndsAnonymous(t *testing.T) {
 	p.lookup("bob.example.", 1)
 	p.established(1, true, 1)
 	for _, a := range p.done {
-		if c, ok := a.(doCommand); ok && c.sa == 7 && c.c == ike.Delete {
+		if d, ok := a.(doDelete); ok && d.sa == 7 {
 			return
 		}
 	}

@@ -126,7 +126,7 @@ func (p *peer) askAgain(now time.Time) (do []action) {
 
 // dismiss ends an SA that nobody's key is behind, and its Pair at once: whoever holds it may take his time over our DELETE.
 func (p *peer) dismiss(a *association) []action {
-	return append(p.end(a), a.removal()...)
+	return append(p.finish(a), a.removal()...)
 }
 
 // prove records that the address showed the association's key just now.
@@ -179,6 +179,9 @@ func (p *peer) first(now time.Time, pair uint32) (do []action) {
 
 // arm: the peer has used the association.
 func (p *peer) arm(now time.Time, a *association) (do []action) {
+	if a.parted {
+		return nil
+	}
 	a.armed = true
 	switch {
 	case a.key == nil:
