@@ -129,3 +129,30 @@ func TestAttacks(t *testing.T) {
 		t.Errorf("ATTACKS.md is not what the tests say (%v): go generate .", err)
 	}
 }
+
+// TestScenarios: the tests that MATRIX.md names beside libreswan's scenarios exist, each in the room that it says.
+func TestScenarios(t *testing.T) {
+	text, err := os.ReadFile("MATRIX.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, section, found := strings.Cut(string(text), "\n## libreswan's scenarios\n")
+	section, _, _ = strings.Cut(section, "\n## ")
+	named := regexp.MustCompile("`([a-z0-9]+)` (Test\\w+)").FindAllStringSubmatch(section, -1)
+	if n := strings.Count(section, "Test"); !found || n == 0 || n != len(named) {
+		t.Fatalf("%d tests, of which %d have a room before them", n, len(named))
+	}
+	exist := map[string]bool{}
+	for _, s := range sources(t) {
+		for _, d := range s.file.Decls {
+			if f, ok := d.(*ast.FuncDecl); ok && s.test() {
+				exist[s.dir+" "+f.Name.Name] = true
+			}
+		}
+	}
+	for _, m := range named {
+		if !exist[m[1]+" "+m[2]] {
+			t.Errorf("MATRIX.md names %s of %s, and there is none", m[2], m[1])
+		}
+	}
+}
