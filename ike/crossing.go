@@ -35,6 +35,7 @@ type crossing struct {
 	done moment // when the peer had it, as much earlier as a message takes to it
 	twin *sa    // what it has lost against
 	ours bool   // a loser: we are to end it
+	left bool   // a loser: the other was preferred, and a data plane takes a moment for that; then the peer, who may forget this one at once, is told
 	at   moment
 }
 
@@ -103,8 +104,10 @@ func (s *sa) reconsider() {
 	c := s.kin.cross
 	s.e.matured(c.key, s)
 	switch {
-	case s.covered():
+	case s.covered() && !c.left:
 		s.prefer()
+		c.left, c.at = true, s.e.now.Add(retireAfter)
+	case s.covered():
 		c.at = 0
 		s.out.wantDelete = true
 	case *s.kin == kin{cross: c}:

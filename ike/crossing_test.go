@@ -180,6 +180,24 @@ func TestCrossedWithAStranger(t *testing.T) {
 	}
 }
 
+// What is preferred before the loser goes takes a data plane a moment, and what is sent meanwhile with the loser is not lost.
+func TestCrossedWithASlowDataPlane(t *testing.T) {
+	for seed := range uint64(60) {
+		a, b, w := crossed(t, seed, []proof{bothNamed, bothNobody}[seed%2], 0)
+		w.run(time.Second)
+		for _, s := range b.e.sas { // a stranger, who forgets an SA at once
+			s.kin.cross = nil
+		}
+		a.slow = 150 * time.Millisecond
+		drive(w, time.Minute, 10*time.Millisecond)
+		w.run(time.Minute)
+		settled(t, a, b)
+		if len(a.e.sas) != 1 || a.lost+b.lost > 0 {
+			t.Errorf("seed %d: %d SAs, %d and %d packets lost", seed, len(a.e.sas), a.lost, b.lost)
+		}
+	}
+}
+
 // The winner has ended when the loser's time comes: the loser stays.
 func TestCrossedWinnerGone(t *testing.T) {
 	for seed := range uint64(20) {

@@ -75,7 +75,9 @@ type plane struct {
 	lost   int                  // packets that came on an SA we do not have
 	took   int
 	order  int
-	strict bool // a responder's Pair does not send before the first packet that comes on it (TRUST.md R10)
+	slow   time.Duration           // what it takes to send with what is preferred
+	prefer map[ipsec.SPI]time.Time // when that will be
+	strict bool                    // a responder's Pair does not send before the first packet that comes on it (TRUST.md R10)
 }
 
 // half is an inbound SA with the outbound one that came with it.
@@ -261,7 +263,11 @@ func (h *host) handle(w *world, ev Event) {
 		h.retire(ev.Pair, ev.In)
 	case ChildPreferred:
 		if _, armed := h.out[ev.Pair.ID]; armed || !ev.Rekey {
-			h.use(ev.Pair.In.SPI)
+			if h.slow == 0 {
+				h.use(ev.Pair.In.SPI)
+			} else {
+				h.prefer = map[ipsec.SPI]time.Time{ev.Pair.In.SPI: w.now.Add(h.slow)}
+			}
 		}
 	case ChildDown:
 		h.remove(ev.Pair)
@@ -324,6 +330,12 @@ func (w *world) deliver(d Datagram) {
 // traffic sends a packet each way, if the hosts have a pair: with the one that was armed last.
 func (w *world) traffic() {
 	for _, h := range w.hosts {
+		for spi, at := range h.prefer {
+			if _, ok := h.in[spi]; ok && !at.After(w.now) {
+				h.use(spi)
+				delete(h.prefer, spi)
+			}
+		}
 		if len(h.armed) == 0 {
 			continue
 		}
