@@ -110,7 +110,7 @@ func replaceVerdict(rules [][]expr.Any, by expr.Any) (out [][]expr.Any) {
 	return out
 }
 
-// Latch makes packets that come out of an SA between the two addresses pass by the queue, for the given time.
+// Latch makes packets that come out of an SA between the two addresses pass by the queue, for the given time unless it is renewed.
 func (g *Guard) Latch(k Key, timeout time.Duration) error {
 	if err := k.check(); err != nil || g.latch[k] {
 		return err
@@ -128,6 +128,66 @@ func (g *Guard) Latch(k Key, timeout time.Duration) error {
 	}
 	g.latch[k] = true
 	return nil
+}
+
+// RenewLatches gives every latch that stands another such time, or anew if it has timed out.
+func (g *Guard) RenewLatches(timeout time.Duration) error {
+	if len(g.latch) == 0 {
+		return nil
+	}
+	if err := g.fault("renew latches"); err != nil {
+		return err
+	}
+	had := g.latch
+	err := g.relatch(had, timeout)
+	if err == nil {
+		return nil
+	}
+	if e := g.resync(); e != nil {
+		return hint("renew latches", errors.Join(err, e))
+	}
+	if had, err = g.latches(); err == nil { // one that has timed out cannot be deleted
+		err = g.relatch(had, timeout)
+	}
+	if err != nil {
+		return hint("renew latches", err)
+	}
+	return nil
+}
+
+// relatch deletes those that there are and adds all in one batch; see transact.
+func (g *Guard) relatch(had map[Key]bool, timeout time.Duration) error {
+	del, add := make(elementLists), make(elementLists)
+	for k := range g.latch {
+		set := g.sets.latch[family(k.Own)]
+		if had[k] {
+			del.append(set, nftables.SetElement{Key: encodeKey(k)})
+		}
+		add.append(set, nftables.SetElement{Key: encodeKey(k), Timeout: max(timeout, time.Millisecond)})
+	}
+	if err := errors.Join(del.each(g.conn.SetDeleteElements), add.each(g.conn.SetAddElements)); err != nil {
+		return err
+	}
+	return g.conn.Flush()
+}
+
+// latches are those that the kernel has.
+func (g *Guard) latches() (map[Key]bool, error) {
+	have := make(map[Key]bool)
+	for _, set := range g.sets.latch {
+		elements, err := g.conn.GetSetElements(set)
+		if err != nil {
+			return nil, err
+		}
+		for _, e := range elements {
+			k, err := DecodeKey(e.Key)
+			if err != nil {
+				return nil, err
+			}
+			have[k] = true
+		}
+	}
+	return have, nil
 }
 
 // Unlatch ends it. It is no error if nothing is there, or not any more.

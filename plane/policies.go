@@ -70,8 +70,8 @@ const maxStrangers = 64
 // Interval is how often elements are to be renewed: seldom, since 10,000 of them take a while.
 func (p *Policies[F]) Interval() time.Duration { return p.Linger / 5 }
 
-// lasting is the timeout that elements get: linger, even if the last renewal was late by another interval.
-func (p *Policies[F]) lasting() time.Duration { return p.Linger + 2*p.Interval() }
+// Lasting is the timeout that elements get: linger, even if the last renewal was late by another interval.
+func (p *Policies[F]) Lasting() time.Duration { return p.Linger + 2*p.Interval() }
 
 // Flow finds or makes the flow of a key.
 func (p *Policies[F]) Flow(k guard.Key) F {
@@ -112,12 +112,12 @@ func (p *Policies[F]) Forget(f F) {
 
 // want is the verdict that a flow's Pairs and policy ask for, and for how long. Pairs go before policies.
 func (p *Policies[F]) want(f *Flow, armed bool, ends, now time.Time) (guard.Verdict, time.Duration) {
-	left := min(f.until.Sub(now), p.lasting())
+	left := min(f.until.Sub(now), p.Lasting())
 	switch {
 	case armed && ends.IsZero():
-		return guard.Divert, p.lasting()
+		return guard.Divert, p.Lasting()
 	case armed && ends.After(now):
-		return guard.Divert, min(ends.Sub(now), p.lasting())
+		return guard.Divert, min(ends.Sub(now), p.Lasting())
 	case left <= 0 || !f.asked:
 		return guard.Pass, 0
 	case f.policy == ipsec.Bypass: // nothing is lost if it outlives us

@@ -222,7 +222,7 @@ func (p *Policies[F]) putRules(now time.Time) error {
 	if len(r.given) > 0 {
 		spans = flatten(r.given, exempt)
 	}
-	if err := p.Guard.SetRules(guardRules(spans), p.lasting()); err != nil {
+	if err := p.Guard.SetRules(guardRules(spans), p.Lasting()); err != nil {
 		return err
 	}
 	r.spans.Store(&spans)
@@ -242,7 +242,7 @@ func (p *Policies[F]) RenewRules() error {
 	if len(p.Rules.given) == 0 {
 		return nil
 	}
-	return p.Guard.RenewRules(p.lasting())
+	return p.Guard.RenewRules(p.Lasting())
 }
 
 // FollowGateways puts the rules in force anew if the default gateway is another one than before.

@@ -50,7 +50,7 @@ func (p *Plane) listen(f *flow) error {
 func (p *Plane) expectFirst(in *inbound) error {
 	f := in.pair.flow
 	if f.unheard == 0 {
-		if err := p.policies.Guard.Latch(f.Key, p.cfg.SALife); err != nil {
+		if err := p.policies.Guard.Latch(f.Key, p.policies.Lasting()); err != nil {
 			return err
 		}
 	}

@@ -20,7 +20,7 @@ func (p *Plane) maintenance() {
 		errs := p.turn(now)
 		if now.Sub(elements) >= p.policies.Interval() {
 			elements = now
-			errs = append(errs, p.policies.Renew(now), p.policies.RenewRules())
+			errs = append(errs, p.policies.Renew(now), p.policies.RenewRules(), p.policies.Guard.RenewLatches(p.policies.Lasting()))
 		}
 		if now.Sub(policies) >= p.policyInterval() {
 			policies = now

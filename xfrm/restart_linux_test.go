@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"tacit/guard"
 	"tacit/ipsec"
 )
 
@@ -127,5 +128,34 @@ func TestLostNews(t *testing.T) {
 	}
 	if got := text(t, h, "ip xfrm policy"); !strings.Contains(got, "spi 0x00007001") {
 		t.Errorf("the policy is not back:\n%s", got)
+	}
+}
+
+// TestLatchEnds: what an SA that nobody has used yet has in nftables is renewed while the process lives, also where it has timed out, and ends soon after it died
+// (TRUST.md I7).
+func TestLatchEnds(t *testing.T) {
+	h := labHost(t)
+	p := needPlane(t, h, Config{Linger: time.Second})
+	if err := p.InstallInbound(examplePair(7, ipsec.Transport)); err != nil {
+		t.Fatal(err)
+	}
+	stands := func() bool {
+		return strings.Contains(text(t, h, "nft list set inet "+guard.TableName+" latch4"), "192.0.2.1 . 192.0.2.2")
+	}
+	lasts := p.policies.Lasting()
+	time.Sleep(2 * lasts)
+	if !stands() {
+		t.Fatal("it ended while the process lives")
+	}
+	p.mu.Lock() // as if it were dead
+	time.Sleep(lasts + time.Second)
+	if stands() {
+		t.Error("it stands after the process died")
+	}
+	p.mu.Unlock()
+	for end := time.Now().Add(20 * time.Second); !stands(); time.Sleep(100 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("it is not made anew")
+		}
 	}
 }
