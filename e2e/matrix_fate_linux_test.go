@@ -31,6 +31,7 @@ func TestFateOfPing(t *testing.T) {
 	byTacit := []lab.Packet{ike(3, alice, createChildSA, 0), ike(20, bob, createChildSA, answer)}
 	byPeer := []lab.Packet{ike(3, bob, createChildSA, 0), ike(8, alice, createChildSA, answer)}
 	closed := []lab.Packet{ike(10, bob, informational, 0), ike(15, alice, informational, answer)}
+	gone := []lab.Packet{ike(8, bob, informational, 0), ike(10, alice, informational, answer)}
 	for _, c := range []struct {
 		name    string
 		fresh   int // when the second SA was installed; 0: never
@@ -48,6 +49,11 @@ func TestFateOfPing(t *testing.T) {
 		{"the old SA after the answer", 7, [][]lab.Packet{{esp(30, alice, old, 3)}, byPeer, closed}, false},
 		{"the old SA before the DELETE", 7, [][]lab.Packet{{ping}, byPeer, {ike(30, bob, informational, 0), ike(33, alice, informational, answer)}}, false},
 		{"the old SA, and a DELETE before the rekey", 18, [][]lab.Packet{{ping}, byPeer, closed}, false},
+		{"the SA that the peer has just deleted", 0, [][]lab.Packet{gone, {ping}}, true},
+		{"and then there is another", 60, [][]lab.Packet{gone, {ping}}, true},
+		{"long after it was deleted", 0, [][]lab.Packet{gone, {esp(300, alice, old, 3)}}, false},
+		{"before it is deleted", 0, [][]lab.Packet{{ping}, {ike(30, bob, informational, 0), ike(33, alice, informational, answer)}}, false},
+		{"it was asked whether it stands", 0, [][]lab.Packet{gone, {ping, esp(14, bob, back, 5)}}, false},
 		{"the new SA before the peer's DELETE", 7, [][]lab.Packet{{esp(9, alice, fresh, 3)}, byPeer, closed}, false},
 		{"the new SA after it", 7, [][]lab.Packet{{onNew(16)}, byPeer, closed}, true},
 		{"the new SA, and the peer has been on it", 7, [][]lab.Packet{{esp(14, bob, freshBack, 5), onNew(16)}, byPeer, closed}, false},

@@ -131,8 +131,8 @@ const (
 	aWhile   = time.Second            // the most that the peer takes for that; doubled too
 )
 
-// fate tells what became of a lost ping. The peer may have lost it in three ways, and else it is tacit's loss: see early, unready and
-// closing.
+// fate tells what became of a lost ping. The peer may have lost it in four ways, and else it is tacit's loss: see early, unready,
+// closing and deleted.
 func (e *evidence) fate(p lostPing) (why string, theirs bool) {
 	request := e.find(e.alice, p, p.at)
 	if request == nil {
@@ -147,6 +147,9 @@ func (e *evidence) fate(p lostPing) (why string, theirs bool) {
 			continue
 		}
 		if reason, ok := e.unready(sa, request.Time); ok {
+			return why + reason, true
+		}
+		if reason, ok := e.deleted(sa, request.Time); ok {
 			return why + reason, true
 		}
 		if i+1 < len(e.sas) {
@@ -259,6 +262,31 @@ func (e *evidence) closing(next installedSA, at time.Time) (why string, is bool)
 		}
 	}
 	return "", false
+}
+
+// deleted: the peer has ended the SA with no other in its place, and has forgotten it when it said so (libreswan, when its configuration is read anew). What is
+// sent before tacit can know, and in the moment that its data plane takes to hold, is lost.
+func (e *evidence) deleted(sa installedSA, at time.Time) (why string, is bool) {
+	var from, answered time.Time
+	var asked lab.IKEHeader
+	for _, q := range e.packets {
+		h, ok := q.IKEHeader()
+		byPeer := q.Src == e.bob
+		switch {
+		case ok && h.Exchange == createChildSA && from.IsZero() && q.Time.After(sa.at.Add(-slower(aWhile))):
+			return "", false // a rekey: there is one in its place, or this is it
+		case q.Time.Before(sa.at):
+		case isESP(q) && byPeer && spiOf(q) == sa.in && !from.IsZero():
+			return "", false // it stands: it was asked something else
+		case !ok || h.Exchange != informational:
+		case byPeer && !h.Response && !q.Time.After(at.Add(slower(onTheWay))):
+			from, asked = q.Time, h
+		case !byPeer && h.Response && !from.IsZero() && answered.IsZero() && h.MessageID == asked.MessageID && h.InitiatorSPI == asked.InitiatorSPI:
+			answered = q.Time
+		}
+	}
+	return fmt.Sprintf("the peer's DELETE of that SA at %s, with none in its place, answered at %s", from.Format(clock), answered.Format(clock)),
+		!from.IsZero() && !answered.IsZero() && at.Before(answered.Add(slower(aMoment)))
 }
 
 func isESP(p lab.Packet) bool {
