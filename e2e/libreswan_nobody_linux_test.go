@@ -87,9 +87,9 @@ func TestXFRMLibreswanNobody(t *testing.T) {
 	b.whack("--terminate", "--name", "nobody")
 	eventually(t, 10*time.Second, "it is ended", is("none"))
 	w.tap.Reset()
+	output(t, w.bob, libreswanTool("addconn"), "--config", "/run/ipsec.conf", "--ctlsocket", "/run/pluto/pluto.ctl", "nobody") // which ends what SAs it has
 	began := make(chan error, 1)
 	go func() {
-		output(t, w.bob, libreswanTool("addconn"), "--config", "/run/ipsec.conf", "--ctlsocket", "/run/pluto/pluto.ctl", "nobody")
 		_, err := b.host.Command(t.Context(), libreswanTool("whack"), "--rundir", "/run/pluto", "--initiate", "--name", "nobody").Output()
 		began <- err
 	}()
