@@ -63,7 +63,6 @@ type matrixRow struct {
 	by           string // who initiates: tacit or peer
 	depth        depth
 	stranger     bool // tacit cannot initiate to the peer, and lets it in as nobody
-	polite       bool // the peer begins with nobody who has begun with it: it has to be first
 }
 
 // depth is how much of a row runs without TACIT_LONG.

@@ -211,7 +211,6 @@ func TestXFRMMatrixOpeniked(t *testing.T) {
 	}
 	for i := range rows {
 		rows[i].stranger = rows[i].mode == "tunnel"
-		rows[i].polite = true
 	}
 	runMatrix(t, "openiked 7.2, the kernel's ESP", "xfrm", &matrixIked{}, rows)
 }
