@@ -13,6 +13,7 @@ import (
 	"sync/atomic"
 	"syscall"
 	"time"
+	"unsafe"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -206,12 +207,16 @@ func nudge(local, remote netip.Addr) error {
 	return err
 }
 
-// markSocket sets SO_MARK on a socket before it is used.
+// markSocket sets SO_MARK on a socket before it is used. The runtime is not told of the system call, as upstream's for a question to a forwarder nearby
+// are not.
 func markSocket(mark int) func(string, string, syscall.RawConn) error {
 	return func(_, _ string, c syscall.RawConn) error {
-		var err error
-		if e := c.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_MARK, mark) }); e != nil {
-			return e
+		v, errno := int32(mark), syscall.Errno(0)
+		err := c.Control(func(fd uintptr) {
+			_, _, errno = unix.RawSyscall6(unix.SYS_SETSOCKOPT, fd, unix.SOL_SOCKET, unix.SO_MARK, uintptr(unsafe.Pointer(&v)), unsafe.Sizeof(v), 0)
+		})
+		if err == nil && errno != 0 {
+			err = errno
 		}
 		return err
 	}

@@ -14,6 +14,9 @@ import (
 	"github.com/miekg/dns"
 )
 
+// moment is how long a thread may wait for an answer, instead of a goroutine.
+const moment = time.Millisecond
+
 // errNoTCP is an answer that needs TCP, which is known not to pass.
 var errNoTCP = errors.New("the answer is truncated, and TCP does not pass")
 
@@ -42,6 +45,7 @@ type plain struct {
 	lowercase atomic.Bool    // it gives the question back in other letters: seen over TCP
 	noTCP     atomic.Bool    // a probe found that TCP does not pass
 	noEDNS    atomic.Bool    // it does not know EDNS
+	far       atomic.Bool    // its last answer did not come within a moment
 	cookies   cookieJar
 }
 
@@ -59,6 +63,7 @@ func (s *plain) renew() {
 	s.lowercase.Store(false)
 	s.noTCP.Store(false)
 	s.noEDNS.Store(false)
+	s.far.Store(false)
 }
 
 // ask asks once: over UDP, and over TCP where the answer is truncated or is not surely the server's. The answer has q's id and letters.
@@ -139,10 +144,12 @@ func (s *plain) overUDP(ctx context.Context, q *dns.Msg) (out, m *dns.Msg, sure 
 	if to := c.RemoteAddr().(*net.UDPAddr).IP; s.foreign && (to.IsLoopback() || c.LocalAddr().(*net.UDPAddr).IP.Equal(to)) {
 		return nil, nil, false, errors.New("an address of this host")
 	}
+	sent := time.Now()
 	if _, err := c.Write(wire); err != nil {
 		return nil, nil, false, err
 	}
 	m, sure, err = s.receive(c, out)
+	s.far.Store(err != nil || time.Since(sent) > moment)
 	return out, m, sure, err
 }
 

@@ -14,11 +14,9 @@ import (
 )
 
 // A forwarder nearby answers sooner than a goroutine is put to sleep and waked by another: its answer is waited for by the thread that asked, in
-// one system call, on a socket that the runtime does not know. What is not there in a moment goes the usual way.
-const (
-	moment    = time.Millisecond
-	maxStrays = 8 // datagrams that are no answer, until the usual way is taken
-)
+// one system call, on a socket that the runtime does not know. What is not there in a moment goes the usual way, as does all that is asked of a
+// forwarder that was not as quick the last time.
+const maxStrays = 8 // datagrams that are no answer, until the usual way is taken
 
 // shot is a question that went to a forwarder over UDP. It belongs to one goroutine.
 type shot struct {
@@ -40,7 +38,7 @@ func (r *Router) Send(q *dns.Msg) dnssec.Sent {
 		return nil
 	}
 	to, ok := r.ways[i].carrier.(*plain)
-	if !ok || !to.to.IsValid() {
+	if !ok || !to.to.IsValid() || to.far.Load() {
 		return nil
 	}
 	select {
@@ -61,9 +59,9 @@ func (r *Router) Send(q *dns.Msg) dnssec.Sent {
 
 // fire sends a packet from a new socket, whose port the kernel draws. It sets fd where that went well.
 func (h *shot) fire(wire []byte) {
-	family, network, to := unix.AF_INET6, "udp6", unix.Sockaddr(&unix.SockaddrInet6{Port: int(h.to.to.Port()), Addr: h.to.to.Addr().As16()})
+	family, network := unix.AF_INET6, "udp6"
 	if h.to.to.Addr().Is4() {
-		family, network, to = unix.AF_INET, "udp4", &unix.SockaddrInet4{Port: int(h.to.to.Port()), Addr: h.to.to.Addr().As4()}
+		family, network = unix.AF_INET, "udp4"
 	}
 	fd, err := unix.Socket(family, unix.SOCK_DGRAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
@@ -72,14 +70,8 @@ func (h *shot) fire(wire []byte) {
 	if h.to.control != nil {
 		err = h.to.control(network, h.to.addr, bareSocket(fd))
 	}
-	if err == nil {
-		err = unix.Connect(fd, to)
-	}
-	if err == nil {
-		_, err = unix.Write(fd, wire)
-	}
-	if err != nil {
-		unix.Close(fd)
+	if err != nil || connect(fd, h.to.to) != nil || write(fd, wire) != nil {
+		closeFile(fd)
 		return
 	}
 	h.fd = fd
@@ -90,17 +82,17 @@ func (h *shot) Brief(ctx context.Context, also int) *dns.Msg {
 	defer func() { <-h.router.slots }()
 	b := shots.Get().(*[maxUDPReply]byte)
 	defer shots.Put(b)
-	fds := [2]unix.PollFd{{Fd: int32(h.fd), Events: unix.POLLIN}, {Fd: int32(also), Events: unix.POLLIN}}
 	for range maxStrays {
-		fds[0].Revents, fds[1].Revents = 0, 0
-		if _, err := unix.Poll(fds[:], int(moment/time.Millisecond)); err == unix.EINTR {
+		there, late, err := await(h.fd, also)
+		if err == unix.EINTR {
 			continue
 		}
-		if fds[0].Revents == 0 {
+		if !there {
+			h.to.far.Store(late)
 			return nil
 		}
-		n, err := unix.Read(h.fd, b[:])
-		if err == unix.EINTR || err == unix.EAGAIN {
+		n, err := read(h.fd, b[:])
+		if err == unix.EAGAIN {
 			continue
 		}
 		if err != nil { // the usual way meets it again
@@ -151,7 +143,7 @@ func (h *shot) resume(ctx context.Context) (*dns.Msg, error) {
 
 func (h *shot) close() {
 	if h.fd >= 0 {
-		unix.Close(h.fd)
+		closeFile(h.fd)
 		h.fd = -1
 	}
 }

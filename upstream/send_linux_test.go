@@ -4,6 +4,7 @@ import (
 	"net"
 	"os"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -33,6 +34,45 @@ func TestSentAndLate(t *testing.T) {
 	if n := len(u.slots); n != 0 {
 		t.Errorf("%d exchanges are still under way", n)
 	}
+}
+
+// A thread does not wait for a forwarder that was slow, until it was quick again.
+func TestSlowForwarderIsNotWaitedFor(t *testing.T) {
+	var pause atomic.Int64
+	f := newForwarder(t, func(q *dns.Msg, _ bool) [][]byte {
+		time.Sleep(time.Duration(pause.Load()))
+		return [][]byte{reply(q, good, nil)}
+	})
+	u := testRouter(t, f)
+	pause.Store(int64(20 * moment))
+	sent := u.Send(validatorQuery("bob.example."))
+	if m := sent.Brief(t.Context(), -1); m != nil {
+		t.Errorf("%v came within %v", m, moment)
+	}
+	if _, err := sent.Rest(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := u.Exchange(t.Context(), validatorQuery("bob.example.")); err != nil {
+		t.Fatal(err)
+	}
+	if u.Send(validatorQuery("bob.example.")) != nil {
+		t.Error("sent, to be waited for by the thread")
+	}
+	pause.Store(0)
+	for range 100 { // any one may be slow on a busy machine
+		if _, err := u.Exchange(t.Context(), validatorQuery("bob.example.")); err != nil {
+			t.Fatal(err)
+		}
+		if sent := u.Send(validatorQuery("bob.example.")); sent != nil {
+			if sent.Brief(t.Context(), -1) == nil {
+				if _, err := sent.Rest(t.Context()); err != nil {
+					t.Error(err)
+				}
+			}
+			return
+		}
+	}
+	t.Error("a forwarder that is quick again is not waited for")
 }
 
 // Nobody waits while something else is to be done, and a flood of datagrams that are no answer ends the brief wait.
