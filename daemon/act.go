@@ -41,16 +41,16 @@ func (l *loop) do(now time.Time, p *peer, a action) {
 		l.delete(now, p, a)
 	case doHold:
 		s, until := ipsec.Host(p.local, p.remote), a.until.Add(holdMargin)
-		l.job("holding", func() error { return l.hold(s, until) }, l.failed("holding the address", p.remote))
+		l.jobAt(s, "holding", func() error { return l.hold(s, until) }, l.failed("holding the address", p.remote))
 	case doEnd:
 		l.endFlows(now, p)
 	case doUnhold:
 		s := ipsec.Host(p.local, p.remote)
-		l.job("releasing", func() error { return l.unhold(s) }, l.failed("releasing the address", p.remote))
+		l.jobAt(s, "releasing", func() error { return l.unhold(s) }, l.failed("releasing the address", p.remote))
 	case doAdmit:
 		l.admitted(now, a)
 	case doSever:
-		l.severs(now, p)
+		l.severs(p)
 	case doAskReverse:
 		l.askReverseAgain(p)
 	case doAsk:
@@ -97,7 +97,7 @@ func (l *loop) remove(s ipsec.Selector, pair uint32) {
 		}
 		return l.dp.Remove(pair)
 	}
-	l.job("removing", call, func(_ time.Time, err error) {
+	l.jobAt(s, "removing", call, func(_ time.Time, err error) {
 		if err != nil {
 			l.log.Error("removing an SA", "peer", s.Remote.Addr(), "err", err)
 			time.AfterFunc(tick, func() { l.report(func(time.Time) { l.remove(s, pair) }) })
@@ -315,7 +315,7 @@ func (l *loop) install(now time.Time, e ike.ChildWanted) {
 		}
 		return nil
 	}
-	l.job(installing, call, func(now time.Time, err error) {
+	l.jobAt(e.Pair.Selector, installing, call, func(now time.Time, err error) {
 		if err != nil {
 			l.log.Error(installing, "peer", e.Pair.Remote, "err", err)
 		} else {

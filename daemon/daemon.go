@@ -166,8 +166,7 @@ func (d *Daemon) Run(ctx context.Context) error {
 	g, gctx := errgroup.WithContext(ctx)
 	if d.shards != nil {
 		g.Go(func() error { return d.shards.run(gctx) })
-	}
-	if d.shards != nil {
+		go d.warmUp()
 		if err := d.takeOver(gctx); err != nil { // it ends by itself
 			d.log.Warn("what a process before us left is not taken over", "err", err)
 		}
@@ -205,6 +204,13 @@ func (d *Daemon) Run(ctx context.Context) error {
 		return nil
 	}
 	return err
+}
+
+// warmUp has the kernel list connections once: it loads modules for that, which takes longer than anything else about the first address that ends.
+func (d *Daemon) warmUp() {
+	if _, err := listed(d.cfg.Flows); err != nil {
+		d.log.Debug("listing connections", "err", err)
+	}
 }
 
 // probed reports how a probe of the trust anchors ended.

@@ -9,20 +9,12 @@ import (
 	"time"
 
 	"tacit/control"
-	"tacit/flows"
 	"tacit/ipsec"
 	"tacit/policy"
 )
 
 // What becomes of the connections with an address when its protection ends (TRUST.md R9, R11): what is still there then is ended before the
 // first packet could leave in clear. Where the kernel cannot end them the address is held on.
-
-// sockets is a list of the connections of this host, by their addresses, and since when it counts. It is the data plane goroutine's: the ends of many peers in
-// one turn of the loop cost one list.
-type sockets struct {
-	taken time.Time
-	flows map[ipsec.Selector][]flows.Flow
-}
 
 // doEnd ends the connections with the address. It comes before what ends its protection.
 type doEnd struct{}
@@ -87,16 +79,9 @@ func (p *peer) opened(shut bool, do []action) []action {
 
 // endFlows is doEnd.
 func (l *loop) endFlows(now time.Time, p *peer) {
-	s := ipsec.Host(p.local, p.remote)
-	ended, until := 0, now.Add(p.linger)
-	l.job("ending connections", func() (err error) {
-		if ended, err = l.abort(&l.sockets, now, s); err == nil {
-			return nil
-		}
-		l.stuck[s] = true
-		return errors.Join(err, l.hold(s, until))
-	}, func(now time.Time, err error) {
-		l.saidEnded(now, p, ended)
+	until := now.Add(p.linger)
+	l.endAt(ipsec.Host(p.local, p.remote), until, func(now time.Time, n int, err error) {
+		l.saidEnded(now, p, n)
 		if err != nil {
 			l.log.Error("connections that were protected cannot be ended: the address is held", "peer", p.remote, "err", err)
 			if l.peers[p.key] == p {
@@ -111,34 +96,6 @@ func (l *loop) saidEnded(now time.Time, p *peer, n int) {
 	if n > 0 {
 		l.d.audit(now, p.event(control.Ended, p.face(), fmt.Sprintf("%d of this host's connections had been protected, and are not any more", n)).e)
 	}
-}
-
-// abort ends the connections of a selector that there were at a time, or later. It lists them where list is older.
-func (l *loop) abort(list *sockets, at time.Time, s ipsec.Selector) (n int, err error) {
-	if l.d.cfg.Flows == nil {
-		return 0, nil
-	}
-	if list.flows == nil || !list.taken.After(at) {
-		taken := l.now()
-		all, err := l.d.cfg.Flows()
-		if err != nil {
-			return 0, err
-		}
-		*list = sockets{taken, map[ipsec.Selector][]flows.Flow{}}
-		for _, f := range all {
-			k := ipsec.Host(f.Local.Addr(), f.Remote.Addr())
-			list.flows[k] = append(list.flows[k], f)
-		}
-	}
-	for _, f := range list.flows[s] {
-		if e := f.End(); e != nil {
-			err = errors.Join(err, e)
-			continue
-		}
-		n++
-	}
-	delete(list.flows, s)
-	return n, err
 }
 
 // unhold ends the hold on an address, unless its connections could not be ended. It runs in the data plane's goroutine.
@@ -175,10 +132,27 @@ type parting struct {
 
 // part ends, at a stop, the connections that would go on in clear, while their end can still be told encrypted.
 func (l *loop) part(now time.Time) {
-	l.parting = parting{map[key]time.Time{}, slices.Collect(maps.Keys(l.pairs)), l.queue}
-	l.queue = nil
 	var list sockets
 	told := 0
+	abort := func(s ipsec.Selector) (n int, err error) {
+		if list == nil {
+			list, err = listed(l.d.cfg.Flows)
+		}
+		if err == nil {
+			n, err = list.end(s)
+		}
+		if err != nil {
+			l.log.Error("connections that were protected cannot be ended", "peer", s.Remote.Addr(), "err", err)
+		}
+		told += n
+		return n, err
+	}
+	for _, x := range l.endings.of { // their goroutine may be too late
+		_, err := abort(x.s)
+		l.unblock(x, err)
+	}
+	l.parting = parting{map[key]time.Time{}, slices.Collect(maps.Keys(l.pairs)), l.queue}
+	l.queue = nil
 	for _, p := range l.peers {
 		if p.staysShut(now, l.d.cfg.File.DNS.OnFailure, l.d.rules.Load()) {
 			l.parting.shut[p.key] = latest(p.holdUntil(), now.Add(time.Second))
@@ -187,15 +161,10 @@ func (l *loop) part(now time.Time) {
 			}
 			continue
 		}
-		if !p.shuts() {
-			continue
+		if p.shuts() {
+			n, _ := abort(ipsec.Host(p.local, p.remote))
+			l.saidEnded(now, p, n)
 		}
-		n, err := l.abort(&list, now, ipsec.Host(p.local, p.remote))
-		if err != nil {
-			l.log.Error("connections that were protected cannot be ended", "peer", p.remote, "err", err)
-		}
-		l.saidEnded(now, p, n)
-		told += n
 	}
 	if told > 0 {
 		time.Sleep(partingPause)

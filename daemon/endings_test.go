@@ -143,12 +143,7 @@ func TestEndFlows(t *testing.T) {
 		for _, a := range actions {
 			l.do(time.Now(), p.p, a)
 		}
-		for len(l.queue) > 0 {
-			job := l.queue[0]
-			l.queue = l.queue[1:]
-			go job()
-			(<-l.done)(time.Now())
-		}
+		drain(l, time.Now)
 	}
 	s := ipsec.Host(p.p.local, p.p.remote)
 	held := func() bool { a, ok := dp.Policy(s); return ok && a.Action == ipsec.Hold }

@@ -205,18 +205,13 @@ func (l *loop) admitted(now time.Time, a doAdmit) {
 	l.admit(now, a.e)
 }
 
-// severs ends the conversation's connections (endings.go).
-func (l *loop) severs(now time.Time, p *peer) {
-	s := ipsec.Host(p.local, p.remote)
-	ended := 0
-	l.job("ending connections", func() (err error) {
+// severs ends the conversation's connections (sever.go).
+func (l *loop) severs(p *peer) {
+	l.endAt(ipsec.Host(p.local, p.remote), time.Time{}, func(now time.Time, n int, err error) {
 		if l.d.cfg.Flows == nil {
-			return errors.New("its connections cannot be ended on this system")
+			err = errors.New("its connections cannot be ended on this system")
 		}
-		ended, err = l.abort(&l.sockets, now, s)
-		return err
-	}, func(now time.Time, err error) {
-		l.saidEnded(now, p, ended)
+		l.saidEnded(now, p, n)
 		if l.peers[p.key] == p {
 			l.step(now, p, evSevered{err})
 		}

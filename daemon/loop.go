@@ -42,8 +42,8 @@ type loop struct {
 	unheld      map[ipsec.Selector]time.Time // holds that could not be set; the data plane goroutine's
 	stuck       map[ipsec.Selector]bool      // what it may not release, since connections could not be ended
 	quarantined map[key]time.Time            // whose step panicked, and until when lookups do not reach them
-	sockets     sockets                      // its own
-	parting     parting                      // what a stop leaves to the end of all loops
+	endings     endings
+	parting     parting // what a stop leaves to the end of all loops
 }
 
 const (
@@ -56,7 +56,7 @@ func newLoop(s *shared, engine *ike.Endpoint) *loop {
 		shared: s, engine: engine, peers: map[key]*peer{}, bySA: map[ike.SAID]*peer{}, pairs: map[uint32]*peer{}, callers: newCallers(), refusals: refusals{asked: map[ike.SAID]ike.AuthorizationWanted{}},
 		datagrams: make(chan ike.Datagram, 1024), strangers: make(chan ike.Datagram, 256), events: make(chan ipsec.Event, 1024), calls: make(chan func(time.Time), 64), jobs: make(chan func()),
 		packets: newPackets(1), gateways: newGateways(), done: make(chan func(time.Time), 64), ended: make(chan struct{}), unheld: map[ipsec.Selector]time.Time{},
-		stuck: map[ipsec.Selector]bool{}, quarantined: map[key]time.Time{},
+		stuck: map[ipsec.Selector]bool{}, quarantined: map[key]time.Time{}, endings: endings{of: map[ipsec.Selector]*ending{}},
 	}
 }
 
@@ -132,7 +132,7 @@ func (l *loop) job(what string, call func() error, then func(now time.Time, err 
 func (l *loop) acknowledged(ctx context.Context) error {
 	done := make(chan struct{})
 	if err := l.ask(ctx, func(time.Time) {
-		l.job("waiting", func() error { return nil }, func(time.Time, error) { close(done) })
+		l.after(netip.Addr{}, func(time.Time) { close(done) })
 	}); err != nil {
 		return err
 	}
@@ -292,7 +292,7 @@ func (l *loop) advance(now time.Time, p *peer, e any) {
 	}
 	for _, a := range do {
 		if r, ok := a.(doReply); ok && spreading { // it leaves when the data plane has acknowledged the holds that were queued before
-			l.job("answering", func() error { return nil }, func(now time.Time, _ error) { l.do(now, p, r) })
+			l.after(p.remote, func(now time.Time) { l.do(now, p, r) })
 			continue
 		}
 		l.do(now, p, a)

@@ -298,7 +298,7 @@ func (l *loop) settleFor(now time.Time, r policy.Rule, local netip.Addr, d *deni
 	}
 	s := ipsec.Host(local, d.addr)
 	l.log.Debug("packets without a lookup", "peer", d.addr, "local", local, "action", action, "why", d.why, "for", until.Sub(now))
-	l.job("settling", func() error { return l.dp.SetPolicy(s, action, until) }, l.failed("settling packets without a lookup", d.addr))
+	l.jobAt(s, "settling", func() error { return l.dp.SetPolicy(s, action, until) }, l.failed("settling packets without a lookup", d.addr))
 }
 
 // release takes back what the data plane was told because of a denial.
@@ -308,7 +308,7 @@ func (l *loop) release(d *denial) {
 			continue // the policy is the peer's by now
 		}
 		s := ipsec.Host(local, d.addr)
-		l.job("releasing", func() error { return l.dp.ClearPolicy(s) }, l.failed("releasing the address", d.addr))
+		l.jobAt(s, "releasing", func() error { return l.dp.ClearPolicy(s) }, l.failed("releasing the address", d.addr))
 	}
 	d.locals = nil
 }

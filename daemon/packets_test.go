@@ -72,20 +72,23 @@ func (x *traffic) packet(to netip.Addr) {
 }
 
 // settle lets everything beside the loop come to its end.
-func (x *traffic) settle() {
+func (x *traffic) settle() { drain(x.l, func() time.Time { return x.now }) }
+
+// drain does so for a loop that does not run.
+func drain(l *loop, now func() time.Time) {
 	running, ran := false, make(chan struct{})
 	for {
-		if !running && len(x.l.queue) > 0 {
-			job := x.l.queue[0]
-			x.l.queue, running = x.l.queue[1:], true
+		if !running && len(l.queue) > 0 {
+			job := l.queue[0]
+			l.queue, running = l.queue[1:], true
 			go func() { job(); ran <- struct{}{} }()
 		}
-		if !running && x.l.packets.flying == 0 && len(x.l.done) == 0 {
+		if !running && l.packets.flying == 0 && len(l.done) == 0 && !l.endings.busy {
 			return
 		}
 		select {
-		case f := <-x.l.done:
-			f(x.now)
+		case f := <-l.done:
+			f(now())
 		case <-ran:
 			running = false
 		}

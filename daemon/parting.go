@@ -77,7 +77,7 @@ func (l *loop) delete(now time.Time, p *peer, a doDelete) {
 		return
 	}
 	s := ipsec.Host(p.local, p.remote)
-	l.job("disarming", func() error {
+	l.jobAt(s, "disarming", func() error {
 		err := l.holdAgain(s)
 		for _, id := range a.pairs {
 			if err == nil {
