@@ -12,19 +12,6 @@ import (
 // childlessPeer is how long a peer that began without a Child SA may stay without.
 const childlessPeer = time.Minute
 
-// sayChildless marshals an IKE_SA_INIT response with CHILDLESS_IKEV2_SUPPORTED, which nobody has asked for: if it has no more than most octets
-// then (TRUST.md A-21).
-func (s *sa) sayChildless(m wire.Message, most int) ([]byte, error) {
-	more := m
-	more.Payloads = append(m.Payloads, status(wire.ChildlessIKEv2Supported, nil))
-	data, err := more.Marshal()
-	if err != nil || len(data) <= most {
-		s.hs.auths.offersNone = err == nil
-		return data, err
-	}
-	return m.Marshal()
-}
-
 // choosesNone decides, as initiator, that there will be no Child SA.
 func (s *sa) choosesNone(ps []wire.Payload) bool {
 	return s.hs.peer.Childless && notify(ps, wire.ChildlessIKEv2Supported) != nil

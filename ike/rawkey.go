@@ -15,6 +15,12 @@ import (
 // maxRawKey is the longest SubjectPublicKeyInfo that we read: RSA with 8192 bits has 1062 octets.
 const maxRawKey = 1200
 
+// askKey asks for a raw key, and then in the way before RFC 7670, though no such answer is read: openiked 7.2 looks at one request after the
+// other, and where it does not know the last it has no CERT to send, and neither sends IKE_AUTH nor answers it.
+func askKey() []wire.Payload {
+	return []wire.Payload{&wire.CertReq{Encoding: wire.CertRawKey}, &wire.CertReq{Encoding: wire.CertRawRSA}}
+}
+
 // asksRawKey reports whether a message asks for our key in a CERT.
 func asksRawKey(ps []wire.Payload) bool {
 	for _, p := range ps {

@@ -7,6 +7,8 @@ import (
 	crand "crypto/rand"
 	"crypto/rsa"
 	"crypto/x509"
+	"fmt"
+	"slices"
 	"testing"
 	"time"
 
@@ -126,7 +128,7 @@ func TestRawKeysThatProveNothing(t *testing.T) {
 		"not DER":        {Encoding: wire.CertRawKey, Data: []byte{1, 2, 3}},
 		"too long":       {Encoding: wire.CertRawKey, Data: long},
 		"X.509":          {Encoding: 4, Data: spki(t, testKeys()["ed25519"].Public())},
-		"old raw RSA":    {Encoding: 11, Data: spki(t, testKeys()["ed25519"].Public())},
+		"old raw RSA":    {Encoding: wire.CertRawRSA, Data: spki(t, testKeys()["ed25519"].Public())},
 	} {
 		a, b, w := pairOf(t)
 		p := peerOf(a, b)
@@ -241,6 +243,87 @@ func TestKeyKnownByItsFingerprint(t *testing.T) {
 		atB, _ := find[Established](b)
 		if up != right || right && (!sameKey(atA.Key, b.key.Public()) || !sameKey(atB.Key, a.key.Public())) || !right && (atA.Key != nil || atB.Key != nil) {
 			t.Errorf("right %v: up %v, %+v, %+v", right, up, atA, atB)
+		}
+	}
+}
+
+// Whoever asks for a raw key also asks for one of the old kind, and last: openiked, which takes the last, does not know the other and is silent.
+func TestKeysAreAskedForInTheOldWayToo(t *testing.T) {
+	a, b := newHost(t, "", addrA, nil, Config{}), newHost(t, "", addrB, nil, Config{AskKeys: true})
+	b.authorize = func(AuthorizationWanted) Authorization { return Authorization{Anonymous: true} }
+	asked := map[*host][]uint8{}
+	look := func(of *host) func([]wire.Payload) []wire.Payload {
+		return func(ps []wire.Payload) []wire.Payload {
+			asked[of] = append(asked[of], requested(ps)...)
+			return ps
+		}
+	}
+	w := newWorld(t, a, b)
+	first, second := stranger(t, b, look(b)), rewrite(t, a, look(a))
+	w.tap = func(from *host, d *Datagram) bool { return first(from, d) && second(from, d) }
+	w.initiate(a, nobodies(a, b, Authorization{Anonymous: true}))
+	if !w.until(time.Second, bothUp(a, b)) {
+		t.Fatalf("not up\n%s\n%s", a.dump(), b.dump())
+	}
+	for _, h := range []*host{a, b} {
+		if want := []uint8{wire.CertRawKey, wire.CertRawRSA}; !slices.Equal(asked[h], want) {
+			t.Errorf("%v asked for %v, want %v", h.addr, asked[h], want)
+		}
+	}
+}
+
+// requested are the encodings of the CERTREQs, which name no authorities.
+func requested(ps []wire.Payload) (encodings []uint8) {
+	for _, p := range ps {
+		if c, ok := p.(*wire.CertReq); ok && len(c.Data) == 0 {
+			encodings = append(encodings, c.Encoding)
+		}
+	}
+	return encodings
+}
+
+// What nobody has asked for is said as far as the request is long enough for it, and nobody needs a cookie for it (TRUST.md A-21).
+func TestUnaskedIsWorthNoCookie(t *testing.T) {
+	_, b, w := pairOf(t)
+	b.e.cfg.AskKeys = true
+	sh, _ := newShare(newSeeded(3), groupX25519)
+	ts := []wire.Transform{{Type: wire.TransformEncr, ID: 20, KeyLength: 128}, {Type: wire.TransformPRF, ID: 5}, {Type: wire.TransformKE, ID: groupX25519}}
+	outcome := func(longer int) (outcome string) {
+		ps := []wire.Payload{&wire.SA{Proposals: []wire.Proposal{{Number: 1, Protocol: wire.ProtocolIKE, Transforms: ts}}},
+			&wire.KE{Group: groupX25519, Data: sh.public()}, &wire.Nonce{Data: make([]byte, 32)}, &wire.VendorID{Data: make([]byte, longer)}}
+		m := wire.Message{Header: wire.Header{InitiatorSPI: uint64(longer + 1), Exchange: wire.IKESAInit, Flags: wire.FlagInitiator}, Payloads: ps}
+		data, err := m.Marshal()
+		if err != nil {
+			t.Fatal(err)
+		}
+		o := b.e.Receive(w.now, Datagram{addrB, addrA, data})
+		if len(o.Send) != 1 || len(o.Send[0].Data) > len(data) {
+			t.Fatalf("%d octets more: %d answers, or one longer than the request", longer, len(o.Send))
+		}
+		answer, err := wire.Parse(o.Send[0].Data)
+		if err != nil {
+			t.Fatal(err)
+		}
+		says := notify(answer.Payloads, wire.ChildlessIKEv2Supported) != nil
+		if s := b.e.half[halfKey{uint64(longer + 1), addrA}]; s != nil && s.hs.auths.offersNone != says {
+			t.Errorf("%d octets more: no Child SA was offered: %v, and remembered otherwise", longer, says)
+		}
+		return fmt.Sprintf("cookie %v, keys %d, childless %v", notify(answer.Payloads, wire.Cookie) != nil, len(requested(answer.Payloads)), says)
+	}
+	// Our hashes have 16 octets, a vendor's ID without any 4.
+	for _, tt := range []struct {
+		longer int
+		want   string
+	}{
+		{11, "cookie true, keys 0, childless false"},
+		{12, "cookie false, keys 0, childless false"},
+		{21, "cookie false, keys 0, childless false"},
+		{22, "cookie false, keys 2, childless false"},
+		{29, "cookie false, keys 2, childless false"},
+		{30, "cookie false, keys 2, childless true"},
+	} {
+		if got := outcome(tt.longer); got != tt.want {
+			t.Errorf("%d octets more: %s, want %s", tt.longer, got, tt.want)
 		}
 	}
 }

@@ -125,7 +125,7 @@ func (s *sa) sendAuth() {
 	hs := s.hs
 	ps := append([]wire.Payload{hs.auths.local}, s.ourCert()...)
 	if hs.auth.Anonymous || hs.auth.Known != nil { // the key of nobody we know is worth something too: we know it again
-		ps = append(ps, &wire.CertReq{Encoding: wire.CertRawKey})
+		ps = append(ps, askKey()...)
 	}
 	if id := hs.peer.RemoteID; id.Kind != 0 {
 		w, err := fromID(id)

@@ -444,14 +444,11 @@ func (s *sa) finishInit(d Datagram, ps []wire.Payload, suite ikeSuite, sap *wire
 	if takesSecond(ps) {
 		out = append(out, methodPayloads()...)
 	}
-	if e.cfg.AskKeys {
-		out = append(out, &wire.CertReq{Encoding: wire.CertRawKey})
-	}
 	most := len(d.Data)
 	if shown {
 		most = wire.MaxMessage
 	}
-	data, err := s.sayChildless(wire.Message{Header: s.header(wire.IKESAInit, 0, true), Payloads: out}, most)
+	data, err := s.sayUnasked(wire.Message{Header: s.header(wire.IKESAInit, 0, true), Payloads: out}, most)
 	if err != nil {
 		return err
 	}
@@ -465,6 +462,24 @@ func (s *sa) finishInit(d Datagram, ps []wire.Payload, suite ikeSuite, sap *wire
 	e.post(d, data)
 	s.in.busy, s.in.reply = false, [][]byte{data}
 	return nil
+}
+
+// sayUnasked marshals an IKE_SA_INIT response with what no request asks for: that the initiator show its key, and
+// CHILDLESS_IKEV2_SUPPORTED. One with more than most octets goes without the last of these, or both: neither is worth a cookie
+// (TRUST.md A-21).
+func (s *sa) sayUnasked(m wire.Message, most int) (data []byte, err error) {
+	var keys []wire.Payload
+	if s.e.cfg.AskKeys {
+		keys = askKey()
+	}
+	for i, more := range [][]wire.Payload{append(keys[:len(keys):len(keys)], status(wire.ChildlessIKEv2Supported, nil)), keys, nil} {
+		with := wire.Message{Header: m.Header, Payloads: append(m.Payloads[:len(m.Payloads):len(m.Payloads)], more...)}
+		if data, err = with.Marshal(); err != nil || len(data) <= most {
+			s.hs.auths.offersNone = i == 0
+			return data, err
+		}
+	}
+	return data, nil
 }
 
 // answerInit is a stateless answer of one notification, with no SPI of ours.

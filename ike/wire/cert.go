@@ -2,12 +2,15 @@ package wire
 
 import "golang.org/x/crypto/cryptobyte"
 
-// CertRawKey is the encoding of a SubjectPublicKeyInfo in DER (RFC 7670, 3).
-const CertRawKey uint8 = 15
+// Encodings of a CERT.
+const (
+	CertRawRSA uint8 = 11 // an RSA key of PKCS #1 (RFC 7296, 3.6), deprecated by RFC 7670
+	CertRawKey uint8 = 15 // a SubjectPublicKeyInfo in DER (RFC 7670, 3)
+)
 
 // Cert is the Certificate payload (RFC 7296, 3.6). tacit trusts none, but peers send them.
 type Cert struct {
-	Encoding uint8 // 4: X.509 signature, 15: CertRawKey
+	Encoding uint8 // 4: X.509 signature, or one of the above
 	Data     []byte
 }
 
