@@ -32,6 +32,7 @@ type Config struct {
 	Linger        time.Duration
 	IKELifetime   time.Duration
 	ChildLifetime time.Duration
+	MaxPeers      int // addresses of peers, in pairs with ours, that are known at once
 	DNS           DNS
 	Policy        []policy.Rule // in the file's order, the built-in default last
 	Peer          []Peer
@@ -75,6 +76,7 @@ func Default() *Config {
 		Linger:        5 * time.Minute,
 		IKELifetime:   8 * time.Hour,
 		ChildLifetime: time.Hour,
+		MaxPeers:      65536,
 		DNS: DNS{
 			Listen:  []netip.AddrPort{netip.MustParseAddrPort("127.0.0.1:53")},
 			Iterate: true,

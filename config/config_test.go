@@ -56,14 +56,14 @@ func TestParseFull(t *testing.T) {
 	first.Names = []string{"*.example.", ".tree.example.", "host.example.", "*."}
 	first.Prefixes = []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24"), netip.MustParsePrefix("198.51.100.1/32"),
 		netip.MustParsePrefix("2001:db8::/32")}
-	first.Class, first.AcceptAnonymous, first.Line = policy.Clear, false, 26
+	first.Class, first.AcceptAnonymous, first.Line = policy.Clear, false, 27
 	first.Packets, first.ClearPorts, first.ProtectDNS = true, []ipsec.Port{{Proto: 6, Number: 22}, {Proto: 17, Number: 123}}, true
-	second.Line = 34
+	second.Line = 35
 	third := policy.Default()
-	third.Prefixes, third.Class, third.Anonymous, third.Line = []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}, policy.Private, true, 36
+	third.Prefixes, third.Class, third.Anonymous, third.Line = []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}, policy.Private, true, 37
 	want := &Config{
 		Name: "alice.example", Identity: "/etc/tacit/key.pem", Identify: "all", Dataplane: "tun", Socket: "/run/t.sock", PostQuantum: "before",
-		Linger: 90 * time.Second, IKELifetime: 90 * time.Minute, ChildLifetime: 2 * time.Second,
+		Linger: 90 * time.Second, IKELifetime: 90 * time.Minute, ChildLifetime: 2 * time.Second, MaxPeers: 4096,
 		DNS: DNS{
 			Listen: servers("127.0.0.1:53", "[::1]:5353"),
 			Upstream: upstreams("192.0.2.53", "2001:db8::53", "192.0.2.54:5300", "tls://dns.example:853",
@@ -82,6 +82,18 @@ func TestParseFull(t *testing.T) {
 	}
 	if !reflect.DeepEqual(got, want) {
 		t.Errorf("got\n%+v\nwant\n%+v", got, want)
+	}
+}
+
+func TestMaxPeers(t *testing.T) {
+	for text, want := range map[string]int{"16": 16, "65_536": 65536, "15": 0, "65537": 0, "0x7fffffffffff": 0, "-20": 0, "20.0": 0, "'20'": 0} {
+		c, err := Parse([]byte("max-peers = "+text+"\n"), "t.toml")
+		if want == 0 && err == nil || want > 0 && (err != nil || c.MaxPeers != want) {
+			t.Errorf("%s: %+v, %v", text, c, err)
+		}
+		if err != nil && !strings.HasPrefix(err.Error(), "t.toml:1:13: max-peers: want ") {
+			t.Errorf("%s: %v", text, err)
+		}
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"net/netip"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -26,6 +27,7 @@ var settings = map[string]func(p *parser, v value){
 	"linger":         func(p *parser, v value) { p.duration(v, &p.config.Linger, time.Second, 24*time.Hour) },
 	"ike-lifetime":   func(p *parser, v value) { p.duration(v, &p.config.IKELifetime, time.Second, 7*24*time.Hour) },
 	"child-lifetime": func(p *parser, v value) { p.duration(v, &p.config.ChildLifetime, time.Second, 24*time.Hour) },
+	"max-peers":      func(p *parser, v value) { p.number(v, &p.config.MaxPeers, 16, 65536) },
 	// DNS. A hold of more than 10 s would outlast every stub resolver's patience.
 	"dns.listen":             func(p *parser, v value) { p.listeners(v, &p.config.DNS.Listen) },
 	"dns.upstream":           (*parser).setUpstream,
@@ -157,6 +159,20 @@ func (p *parser) duration(v value, to *time.Duration, least, most time.Duration)
 	default:
 		*to = d
 	}
+}
+
+// number reads a whole number within bounds.
+func (p *parser) number(v value, to *int, least, most int) {
+	if v.node.Kind != unstable.Integer {
+		p.errorf(v.place, v.key, "want a number, not %s", kindName(v.node.Kind))
+		return
+	}
+	n, err := strconv.ParseInt(strings.ReplaceAll(string(v.node.Data), "_", ""), 0, 32)
+	if err != nil || n < int64(least) || n > int64(most) {
+		p.errorf(v.place, v.key, "want %d to %d, not %s", least, most, v.node.Data)
+		return
+	}
+	*to = int(n)
 }
 
 // listeners reads "address" or "address:port"; the port is 53 if none is given.

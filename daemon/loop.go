@@ -46,10 +46,7 @@ type loop struct {
 	parting     parting // what a stop leaves to the end of all loops
 }
 
-const (
-	maxQueue = 65536 // data plane calls that wait; beyond them installs fail and the peers see it
-	maxPeers = 65536 // TRUST.md I4
-)
+const maxQueue = 65536 // data plane calls that wait; beyond them installs fail and the peers see it
 
 func newLoop(s *shared, engine *ike.Endpoint) *loop {
 	return &loop{
@@ -263,14 +260,14 @@ func (l *loop) send(d ike.Datagram) {
 
 // peerOf returns the peer between two addresses, made on the first call; nil when there are too many.
 func (l *loop) peerOf(now time.Time, local, remote netip.Addr) *peer {
-	return l.peerUpTo(now, local, remote, maxPeers)
+	return l.peerUpTo(now, local, remote, l.d.cfg.File.MaxPeers)
 }
 
 // peerUpTo makes a peer unless there would be more than so many.
-func (l *loop) peerUpTo(now time.Time, local, remote netip.Addr, most int64) *peer {
+func (l *loop) peerUpTo(now time.Time, local, remote netip.Addr, most int) *peer {
 	k := key{local.Unmap(), remote.Unmap()}
 	p := l.peers[k]
-	if p == nil && l.known.Add(1) > most {
+	if p == nil && l.known.Add(1) > int64(most) {
 		l.known.Add(-1)
 		return nil
 	}

@@ -9,10 +9,10 @@ import (
 
 // Room for the peers that we want, where strangers have taken all of it (TRUST.md R8, A-51).
 
-const (
-	sparePeers = maxPeers / 64 // that may be there beyond maxPeers while those end that made room
-	looked     = 256           // peers that are looked at for one that can go
-)
+const looked = 256 // peers that are looked at for one that can go
+
+// spare is how many peers may be there beyond the most of the configuration, while those end that made room.
+func spare(most int) int { return max(8, most/64) }
 
 // wanted is peerOf for a peer that this host has asked for: when there are too many, one that serves nobody in particular goes for it.
 func (l *loop) wanted(now time.Time, local, remote netip.Addr) *peer {
@@ -22,7 +22,8 @@ func (l *loop) wanted(now time.Time, local, remote netip.Addr) *peer {
 	if !l.makeRoom(now) {
 		return nil
 	}
-	return l.peerUpTo(now, local, remote, maxPeers+sparePeers)
+	most := l.d.cfg.File.MaxPeers
+	return l.peerUpTo(now, local, remote, most+spare(most))
 }
 
 // makeRoom ends the SAs of the idlest of some peers: a map yields them in no order. It reports whether one could go.

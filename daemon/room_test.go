@@ -42,7 +42,7 @@ func TestRoomForOurs(t *testing.T) {
 		"somebody": place(4, 10*time.Hour, 7),
 		"private":  place(5, 10*time.Hour, 0),
 	}
-	l.known.Store(maxPeers)
+	l.known.Store(int64(f.MaxPeers))
 	next := func(i byte) netip.Addr { return netip.AddrFrom4([4]byte{203, 0, 113, i}) }
 	if l.peerOf(now, own, next(0)) != nil {
 		t.Error("a stranger has a place where there is none")

@@ -340,8 +340,8 @@ type peerStatus struct {
 	Why       string     `json:"why"`
 }
 
-// peers asks the daemon for its peers at an address of the host.
-func (d *tacit) peers(at *lab.Host) (found []peerStatus) {
+// statusPeers asks the daemon for its peers.
+func (d *tacit) statusPeers() []peerStatus {
 	d.t.Helper()
 	out, err := d.run("status", "--json")
 	if err != nil {
@@ -353,7 +353,13 @@ func (d *tacit) peers(at *lab.Host) (found []peerStatus) {
 	if err := json.Unmarshal([]byte(out), &s); err != nil {
 		d.t.Fatal(err)
 	}
-	for _, p := range s.Peers {
+	return s.Peers
+}
+
+// peers are those at an address of the host.
+func (d *tacit) peers(at *lab.Host) (found []peerStatus) {
+	d.t.Helper()
+	for _, p := range d.statusPeers() {
 		for _, a := range at.Addrs() {
 			if a.Addr() == p.Address {
 				found = append(found, p)
