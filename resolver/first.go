@@ -37,6 +37,12 @@ type leg struct {
 // first answers a plain query for an address that the cache has not, appended to out, if that takes only a moment. ok is false where nobody has answered
 // yet. If it takes longer, resume is called, and somebody else has to answer and to read the socket: left. file is the socket's.
 func (s *Server) first(packet, out []byte, file int, resume func()) (answer []byte, ok, left bool) {
+	e := &errand{s: s}
+	defer func() {
+		if recover() != nil { // serve meets it again, and reports it
+			answer, ok, left = nil, false, e.left
+		}
+	}()
 	begin, can := s.cfg.Lookup.(Beginner)
 	var buf [256]byte
 	a, plain := readAsk(packet, buf[:0])
@@ -53,7 +59,6 @@ func (s *Server) first(packet, out []byte, file int, resume func()) (answer []by
 	default:
 		return nil, false, false
 	}
-	e := &errand{s: s}
 	key, ok := e.claim(string(a.name), a.typ, interest == AskKey)
 	if !ok {
 		return nil, false, false

@@ -203,3 +203,36 @@ func TestFirstSurvivesAPanic(t *testing.T) {
 		t.Error(fmt.Sprint(n, " panics"))
 	}
 }
+
+// So does one of the Watcher, whatever it is asked.
+func TestFirstSurvivesTheWatchersPanic(t *testing.T) {
+	z := newSignedZone(t, "bad.example. 60 IN A 192.0.2.1", "worse.example. 60 IN A 192.0.2.3", "good.example. 60 IN A 192.0.2.2")
+	v := dnssec.New(&sending{z, prompt, nil}, anchorsOf(t, z))
+	if _, err := v.Lookup(t.Context(), "example.", dns.TypeNS); err != nil {
+		t.Fatal(err)
+	}
+	w := newKnowing("192.0.2.9", 0)
+	said := w.watch
+	w.watch = func(ctx context.Context, f Found) Verdict {
+		if f.Asked == "bad.example." {
+			panic("test")
+		}
+		return said(ctx, f)
+	}
+	w.interest = func(name string) Interest {
+		if name == "worse.example." {
+			panic("test")
+		}
+		return AskKey
+	}
+	s, addr := served(t, v, w)
+	for _, name := range []string{"bad.example.", "worse.example.", "good.example."} {
+		want := map[bool]string{true: "NOERROR 192.0.2.2", false: "SERVFAIL"}[name == "good.example."]
+		if got := outcomeOf(exchange(t, "udp", addr, newQuery(name, dns.TypeA, flags{}))); got != want {
+			t.Errorf("%s: %s, want %s", name, got, want)
+		}
+	}
+	if n := s.Stats().Panics; n != 2 {
+		t.Errorf("%d panics, want 2", n)
+	}
+}
