@@ -126,6 +126,7 @@ const partingPause = 20 * time.Millisecond
 // parting is what a loop that stops leaves to the end of all.
 type parting struct {
 	shut  map[key]time.Time // addresses that stay shut, and until when
+	open  []*peer           // that do not, and were
 	pairs []uint32
 	jobs  []func() // calls of the data plane that had not been made
 }
@@ -134,24 +135,12 @@ type parting struct {
 func (l *loop) part(now time.Time) {
 	var list sockets
 	told := 0
-	abort := func(s ipsec.Selector) (n int, err error) {
-		if list == nil {
-			list, err = listed(l.d.cfg.Flows)
-		}
-		if err == nil {
-			n, err = list.end(s)
-		}
-		if err != nil {
-			l.log.Error("connections that were protected cannot be ended", "peer", s.Remote.Addr(), "err", err)
-		}
-		told += n
-		return n, err
-	}
 	for _, x := range l.endings.of { // their goroutine may be too late
-		_, err := abort(x.s)
+		n, err := l.abort(&list, x.s)
 		l.unblock(x, err)
+		told += n
 	}
-	l.parting = parting{map[key]time.Time{}, slices.Collect(maps.Keys(l.pairs)), l.queue}
+	l.parting = parting{map[key]time.Time{}, nil, slices.Collect(maps.Keys(l.pairs)), l.queue}
 	l.queue = nil
 	for _, p := range l.peers {
 		if p.staysShut(now, l.d.cfg.File.DNS.OnFailure, l.d.rules.Load()) {
@@ -159,16 +148,37 @@ func (l *loop) part(now time.Time) {
 			if p.authenticated() == nil && p.held.IsZero() { // nobody in particular: no proof has a time of its own
 				l.parting.shut[p.key] = now.Add(p.linger)
 			}
-			continue
-		}
-		if p.shuts() {
-			n, _ := abort(ipsec.Host(p.local, p.remote))
-			l.saidEnded(now, p, n)
+		} else if p.shuts() {
+			l.parting.open = append(l.parting.open, p)
 		}
 	}
-	if told > 0 {
+	if told+l.cut(now, &list) > 0 {
 		time.Sleep(partingPause)
 	}
+}
+
+// cut ends the connections with the peers that a stop opens, those of a list that is made once, and says how many.
+func (l *loop) cut(now time.Time, list *sockets) (told int) {
+	for _, p := range l.parting.open {
+		n, _ := l.abort(list, ipsec.Host(p.local, p.remote))
+		l.saidEnded(now, p, n)
+		told += n
+	}
+	return told
+}
+
+// abort ends the connections with an address, out of a list that the first call makes. An error is logged.
+func (l *loop) abort(list *sockets, s ipsec.Selector) (n int, err error) {
+	if *list == nil {
+		*list, err = listed(l.d.cfg.Flows)
+	}
+	if err == nil {
+		n, err = list.end(s)
+	}
+	if err != nil {
+		l.log.Error("connections that were protected cannot be ended", "peer", s.Remote.Addr(), "err", err)
+	}
+	return n, err
 }
 
 // clear leaves standing what is to stay shut, with no help from us, and nothing else. The loop has ended.
@@ -204,6 +214,10 @@ func (s *shards) end() error {
 			}
 		}
 		keep = keep || len(l.parting.shut) > 0
+	}
+	var list sockets
+	for _, l := range s.loops { // a program may have connected anew before the peer had heard of the end; now none can
+		l.cut(now, &list)
 	}
 	var errs []error
 	if d.cfg.SaveProofs != nil {

@@ -203,6 +203,7 @@ func TestStopTellsFlowsApart(t *testing.T) {
 			d.HandOver()
 		}
 		alice.stop()
+		f.list = []netip.Addr{netip.MustParseAddr("192.0.2.9")}
 		if err := alice.s.end(); err != nil {
 			t.Fatal(err)
 		}
@@ -227,6 +228,37 @@ func TestStopTellsFlowsApart(t *testing.T) {
 		if last := said[len(said)-1]; !tt.handOver && (last.Kind != "sa-down" || last.Why != "tacit stops here") {
 			t.Errorf("%+v: the last event is %+v", tt, last)
 		}
+	}
+}
+
+// A program whose connection a stop has ended connects anew at once, through the SA, as long as the peer has not heard of its end. That is ended, too, before
+// the SA goes.
+func TestStopEndsWhatBeganMeanwhile(t *testing.T) {
+	alice, bob := newEnd(t, "192.0.2.1", ""), newEnd(t, "192.0.2.2", "bob.example")
+	ipsectest.Wire(alice.Fake, bob.Fake)
+	close(alice.gate)
+	close(bob.gate)
+	if o := outcomeOf(t, alice.lookup(bob)); !o.ok {
+		t.Fatalf("%+v", o)
+	}
+	f := &aborted{list: []netip.Addr{bob.addr}}
+	alice.do(t, func(time.Time) { alice.l.d.cfg.Flows = f.flows })
+	alice.stop()
+	if !slices.Equal(f.ended, []netip.Addr{bob.addr}) {
+		t.Fatalf("ended at once: %v", f.ended)
+	}
+	atEnd := func() ([]flows.Flow, error) {
+		if n := len(alice.Calls("Close", "Remove")); n > 0 {
+			t.Error("what is listed after the SA has gone may have gone on in clear")
+		}
+		return f.flows()
+	}
+	alice.l.d.cfg.Flows = atEnd
+	if err := alice.s.end(); err != nil {
+		t.Fatal(err)
+	}
+	if !slices.Equal(f.ended, []netip.Addr{bob.addr, bob.addr}) {
+		t.Errorf("ended are %v, want what began anew too", f.ended)
 	}
 }
 
