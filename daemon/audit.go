@@ -68,7 +68,7 @@ func (t *trail) record(log *slog.Logger, now time.Time, e control.Event) {
 	}
 	a.left = min(auditBurst, a.left+max(0, now.Sub(a.at).Seconds())*auditRate)
 	a.at = now
-	if t.repeats(now, e) || a.left < 1 {
+	if a.left < 1 || t.repeats(now, e) { // what is left out has not been said
 		a.out++
 		return
 	}

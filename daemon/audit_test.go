@@ -237,6 +237,23 @@ func TestAuditBounds(t *testing.T) {
 	}
 }
 
+// TestAuditOfWhatWasLeftOut: an event that there was no room for counts as not said: when it comes again, and there is, it is told.
+func TestAuditOfWhatWasLeftOut(t *testing.T) {
+	d := &Daemon{log: slog.New(slog.DiscardHandler)}
+	now, addr := time.Unix(1e9, 0), netip.MustParseAddr("192.0.2.2")
+	for i := range auditBurst {
+		d.withheld(now, fmt.Sprintf("n%d.example.", i), addr, outcome{why: "no proof"})
+	}
+	for range 2 {
+		d.withheld(now, "bob.example.", addr, outcome{why: "no proof"})
+		now = now.Add(10 * time.Second)
+	}
+	all := d.trail.after(t.Context(), 0).Events
+	if last := all[len(all)-1]; last.Name != "bob.example" || last.LeftOut != 1 {
+		t.Errorf("the last event is %+v, want that of bob.example, with one left out before", last)
+	}
+}
+
 // Who waits for the next event gets it when it comes, and nothing when he goes.
 func TestAuditWaits(t *testing.T) {
 	d := &Daemon{log: slog.New(slog.DiscardHandler)}
