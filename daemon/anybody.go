@@ -29,6 +29,16 @@ type anybody struct {
 	why     string
 }
 
+// pause is how long nobody asks again after so many failures.
+func (a *anybody) pause() time.Duration {
+	return min(firstRefusal<<min(a.failed-1, 10), maxRefusal)
+}
+
+// counts reports whether the failures are to be remembered: after the pause for as long again, so that whoever asks steadily does so ever less often.
+func (a *anybody) counts(now time.Time) bool {
+	return a.failed > 0 && now.Before(a.until.Add(a.pause()))
+}
+
 // encrypt asks for encryption without waiting for it: an answer goes out beside it.
 func (d *Daemon) encrypt(addr netip.Addr) {
 	local, err := source(addr)
@@ -92,7 +102,7 @@ func (p *peer) nobody(now time.Time, err error) []action {
 	}
 	p.anybody.failed++
 	p.anybody.why = fmt.Sprintf("%v does not encrypt: %s", p.remote, reason(err))
-	p.anybody.until = now.Add(min(firstRefusal<<min(p.anybody.failed-1, 10), maxRefusal))
+	p.anybody.until = now.Add(p.anybody.pause())
 	do := p.tell(outcome{why: p.anybody.why})
 	if !p.latch.since.IsZero() && errors.Is(err, ike.ErrAuthentication) { // whoever it is, it is not the one whom we spoke with
 		do = append(do, p.severs()...)

@@ -635,3 +635,33 @@ func TestJudgeReverse(t *testing.T) {
 		}
 	}
 }
+
+// pass lets time pass, with the housekeeping of each second.
+func (x *traffic) pass(d time.Duration) {
+	for end := x.now.Add(d); x.now.Before(end); x.settle() {
+		x.now = x.now.Add(tick)
+		x.l.housekeep(x.now)
+	}
+}
+
+// The packets of a steady flow to an address that speaks no IKE wait for an attempt less and less often, though nothing but that is known of it.
+func TestPacketsWaitForNobodyLessAndLess(t *testing.T) {
+	x := newTraffic(t, policy.Rule{Class: policy.PrivateOrClear, Packets: true, Anonymous: true})
+	for round, pause := range []time.Duration{firstRefusal, 2 * firstRefusal, 4 * firstRefusal, 8 * firstRefusal} {
+		x.try()
+		if n := x.attempts(); n != round+1 {
+			t.Fatalf("round %d: %d attempts", round, n)
+		}
+		x.fails()
+		x.want("after it has failed", "bypass")
+		x.pass(pause - tick)
+		if x.try(); x.attempts() != round+1 {
+			t.Errorf("round %d: asked again within %v", round, pause)
+		}
+		x.pass(tick)
+	}
+	x.pass(maxRefusal)
+	if x.peer() != nil {
+		t.Error("it is not forgotten")
+	}
+}

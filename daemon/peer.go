@@ -273,7 +273,7 @@ func (p *peer) step(now time.Time, e any) (do []action, wake time.Time) {
 
 // quiet reports whether the peer may be forgotten.
 func (p *peer) quiet(now time.Time) bool {
-	return p.pad.Expire(now) && !now.Before(p.anybody.until) && p.state == idle && p.attempt == nil && len(p.sas) == 0 && len(p.waiting) == 0 && p.held.IsZero()
+	return p.pad.Expire(now) && !p.anybody.counts(now) && p.state == idle && p.attempt == nil && len(p.sas) == 0 && len(p.waiting) == 0 && p.held.IsZero()
 }
 
 // lookup is a name that claims the address: TRUST.md 2, R1 to R4.
