@@ -4,6 +4,7 @@ import (
 	"net/netip"
 	"time"
 
+	"tacit/pad"
 	"tacit/policy"
 )
 
@@ -49,8 +50,12 @@ func (l *loop) makeRoom(now time.Time) bool {
 // evRoom: the peer's place is needed.
 type evRoom struct{}
 
-// giveWay ends all SAs of the peer.
+// giveWay ends all SAs of the peer. One without any is forgotten at once.
 func (p *peer) giveWay() (do []action) {
+	if p.bare() {
+		p.pad, p.anybody = pad.NewAddress(p.remote, p.linger), anybody{}
+		return nil
+	}
 	p.ending = "its place was needed, and nobody used it"
 	for _, a := range p.live() {
 		do = append(do, p.dismiss(a)...)
@@ -58,11 +63,19 @@ func (p *peer) giveWay() (do []action) {
 	return do
 }
 
-// idle says since when a peer has not been used that nobody stands behind, and whether that is long enough: all of its SAs are nobody's, and
+// bare reports whether nothing stands on the address: of such a peer it is only remembered what it refused.
+func (p *peer) bare() bool {
+	return len(p.sas) == 0 && p.state == idle && p.held.IsZero() && p.latch == noLatch
+}
+
+// idle says since when a peer has not been used that nobody stands behind, and whether that is long enough: all of its SAs are nobody's, if it has any, and
 // nothing is asked of it.
 func (p *peer) idle(now time.Time) (since time.Time, ok bool) {
 	if p.pad.Live() || p.pad.Held(now) || p.attempt != nil || len(p.waiting) > 0 || len(p.anybody.waiting) > 0 {
 		return since, false
+	}
+	if p.bare() {
+		return p.since, !p.quiet(now) // else it is about to be asked
 	}
 	n := 0
 	for _, a := range p.live() {

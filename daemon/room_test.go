@@ -9,6 +9,7 @@ import (
 	"tacit/ike"
 	"tacit/ipsec"
 	"tacit/ipsec/ipsectest"
+	"tacit/pad"
 	"tacit/policy"
 )
 
@@ -65,5 +66,33 @@ func TestRoomForOurs(t *testing.T) {
 	}
 	if l.wanted(now, own, next(9)) != nil || fmt.Sprint(gone()) != "[idle idlest]" {
 		t.Errorf("gone are %v for who may not displace anybody that is left", gone())
+	}
+}
+
+// What is remembered only so that it is not asked again soon makes room too, first of all: one program can have thousands of hosts refuse at once.
+func TestRoomOfRefusals(t *testing.T) {
+	now := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+	own := netip.MustParseAddr("192.0.2.1")
+	l := newTestLoop(t, ipsectest.NewFake(), own, "", nil, func() time.Time { return now })
+	ask := func(last byte, c pad.Claim) *peer {
+		p := l.peerOf(now, own, netip.AddrFrom4([4]byte{198, 51, 100, last}))
+		c.Addr, c.Until = p.remote, now.Add(time.Hour)
+		l.step(now, p, evLookup{waiter{claim: c, reply: make(chan outcome, 1)}})
+		return p
+	}
+	claim := pad.Claim{Name: "bob.example.", Keys: []pad.Key{pad.KeyOf(testKey(7))}}
+	nobody, other, asking := ask(1, pad.Claim{}), ask(2, claim), ask(3, claim)
+	for _, p := range []*peer{nobody, other} {
+		l.step(now, p, ike.Closed{SA: p.attempt.id, Err: ike.ErrTimeout})
+	}
+	l.known.Store(maxPeers)
+	now = now.Add(time.Second)
+	for i := range byte(2) {
+		if l.wanted(now, own, netip.AddrFrom4([4]byte{203, 0, 113, i})) == nil {
+			t.Fatalf("a lookup has no place, and %d are there", len(l.peers))
+		}
+	}
+	if l.peers[nobody.key] != nil || l.peers[other.key] != nil || l.peers[asking.key] != asking {
+		t.Errorf("there are %v", l.peers)
 	}
 }
