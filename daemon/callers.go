@@ -128,7 +128,11 @@ func (l *loop) inquire(c calling) (q *inquiry, why string) {
 	l.callers.inquiries[c] = q
 	l.callers.networks[net]++
 	go func() {
-		claim, why := l.d.find(c.name, c.remote)
+		var claim pad.Claim
+		var why string
+		if l.beside("name of an initiator", c.remote, func() { claim, why = l.d.find(c.name, c.remote) }) != nil {
+			claim, why = pad.Claim{}, "an internal error"
+		}
 		l.report(func(now time.Time) { l.inquired(now, c, claim, why) })
 	}()
 	return q, ""

@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"fmt"
+	"net/netip"
 	"runtime/debug"
 	"sync/atomic"
 	"time"
@@ -31,6 +32,15 @@ func (l *loop) turn(what string, f func()) {
 	if err := contained(&l.panics, func() error { f(); return nil }); err != nil {
 		l.log.Error("contained", "what", what, "err", err)
 	}
+}
+
+// beside does what belongs to an address and runs in a goroutine of its own. The error is that of a panic.
+func (s *shared) beside(what string, remote netip.Addr, f func()) error {
+	err := contained(&s.panics, func() error { f(); return nil })
+	if err != nil {
+		s.log.Error("contained", "what", what, "peer", remote, "err", err)
+	}
+	return err
 }
 
 // step gives a peer an event and does what it says. Where that panics, or has a short time ago, a lookup is answered that it cannot be.

@@ -1,11 +1,14 @@
 package daemon
 
 import (
+	"net/netip"
 	"testing"
 	"time"
 
 	"tacit/ipsec"
 	"tacit/ipsec/ipsectest"
+	"tacit/pad"
+	"tacit/policy"
 )
 
 // crashing is a data plane with a bug.
@@ -56,6 +59,29 @@ func TestPanicsAreContained(t *testing.T) {
 		t.Error("no error")
 	}
 	if n := alice.l.panics.Load(); n != 2 {
+		t.Errorf("%d panics, want 2", n)
+	}
+}
+
+// What goes wrong with what DNS says of an address or a name, beside the loop, costs that judgement: nothing leaves in clear because of it, and nobody comes in.
+func TestJudgementsAreContained(t *testing.T) {
+	x := newTraffic(t, policy.Rule{Class: policy.PrivateOrClear, Packets: true, AcceptAnonymous: true})
+	x.l.d.reverse = func(netip.Addr) reversed { panic("test") }
+	x.l.d.find = func(string, netip.Addr) (pad.Claim, string) { panic("test") }
+	x.try()
+	x.want("the reverse zone's judgement panics", "block")
+	if n := len(x.l.packets.quests) + x.l.packets.flying; n != 0 {
+		t.Errorf("%d lookups are under way for ever", n)
+	}
+	q, _ := x.l.inquire(calling{"bob.example.", x.p.remote})
+	if q == nil {
+		t.Fatal("no inquiry")
+	}
+	(<-x.l.done)(x.now)
+	if n := len(x.l.callers.inquiries); n != 0 {
+		t.Errorf("%d inquiries are under way for ever", n)
+	}
+	if n := x.l.panics.Load(); n != 2 {
 		t.Errorf("%d panics, want 2", n)
 	}
 }

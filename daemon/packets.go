@@ -126,13 +126,21 @@ func (l *loop) fly(q *quest) {
 	t.networks[network(q.remote)]++
 	t.lookups++
 	go func() {
-		r := l.d.reverse(q.remote)
+		r := l.reverse(q.remote)
 		l.report(func(now time.Time) {
 			l.finish(q)
 			l.conclude(now, q, r)
 			l.turns(now)
 		})
 	}()
+}
+
+// reverse is what the reverse zone says. It may take the whole hold.
+func (l *loop) reverse(remote netip.Addr) (r reversed) {
+	if l.beside("reverse zone", remote, func() { r = l.d.reverse(remote) }) != nil {
+		return reversed{shut: true, why: "an internal error"}
+	}
+	return r
 }
 
 // finish ends a quest, whatever came of it.
@@ -209,7 +217,7 @@ func (l *loop) askReverseAgain(p *peer) {
 	t.flying++
 	t.lookups++
 	go func() {
-		r := l.d.reverse(p.remote)
+		r := l.reverse(p.remote)
 		l.report(func(now time.Time) {
 			t.flying--
 			for _, c := range r.claims {
