@@ -200,9 +200,9 @@ func ParseIKEHeader(b []byte) (IKEHeader, bool) {
 	}, true
 }
 
-// ExchangeName is the name of an exchange type (RFC 7296, 3.1).
+// ExchangeName is the name of an exchange type (RFC 7296, 3.1; RFC 9242; RFC 9370).
 func ExchangeName(t uint8) string {
-	names := map[uint8]string{34: "IKE_SA_INIT", 35: "IKE_AUTH", 36: "CREATE_CHILD_SA", 37: "INFORMATIONAL", 43: "IKE_INTERMEDIATE"}
+	names := map[uint8]string{34: "IKE_SA_INIT", 35: "IKE_AUTH", 36: "CREATE_CHILD_SA", 37: "INFORMATIONAL", 43: "IKE_INTERMEDIATE", 44: "IKE_FOLLOWUP_KE"}
 	if n, ok := names[t]; ok {
 		return n
 	}

@@ -176,3 +176,11 @@ func FuzzParseIKEHeader(f *testing.F) {
 		}
 	})
 }
+
+func TestExchangeName(t *testing.T) {
+	for number, want := range map[uint8]string{34: "IKE_SA_INIT", 43: "IKE_INTERMEDIATE", 44: "IKE_FOLLOWUP_KE", 240: "exchange(240)"} {
+		if got := ExchangeName(number); got != want {
+			t.Errorf("%d: %s, want %s", number, got, want)
+		}
+	}
+}
