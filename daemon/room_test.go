@@ -85,7 +85,7 @@ func TestRoomOfRefusals(t *testing.T) {
 	for _, p := range []*peer{nobody, other} {
 		l.step(now, p, ike.Closed{SA: p.attempt.id, Err: ike.ErrTimeout})
 	}
-	l.known.Store(maxPeers)
+	l.known.Store(int64(l.d.cfg.File.MaxPeers))
 	now = now.Add(time.Second)
 	for i := range byte(2) {
 		if l.wanted(now, own, netip.AddrFrom4([4]byte{203, 0, 113, i})) == nil {
