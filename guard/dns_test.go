@@ -206,6 +206,14 @@ func (m *machine) jump(e *expr.Verdict) expr.VerdictKind {
 	return e.Kind
 }
 
+// deviceIndex is the loopback device's or another's.
+func deviceIndex(name string) uint32 {
+	if name == "lo" {
+		return 1
+	}
+	return 2
+}
+
 func (m *machine) meta(e *expr.Meta) {
 	if e.SourceRegister {
 		m.packet.mark = binary.NativeEndian.Uint32(m.regs[at(e.Register):])
@@ -224,6 +232,10 @@ func (m *machine) meta(e *expr.Meta) {
 		b = deviceName(m.packet.in)
 	case expr.MetaKeyOIFNAME:
 		b = deviceName(m.packet.out)
+	case expr.MetaKeyIIF:
+		b = native(deviceIndex(m.packet.in))
+	case expr.MetaKeyOIF:
+		b = native(deviceIndex(m.packet.out))
 	case expr.MetaKeyMARK:
 		b = native(m.packet.mark)
 	default:

@@ -39,9 +39,10 @@ const (
 const TableName = "tacit"
 
 // maxSeen bounds the dynamic sets that count clear packets of protected peers, maxStrange those of peers that only rules of prefixes concern:
-// anybody can make such up, and they are listed often.
+// anybody can make such up. They are listed often, and listing goes through the room that there is and not only through what is in it. Who finds a set full
+// is dropped all the same.
 const (
-	maxSeen    = 65535
+	maxSeen    = 8192
 	maxStrange = 1024
 )
 

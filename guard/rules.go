@@ -111,9 +111,9 @@ func hooks(s sets, device string) []chain {
 	// What goes to this host itself is no peer's, and there is much of it: every lookup of a program goes this way twice. So do the
 	// resets that out_block made.
 	for _, c := range []*chain{&out, &leak} {
-		c.add(concat(toDevice("lo"), accept))
+		c.add(concat(loopback(expr.MetaKeyOIF), accept))
 	}
-	in.add(concat(fromDevice("lo"), accept), concat(fromDevice(device), setMark(MarkDivert), accept))
+	in.add(concat(loopback(expr.MetaKeyIIF), accept), concat(fromDevice(device), setMark(MarkDivert), accept))
 	leak.add(concat(toDevice(device), accept))
 	for i := range s.divert {
 		out.add(concat(loadKey(i, false), lookup(s.divert[i]), []expr.Any{jumpTo("out_divert")}))
@@ -126,7 +126,7 @@ func hooks(s sets, device string) []chain {
 		return []chain{out, in, leak}
 	}
 	input := chain{name: "input", kind: nftables.ChainTypeFilter, hook: nftables.ChainHookInput}
-	input.add(concat(fromDevice("lo"), accept), concat(fromDevice(device), accept), whileLive(s, "in_rules"))
+	input.add(concat(loopback(expr.MetaKeyIIF), accept), concat(fromDevice(device), accept), whileLive(s, "in_rules"))
 	out.add(whileLive(s, "out_rules"))
 	leak.add(whileLive(s, "leak_rules"))
 	return []chain{out, in, leak, input}
@@ -237,6 +237,11 @@ func maskNotZero(mask ...byte) []expr.Any {
 		&expr.Bitwise{SourceRegister: regFirst, DestRegister: regFirst, Len: uint32(len(mask)), Mask: mask, Xor: zero},
 		&expr.Cmp{Op: expr.CmpOpNeq, Register: regFirst, Data: zero},
 	}
+}
+
+// loopback is the loopback device by its index, which is the same in each network namespace (LOOPBACK_IFINDEX): quicker than a name.
+func loopback(key expr.MetaKey) []expr.Any {
+	return []expr.Any{&expr.Meta{Key: key, Register: regFirst}, compare(native(1)...)}
 }
 
 func fromDevice(name string) []expr.Any {
