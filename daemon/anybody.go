@@ -39,6 +39,17 @@ func (a *anybody) counts(now time.Time) bool {
 	return a.failed > 0 && now.Before(a.until.Add(a.pause()))
 }
 
+// nobodyAsked is that of most peers. It is not changed.
+var nobodyAsked = &anybody{}
+
+// asking is the peer's anybody, to be changed.
+func (p *peer) asking() *anybody {
+	if p.anybody == nobodyAsked {
+		p.anybody = &anybody{}
+	}
+	return p.anybody
+}
+
 // encrypt asks for encryption without waiting for it: an answer goes out beside it.
 func (d *Daemon) encrypt(addr netip.Addr) {
 	local, err := source(addr)
@@ -68,7 +79,7 @@ func (p *peer) encrypt(now time.Time, w waiter) []action {
 	case now.Before(p.anybody.until):
 		return []action{doReply{w, outcome{why: p.anybody.why}}}
 	}
-	p.anybody.waiting = append(p.anybody.waiting, w)
+	p.asking().waiting = append(p.anybody.waiting, w)
 	return p.askAnybody(now)
 }
 
@@ -90,7 +101,7 @@ func (p *peer) askAnybody(now time.Time) []action {
 // somebody is its success, or that of another attempt.
 func (p *peer) somebody() []action {
 	do := p.tell(outcome{ok: true})
-	p.anybody = anybody{}
+	p.anybody = nobodyAsked
 	return do
 }
 
@@ -100,20 +111,24 @@ func (p *peer) nobody(now time.Time, err error) []action {
 	if p.talks() { // both ends had begun, and one is enough
 		return p.somebody()
 	}
-	p.anybody.failed++
-	p.anybody.why = fmt.Sprintf("%v does not encrypt: %s", p.remote, reason(err))
-	p.anybody.until = now.Add(p.anybody.pause())
-	do := p.tell(outcome{why: p.anybody.why})
+	a := p.asking()
+	a.failed++
+	a.why = fmt.Sprintf("%v does not encrypt: %s", p.remote, reason(err))
+	a.until = now.Add(a.pause())
+	do := p.tell(outcome{why: a.why})
 	if !p.latch.since.IsZero() && errors.Is(err, ike.ErrAuthentication) { // whoever it is, it is not the one whom we spoke with
 		do = append(do, p.severs()...)
 	}
 	if len(p.live()) == 0 {
-		do = append(do, p.rest(now, p.anybody.why)...)
+		do = append(do, p.rest(now, a.why)...)
 	}
 	return do
 }
 
 func (p *peer) tell(o outcome) (do []action) {
+	if len(p.anybody.waiting) == 0 {
+		return nil
+	}
 	for _, w := range p.anybody.waiting {
 		do = append(do, doReply{w, o})
 	}

@@ -60,7 +60,7 @@ func (p *peer) alive(now time.Time, id ike.SAID) []action {
 	if a == nil {
 		return nil
 	}
-	a.probed, a.heard = time.Time{}, now
+	a.probed, a.heard = 0, at(now)
 	if a.talks() {
 		return p.standsBy()
 	}
@@ -76,7 +76,7 @@ func (p *peer) remains(now time.Time, a *association) []action {
 	if p.contested.IsZero() || a.deleting {
 		return nil
 	}
-	p.contested, p.stood = time.Time{}, now
+	p.contested, p.stood = 0, at(now)
 	return p.answer(now, a)
 }
 
@@ -91,12 +91,12 @@ func (p *peer) contest(now time.Time) []action {
 	if a == nil {
 		return p.revive(now)
 	}
-	if p.contested.IsZero() && now.Sub(p.stood) < stoodFor {
+	if p.contested.IsZero() && at(now).Sub(p.stood) < stoodFor {
 		return p.answer(now, a)
 	}
 	do := p.probeAll(now)
 	if p.contested.IsZero() {
-		p.contested = now
+		p.contested = at(now)
 		do = append(do, doTick{incumbentWait}) // the housekeeping's could be a second late, and who waits has a hold of two
 	}
 	return do
@@ -105,7 +105,7 @@ func (p *peer) contest(now time.Time) []action {
 // lose ends an incumbent that did not answer. Its SA's DELETE may take its time; the next name does not wait for it. Without one
 // the address may prove its key anew.
 func (p *peer) lose(now time.Time, a *association) []action {
-	p.contested, p.stood, p.ending = time.Time{}, time.Time{}, "it did not answer within a second, and another key is claimed for the address"
+	p.contested, p.stood, p.ending = 0, 0, "it did not answer within a second, and another key is claimed for the address"
 	do := append(p.end(now, a), p.retry(now)...)
 	if p.authenticated() != nil {
 		return do
@@ -145,6 +145,6 @@ func (p *peer) probe(now time.Time, a *association) []action {
 	if !a.probed.IsZero() {
 		return nil
 	}
-	a.probed = now
+	a.probed = at(now)
 	return []action{doCommand{a.id, ike.Probe}}
 }

@@ -117,7 +117,7 @@ func (p *peer) staysShut(now time.Time, onFailure string, rules *policy.Table) b
 	if p.last.Name != "" {
 		rule = rules.For(p.last.Name, p.remote)
 	}
-	return rule.Class == policy.Private || onFailure == "closed" && p.holdUntil().After(now)
+	return rule.Class == policy.Private || onFailure == "closed" && p.holdUntil(now).After(now)
 }
 
 // partingPause lets the resets of connections that were ended go before the DELETE of the SA that carries them.
@@ -144,7 +144,7 @@ func (l *loop) part(now time.Time) {
 	l.queue = nil
 	for _, p := range l.peers {
 		if p.staysShut(now, l.d.cfg.File.DNS.OnFailure, l.d.rules.Load()) {
-			l.parting.shut[p.key] = latest(p.holdUntil(), now.Add(time.Second))
+			l.parting.shut[p.key] = latest(p.holdUntil(now), now.Add(time.Second))
 			if p.authenticated() == nil && p.held.IsZero() { // nobody in particular: no proof has a time of its own
 				l.parting.shut[p.key] = now.Add(p.linger)
 			}

@@ -178,7 +178,7 @@ func (p *peer) severed(now time.Time, err error) (do []action) {
 		return append(p.turnAway(why), p.tell(outcome{why: why})...)
 	}
 	do = p.admit()
-	p.latch, p.anybody = noLatch, anybody{waiting: p.anybody.waiting}
+	p.latch, p.anybody = noLatch, &anybody{waiting: p.anybody.waiting}
 	return append(do, p.askAnybody(now)...)
 }
 

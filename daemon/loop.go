@@ -318,8 +318,8 @@ func (l *loop) event(now time.Time, e ipsec.Event) {
 	case ipsec.Acquire:
 		l.acquire(now, e.Selector.Local.Addr(), e.Selector.Remote.Addr(), false)
 	case ipsec.ClearSeen:
-		if p := l.peers[key{e.Selector.Local.Addr(), e.Selector.Remote.Addr()}]; p != nil && now.Sub(p.clearLogged) >= clearLogs {
-			p.clearLogged = now // anybody can send packets that look like the peer's
+		if p := l.peers[key{e.Selector.Local.Addr(), e.Selector.Remote.Addr()}]; p != nil && at(now).Sub(p.clearLogged) >= clearLogs {
+			p.clearLogged = at(now) // anybody can send packets that look like the peer's
 			l.log.Warn("clear packets of a protected peer were dropped", "peer", p.remote)
 		}
 		l.acquire(now, e.Selector.Local.Addr(), e.Selector.Remote.Addr(), true)

@@ -57,7 +57,7 @@ func (a *association) removal() (do []action) {
 // rekeyed: the IKE SA has a new lifetime, which is half as long again if the peer is to end it.
 func (p *peer) rekeyed(now time.Time, e ike.Rekeyed) {
 	if a := p.sa(e.SA); a != nil {
-		a.suite, a.renew = e.Summary, now.Add(p.renew)
+		a.suite, a.renew = e.Summary, at(now).Add(p.renew)
 		if !e.Initiator {
 			a.renew = a.renew.Add(p.renew / 2)
 		}

@@ -22,7 +22,7 @@ func TestRekeyedIsNotRenewed(t *testing.T) {
 		t.Errorf("%d negotiations, suite %q", n, p.p.sa(1).suite)
 	}
 	p.event(ike.Rekeyed{SA: 1, Summary: "new"}) // now the peer is to rekey, half as long again
-	if got, want := p.p.sa(1).renew.Sub(p.now), p.p.renew*3/2; got != want {
+	if got, want := p.p.sa(1).renew.Sub(at(p.now)), p.p.renew*3/2; got != want {
 		t.Errorf("renewed in %v, want %v", got, want)
 	}
 }

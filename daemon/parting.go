@@ -34,7 +34,7 @@ func (p *peer) end(now time.Time, a *association) []action {
 	used := a.up && a.armed
 	do := p.finish(a)
 	if used && !p.covers() {
-		p.parting = now.Add(p.linger)
+		p.parting = at(now).Add(p.linger)
 	}
 	return append(p.settle(now), do...)
 }
@@ -63,8 +63,8 @@ func (p *peer) parts(now time.Time) {
 	if p.parting.IsZero() || slices.ContainsFunc(p.sas, func(a *association) bool { return a.up && a.parted }) {
 		return
 	}
-	p.parting = time.Time{}
-	if until := p.holdUntil(); !p.held.IsZero() && until.Before(p.held) {
+	p.parting = 0
+	if until := p.holdUntil(now); !p.held.IsZero() && until.Before(p.held) {
 		p.held = latest(until, now) // for settle
 	}
 }

@@ -73,16 +73,16 @@ type association struct {
 	raw       string           // anonymous: the fingerprint of the key that it showed, if any
 	remoteID  ike.ID
 	claim     *pad.Claim // a responder's: the initiator's name, proven by DNS and by its key; asked is when it was looked up last
-	asked     time.Time
+	asked     moment
 	suite     string
 	pair      carried   // ID 0: no child yet
 	more      []carried // that the peer has asked for beside it
-	born      time.Time // the IKE SA
-	renew     time.Time // when one of ours that the engine could not rekey is set up anew
-	since     time.Time // the Child SA
+	born      moment    // the IKE SA
+	renew     moment    // when one of ours that the engine could not rekey is set up anew
+	since     moment    // the Child SA
 	usage     usage
-	probed    time.Time // when a probe was sent that was not answered yet
-	heard     time.Time // the last authenticated message
+	probed    moment // when a probe was sent that was not answered yet
+	heard     moment // the last authenticated message
 	initiator bool
 	up        bool
 	armed     bool
@@ -114,7 +114,7 @@ type peer struct {
 	key
 	state   state
 	called  bool // the address has begun an SA with us: it knows our name, and asks us to prove it
-	since   time.Time
+	since   moment
 	why     string
 	linger  time.Duration
 	renew   time.Duration // the age at which an IKE SA of ours is set up anew if it could not be rekeyed, before it expires
@@ -123,20 +123,20 @@ type peer struct {
 	attempt *attempt
 	sas     []*association // the oldest first
 	waiting []waiter
-	anybody anybody
+	anybody *anybody
 	latch   *latch
 	held    time.Time // until when a Hold policy of ours stands; zero: none
 	broken  time.Time // until when it is to stand because an SA ended in the middle of a conversation; zero: none did
-	parting time.Time // until when it is to stand because the peer has not answered our DELETE; zero: there is none
+	parting moment    // until when it is to stand because the peer has not answered our DELETE; zero: there is none
 	// standing is what lookups see of the live key; nil: there is none. The loop's.
 	standing *standing
 	spreadAt time.Time        // the proof that the peers at our other addresses know of
 	spreadTo *pad.Environment // our addresses then
 	// contested: somebody without the live key wants the address, and the incumbent was asked (R3).
-	contested   time.Time // when it was asked; zero: nobody does
-	stood       time.Time // when an incumbent that was asked has answered last
-	ending      string    // why an SA is being ended by us, in the step under way
-	clearLogged time.Time // when dropped clear packets were logged last
+	contested   moment // when it was asked; zero: nobody does
+	stood       moment // when an incumbent that was asked has answered last
+	ending      string // why an SA is being ended by us, in the step under way
+	clearLogged moment // when dropped clear packets were logged last
 }
 
 // action is one of the types below: what the loop does for a peer.
@@ -186,13 +186,13 @@ type (
 )
 
 func newPeer(k key, linger, lifetime time.Duration, now time.Time) *peer {
-	return &peer{key: k, last: noClaim, latch: noLatch, linger: linger, renew: lifetime - lifetime/20, pad: pad.NewAddress(k.remote, linger), since: now}
+	return &peer{key: k, last: noClaim, latch: noLatch, anybody: nobodyAsked, linger: linger, renew: lifetime - lifetime/20, pad: pad.NewAddress(k.remote, linger), since: at(now)}
 }
 
 // setState is the only place where the state changes. why is a sentence for people.
 func (p *peer) setState(now time.Time, s state, why string) {
 	if p.state != s {
-		p.state, p.since = s, now
+		p.state, p.since = s, at(now)
 	}
 	p.why = why
 }
@@ -317,7 +317,9 @@ func (p *peer) begin(now time.Time, c pad.Claim) []action {
 func (p *peer) forget(w waiter) {
 	gone := func(o waiter) bool { return o.reply == w.reply }
 	p.waiting = slices.DeleteFunc(p.waiting, gone)
-	p.anybody.waiting = slices.DeleteFunc(p.anybody.waiting, gone)
+	if len(p.anybody.waiting) > 0 {
+		p.anybody.waiting = slices.DeleteFunc(p.anybody.waiting, gone)
+	}
 }
 
 // established notes what the peer proved. An address has one live authenticated key (R2): anonymous SAs beside it end, so that
@@ -328,7 +330,7 @@ func (p *peer) established(now time.Time, e ike.Established) (do []action) {
 	if e.Raw != nil {
 		raw = ipseckey.Fingerprint(e.Raw)
 	}
-	p.sas = append(p.sas, &association{claim: noClaim, raw: raw, id: e.SA, initiator: e.Initiator, key: e.Key, remoteID: e.RemoteID, suite: e.Summary, born: now, renew: now.Add(p.renew), since: now})
+	p.sas = append(p.sas, &association{claim: noClaim, raw: raw, id: e.SA, initiator: e.Initiator, key: e.Key, remoteID: e.RemoteID, suite: e.Summary, born: at(now), renew: at(now).Add(p.renew), since: at(now)})
 	if e.Initiator {
 		return nil
 	}
@@ -355,7 +357,7 @@ func (p *peer) childDown(now time.Time, e ike.ChildDown) (do []action) {
 		if a.lose(e.Pair) {
 			if p.authenticated() == nil {
 				p.pad.Lost()
-				p.contested, p.stood = time.Time{}, time.Time{}
+				p.contested, p.stood = 0, 0
 			}
 			p.broken = latest(p.broken, p.breaks(now, a, e.Err))
 			p.parts(now)
@@ -385,11 +387,13 @@ func (p *peer) breaks(now time.Time, a *association, err error) time.Time {
 }
 
 // holdUntil is when the hold of an address without an SA ends.
-func (p *peer) holdUntil() time.Time { return latest(p.broken, p.parting, p.pad.HoldUntil()) }
+func (p *peer) holdUntil(now time.Time) time.Time {
+	return latest(p.broken, timeOf(now, p.parting), p.pad.HoldUntil())
+}
 
 // rest is what an address without an SA comes to: held until linger after the last proof, or clear.
 func (p *peer) rest(now time.Time, why string) []action {
-	if until := p.holdUntil(); until.After(now) {
+	if until := p.holdUntil(now); until.After(now) {
 		p.held = until
 		p.setState(now, withheld, why)
 		return []action{doHold{until}}
@@ -458,18 +462,18 @@ func (p *peer) acquire(now time.Time) []action {
 // tick is the housekeeping of a second: unarmed SAs, silent peers, incumbents that lost, claims and linger that ended.
 func (p *peer) tick(now time.Time) (do []action) {
 	for _, a := range p.live() {
-		u := a.usage
-		heard := latest(a.since, a.heard, u.LastIn)
+		in, out := momentOf(now, a.usage.LastIn), momentOf(now, a.usage.LastOut)
+		heard := max(a.since, a.heard, in)
 		switch {
 		case a.deleting:
-		case !p.contested.IsZero() && a.key != nil && now.Sub(p.contested) >= incumbentWait:
+		case !p.contested.IsZero() && a.key != nil && at(now).Sub(p.contested) >= incumbentWait:
 			do = append(do, p.lose(now, a)...)
-		case !a.armed && !a.checked && now.Sub(a.since) >= armedWithin:
+		case !a.armed && !a.checked && at(now).Sub(a.since) >= armedWithin:
 			a.checked = true
 			do = append(do, p.probe(now, a)...)
-		case u.LastOut.After(heard) && now.Sub(heard) >= silence:
+		case out.After(heard) && at(now).Sub(heard) >= silence:
 			do = append(do, p.probe(now, a)...)
-		case now.Sub(latest(a.since, u.LastIn, u.LastOut)) >= p.linger && (a.key == nil || p.pad.Lame(now)):
+		case at(now).Sub(max(a.since, in, out)) >= p.linger && (a.key == nil || p.pad.Lame(now)):
 			p.ending = "it was not used for " + p.linger.String()
 			do = append(do, p.end(now, a)...)
 		}
@@ -479,7 +483,7 @@ func (p *peer) tick(now time.Time) (do []action) {
 		do = append(do, p.askAgain(now)...)
 		if p.pad.Lame(now) {
 			p.setState(now, lame, "no name vouches for it any more; the SA is kept for its flows")
-			if now.Sub(p.since) >= p.renew { // R9: "kept until no flow uses it or its lifetime ends"
+			if at(now).Sub(p.since) >= p.renew { // R9: "kept until no flow uses it or its lifetime ends"
 				p.ending = "no name has vouched for it for the lifetime of an SA"
 				do = append(do, p.end(now, p.authenticated())...)
 			}
@@ -501,7 +505,7 @@ func (p *peer) renewal(now time.Time) []action {
 		if a.key == nil || a.deleting {
 			continue
 		}
-		if !a.initiator || now.Before(a.renew) && !a.unanswered(now) {
+		if !a.initiator || at(now).Before(a.renew) && !a.unanswered(now) {
 			return nil
 		}
 		due = true
@@ -514,7 +518,7 @@ func (p *peer) renewal(now time.Time) []action {
 
 // unanswered reports whether a probe of the SA had no answer for some time.
 func (a *association) unanswered(now time.Time) bool {
-	return !a.probed.IsZero() && now.Sub(a.probed) >= incumbentWait
+	return !a.probed.IsZero() && at(now).Sub(a.probed) >= incumbentWait
 }
 
 // settle keeps a hold where the address proved its key and no SA of it is in use, for as long as the proof counts.
@@ -522,7 +526,7 @@ func (p *peer) settle(now time.Time) []action {
 	if p.covered() {
 		return nil
 	}
-	until := p.holdUntil()
+	until := p.holdUntil(now)
 	switch {
 	case until.After(now) && until.After(p.held):
 		p.held = until

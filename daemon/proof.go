@@ -29,7 +29,7 @@ func (p *peer) childUp(now time.Time, e ike.ChildUp) (do []action) {
 	if e.Rekey || !stands {
 		return nil
 	}
-	a.since = now
+	a.since = at(now)
 	if p.attempt != nil && p.attempt.id == e.SA {
 		if a.key != nil {
 			p.claimed(p.attempt.claim)
@@ -84,7 +84,7 @@ func (p *peer) isLive(a *association) bool {
 // named notes whom DNS says the initiator to be.
 func (p *peer) named(now time.Time, e evNamed) {
 	if a := p.sa(e.sa); a != nil {
-		a.claim, a.asked = &e.claim, now
+		a.claim, a.asked = &e.claim, at(now)
 	}
 }
 
@@ -112,12 +112,12 @@ func (p *peer) askAgain(now time.Time) (do []action) {
 		return nil
 	}
 	for _, a := range p.live() {
-		if a.claim.Name != "" && p.isLive(a) && now.Sub(a.asked) >= askedAgain {
-			a.asked = now
+		if a.claim.Name != "" && p.isLive(a) && at(now).Sub(a.asked) >= askedAgain {
+			a.asked = at(now)
 			do = append(do, doAsk{a.claim.Name})
 		}
-		if a.initiator && p.last.Source == pad.Reverse && p.isLive(a) && now.Sub(a.asked) >= askedAgain {
-			a.asked = now
+		if a.initiator && p.last.Source == pad.Reverse && p.isLive(a) && at(now).Sub(a.asked) >= askedAgain {
+			a.asked = at(now)
 			do = append(do, doAskReverse{})
 		}
 	}
@@ -207,7 +207,7 @@ func (p *peer) used(now time.Time, e *evUsage) (do []action) {
 		}
 		if p.isLive(a) && e.u.LastIn.After(a.usage.LastIn) {
 			p.pad.Alive(e.u.LastIn)
-			if e.u.LastIn.After(p.contested) {
+			if momentOf(now, e.u.LastIn).After(p.contested) {
 				do = append(do, p.remains(now, a)...)
 			}
 		}

@@ -30,14 +30,14 @@ func (l *loop) wanted(now time.Time, local, remote netip.Addr) *peer {
 // makeRoom ends the SAs of the idlest of some peers: a map yields them in no order. It reports whether one could go.
 func (l *loop) makeRoom(now time.Time) bool {
 	var idlest *peer
-	var since time.Time
+	var since moment
 	rules, n := l.d.rules.Load(), 0
 	for _, p := range l.peers {
 		if n++; n > looked {
 			break
 		}
-		if at, ok := p.idle(now); ok && (idlest == nil || at.Before(since)) && rules.ForAddr(p.remote).Class != policy.Private {
-			idlest, since = p, at
+		if when, ok := p.idle(now); ok && (idlest == nil || when.Before(since)) && rules.ForAddr(p.remote).Class != policy.Private {
+			idlest, since = p, when
 		}
 	}
 	if idlest == nil {
@@ -53,7 +53,7 @@ type evRoom struct{}
 // giveWay ends all SAs of the peer. One without any is forgotten at once.
 func (p *peer) giveWay() (do []action) {
 	if p.bare() {
-		p.pad, p.anybody = pad.NewAddress(p.remote, p.linger), anybody{}
+		p.pad, p.anybody = pad.NewAddress(p.remote, p.linger), nobodyAsked
 		return nil
 	}
 	p.ending = "its place was needed, and nobody used it"
@@ -70,7 +70,7 @@ func (p *peer) bare() bool {
 
 // idle says since when a peer has not been used that nobody stands behind, and whether that is long enough: all of its SAs are nobody's, if it has any, and
 // nothing is asked of it.
-func (p *peer) idle(now time.Time) (since time.Time, ok bool) {
+func (p *peer) idle(now time.Time) (since moment, ok bool) {
 	if p.pad.Live() || p.pad.Held(now) || p.attempt != nil || len(p.waiting) > 0 || len(p.anybody.waiting) > 0 {
 		return since, false
 	}
@@ -83,7 +83,7 @@ func (p *peer) idle(now time.Time) (since time.Time, ok bool) {
 			return since, false
 		}
 		n++
-		since = latest(since, a.since, a.usage.LastIn, a.usage.LastOut)
+		since = max(since, a.since, momentOf(now, a.usage.LastIn), momentOf(now, a.usage.LastOut))
 	}
-	return since, n > 0 && now.Sub(since) >= armedWithin
+	return since, n > 0 && at(now).Sub(since) >= armedWithin
 }

@@ -91,7 +91,7 @@ const stubFile = "/etc/resolv.conf"
 // row is a peer's line of status, and the association that it describes.
 func (p *peer) row(now time.Time) (control.Peer, *association) {
 	r := control.Peer{
-		Address: p.remote, Local: p.local, State: control.State(p.state.String()), Assurance: control.NoAssurance, Since: p.since, Why: p.why, Names: []string{},
+		Address: p.remote, Local: p.local, State: control.State(p.state.String()), Assurance: control.NoAssurance, Since: timeOf(now, p.since), Why: p.why, Names: []string{},
 	}
 	satisfied, _ := p.pad.Names(now)
 	for _, n := range satisfied {

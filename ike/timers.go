@@ -3,21 +3,15 @@ package ike
 import (
 	"container/heap"
 	"time"
+
+	"tacit/ipsec"
 )
 
-// moment is a point in time as an Endpoint counts it: nanoseconds since a while before its first call, by the caller's clock. An SA has some twenty of
-// them, and a time.Time is three times as long. Zero: never, or not set.
-type moment int64
+// moment is a point in time as an Endpoint counts it: since a while before its first call, by the caller's clock. An SA has some twenty of them.
+type moment = ipsec.Moment
 
 // past is how long before an Endpoint's first call its moments begin: longer than anything that is reckoned back.
 const past = 365 * 24 * time.Hour
-
-// Add and the others are time.Time's.
-func (m moment) Add(d time.Duration) moment { return m + moment(d) }
-func (m moment) Sub(n moment) time.Duration { return time.Duration(m - n) }
-func (m moment) Before(n moment) bool       { return m < n }
-func (m moment) After(n moment) bool        { return m > n }
-func (m moment) IsZero() bool               { return m == 0 }
 
 // moment is how the Endpoint counts a time of the caller's.
 func (e *Endpoint) moment(t time.Time) moment { return e.now.Add(t.Sub(e.called)) }

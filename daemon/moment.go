@@ -1,0 +1,34 @@
+package daemon
+
+import (
+	"time"
+
+	"tacit/ipsec"
+)
+
+// moment is a point in time since a while before this process began, of which a peer keeps a dozen.
+type moment = ipsec.Moment
+
+// past is how long before the process moments begin: the clock of a test may stand in another decade.
+const past = 100 * 365 * 24 * time.Hour
+
+var began = time.Now()
+
+// at is now, which must be what a clock said and not what was read of a file or a kernel's counter: for that there is momentOf.
+func at(now time.Time) moment { return moment(past + now.Sub(began)) }
+
+// momentOf is the moment of a time that tells of the wall clock alone, which may have been set since we began: what counts is how long it is from now.
+func momentOf(now, t time.Time) moment {
+	if t.IsZero() {
+		return 0
+	}
+	return at(now).Add(t.Sub(now))
+}
+
+// timeOf is its opposite.
+func timeOf(now time.Time, m moment) time.Time {
+	if m.IsZero() {
+		return time.Time{}
+	}
+	return now.Add(m.Sub(at(now)))
+}
