@@ -99,9 +99,9 @@ func (k childKeys) pair(s espSuite, initiator bool, in, out ipsec.SPI) (ipsec.SA
 }
 
 // signedOctets is InitiatorSignedOctets or ResponderSignedOctets of RFC 7296, 2.15: the first message that the signer sent,
-// the other end's nonce, and prf(SK_p, RestOfIDPayload).
-func signedOctets(h crypto.Hash, message, peerNonce, skp, idBody []byte) []byte {
-	return concat(message, peerNonce, prf(h, skp, idBody))
+// the other end's nonce, and prf(SK_p, RestOfIDPayload); and IntAuth behind them, if there was an IKE_INTERMEDIATE (RFC 9242, 3.3.2).
+func signedOctets(h crypto.Hash, message, peerNonce, skp, idBody, intAuth []byte) []byte {
+	return concat(message, peerNonce, prf(h, skp, idBody), intAuth)
 }
 
 // nullAuth is AUTH of NULL authentication (RFC 7619, 2.1): that of a shared secret (RFC 7296, 2.15), the secret being SK_p.

@@ -42,7 +42,7 @@ func (s *sa) localOctets() []byte {
 	if !s.initiator {
 		message, nonce = hs.message2, hs.ni
 	}
-	return concat(signedOctets(s.keys.suite.prf, message, nonce, skp, hs.auths.local.Signed()), hs.mix.auth)
+	return signedOctets(s.keys.suite.prf, message, nonce, skp, hs.auths.local.Signed(), hs.mix.auth)
 }
 
 func (s *sa) remoteOctets() []byte {
@@ -52,7 +52,7 @@ func (s *sa) remoteOctets() []byte {
 	if !s.initiator {
 		message, nonce = hs.message1, hs.nr
 	}
-	return concat(signedOctets(s.keys.suite.prf, message, nonce, skp, hs.auths.remote.Signed()), hs.mix.auth)
+	return signedOctets(s.keys.suite.prf, message, nonce, skp, hs.auths.remote.Signed(), hs.mix.auth)
 }
 
 // beginAuth makes our ID and AUTH as initiator.

@@ -310,12 +310,12 @@ func (s *sa) discard(n *negotiation) {
 // overdue gives up a data plane that does not answer: a rekey that hangs would keep all others from being made. Should it answer yet,
 // the Child SA that nobody knows any more is taken from it again.
 func (c *children) overdue(s *sa) {
-	late := fmt.Errorf("no answer in %v", installWithin)
-	for _, n := range []*negotiation{c.mine, c.theirs} {
+	for _, n := range [...]*negotiation{c.mine, c.theirs} {
 		if n == nil || n.token == 0 || s.hs != nil || !due(n.deadline, s.e.now) {
 			continue
 		}
 		s.emit(ChildRetired{s.id, n.child.id, n.fresh.in})
+		late := fmt.Errorf("no answer in %v", installWithin)
 		if n == c.mine {
 			s.installedMine(n, late)
 		} else {

@@ -141,7 +141,7 @@ func (r *Record) parseEdDSA(b []byte) error {
 
 // NewRecord makes a record of a public key with precedence 10 and no gateway. The key must be one that Parse would take.
 func NewRecord(pub crypto.PublicKey) (Record, error) {
-	alg, raw, err := encode(pub)
+	alg, raw, err := encode(nil, pub)
 	if err != nil {
 		return Record{}, err
 	}
@@ -155,14 +155,14 @@ func NewRecord(pub crypto.PublicKey) (Record, error) {
 	return r, nil
 }
 
-// encode is the key field for a public key.
-func encode(pub crypto.PublicKey) (Algorithm, []byte, error) {
+// encode appends the key field for a public key to b.
+func encode(b []byte, pub crypto.PublicKey) (Algorithm, []byte, error) {
 	switch k := pub.(type) {
 	case ed25519.PublicKey:
 		if len(k) != ed25519.PublicKeySize {
 			return 0, nil, fmt.Errorf("ipseckey: Ed25519 key of %d octets", len(k))
 		}
-		return AlgEdDSA, append([]byte{}, k...), nil
+		return AlgEdDSA, append(b, k...), nil
 	case *ecdsa.PublicKey:
 		if k == nil || k.Curve != elliptic.P256() && k.Curve != elliptic.P384() {
 			return 0, nil, errors.New("ipseckey: ECDSA key that is not on P-256 or P-384")
@@ -171,13 +171,13 @@ func encode(pub crypto.PublicKey) (Algorithm, []byte, error) {
 		if err != nil {
 			return 0, nil, fmt.Errorf("ipseckey: %w", err)
 		}
-		return AlgECDSA, point[1:], nil
+		return AlgECDSA, append(b, point[1:]...), nil
 	case *rsa.PublicKey:
 		if k == nil || k.N == nil || k.N.Sign() <= 0 || k.E <= 0 {
 			return 0, nil, errors.New("ipseckey: RSA key without modulus or exponent")
 		}
 		e := big.NewInt(int64(k.E)).Bytes()
-		return AlgRSA, append(append([]byte{byte(len(e))}, e...), k.N.Bytes()...), nil
+		return AlgRSA, append(append(append(b, byte(len(e))), e...), k.N.Bytes()...), nil
 	}
 	return 0, nil, fmt.Errorf("ipseckey: no record holds a %T", pub)
 }
@@ -185,21 +185,24 @@ func encode(pub crypto.PublicKey) (Algorithm, []byte, error) {
 // Fingerprint is "SHA256:" and the base64 of the SHA-256 of the algorithm octet and the key field of the record that NewRecord makes of pub;
 // empty for a kind of key that no record holds.
 func Fingerprint(pub crypto.PublicKey) string {
-	alg, raw, err := encode(pub)
+	var field [1 + 64]byte // no allocation for an elliptic curve's key
+	alg, b, err := encode(field[:1], pub)
 	if err != nil {
 		return ""
 	}
-	sum := sha256.Sum256(append([]byte{byte(alg)}, raw...))
-	return "SHA256:" + base64.RawStdEncoding.EncodeToString(sum[:])
+	b[0] = byte(alg)
+	sum := sha256.Sum256(b)
+	var text [64]byte
+	return string(base64.RawStdEncoding.AppendEncode(append(text[:0], "SHA256:"...), sum[:]))
 }
 
 // Equal says whether a and b are the same public key. Keys of unknown kinds, and nil, equal nothing.
 func Equal(a, b crypto.PublicKey) bool {
 	k, ok := a.(interface{ Equal(crypto.PublicKey) bool })
-	if _, _, err := encode(a); err != nil || !ok {
+	if _, _, err := encode(nil, a); err != nil || !ok {
 		return false
 	}
-	if _, _, err := encode(b); err != nil {
+	if _, _, err := encode(nil, b); err != nil {
 		return false
 	}
 	return k.Equal(b)

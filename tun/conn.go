@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"sync"
 
 	"golang.org/x/sys/unix"
 
@@ -48,14 +49,26 @@ func (p *Plane) sendIKE(port uint16, b []byte, local netip.Addr, remote netip.Ad
 	return s.sendTo(b, local, remote)
 }
 
+// envelope is what sendmsg wants beside the message.
+type envelope struct {
+	v4      unix.SockaddrInet4
+	v6      unix.SockaddrInet6
+	control []byte
+}
+
+// envelopes are used again: a burst of set-ups is thousands of messages.
+var envelopes = sync.Pool{New: func() any { return &envelope{control: make([]byte, 0, controlSize)} }}
+
 func (s *socket) sendTo(b []byte, local netip.Addr, remote netip.AddrPort) error {
-	var to unix.Sockaddr = &unix.SockaddrInet4{Port: int(remote.Port())}
+	e := envelopes.Get().(*envelope)
+	defer envelopes.Put(e)
+	var to unix.Sockaddr = &e.v4
 	if remote.Addr().Is4() {
-		to.(*unix.SockaddrInet4).Addr = remote.Addr().As4()
+		e.v4.Port, e.v4.Addr = int(remote.Port()), remote.Addr().As4()
 	} else {
-		to = &unix.SockaddrInet6{Port: int(remote.Port()), Addr: remote.Addr().As16()}
+		e.v6.Port, e.v6.Addr, to = int(remote.Port()), remote.Addr().As16(), &e.v6
 	}
-	oob := putLocal(make([]byte, 0, controlSize), local)
+	oob := putLocal(e.control, local)
 	var err error
 	wait := s.raw.Write(func(fd uintptr) bool {
 		err = unix.Sendmsg(int(fd), b, oob, to, unix.MSG_DONTWAIT)

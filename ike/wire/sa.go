@@ -35,6 +35,9 @@ const (
 	moreTransforms = 3
 )
 
+// leastTransform is the length of a transform without attributes, in octets.
+const leastTransform = 8
+
 // attrKeyLength is the Key Length attribute in its short form (RFC 7296, 3.3.5): format bit, type 14.
 const attrKeyLength = 0x8000 | 14
 
@@ -154,6 +157,7 @@ func parseProposal(r *reader) (p Proposal) {
 			r.failAt(at, "SPI", err)
 		}
 	}
+	p.Transforms = make([]Transform, 0, min(count, len(r.s)/leastTransform, MaxTransforms))
 	for last := false; !last && *r.err == nil; {
 		if len(p.Transforms) == MaxTransforms {
 			r.failf("transform", "more than %d", MaxTransforms)
