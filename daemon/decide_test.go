@@ -33,7 +33,7 @@ func TestClaimOfLastSecond(t *testing.T) {
 		if got := d.Claim.Until.Sub(asked); got != c.want {
 			t.Errorf("TTL %v: the claim ends after %v, want %v (%s)", c.ttl, got, c.want, d.Why)
 		}
-		x := pad.NewAddress(addr, time.Minute)
+		x := pad.NewAddress(time.Minute)
 		if s := x.Ask(asked.Add(time.Second), d.Claim); s.State == pad.Expired {
 			t.Errorf("TTL %v: %s", c.ttl, s.Why)
 		}

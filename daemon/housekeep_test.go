@@ -66,7 +66,7 @@ func TestSlowCountersKeepNobodyWaiting(t *testing.T) {
 	await(t, "the counters arrive", func() (there bool) {
 		alice.do(t, func(time.Time) {
 			for _, a := range alice.l.pairs[pair].sas {
-				there = there || a.usage.LastIn.Equal(from)
+				there = there || a.usage.in.time().Equal(from)
 			}
 		})
 		return there

@@ -32,3 +32,25 @@ func timeOf(now time.Time, m moment) time.Time {
 	}
 	return now.Add(m.Sub(at(now)))
 }
+
+// reading is what a data plane has read of the wall clock, in nanoseconds since 1970; zero: never.
+type reading int64
+
+func readingOf(t time.Time) reading {
+	if t.IsZero() {
+		return 0
+	}
+	return reading(t.UnixNano())
+}
+
+func (r reading) time() time.Time {
+	if r == 0 {
+		return time.Time{}
+	}
+	return time.Unix(0, int64(r))
+}
+
+// moments are those of both, as of now.
+func (u usage) moments(now time.Time) (in, out moment) {
+	return momentOf(now, u.in.time()), momentOf(now, u.out.time())
+}

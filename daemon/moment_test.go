@@ -16,13 +16,13 @@ func TestMoments(t *testing.T) {
 		for _, ago := range []time.Duration{0, time.Second, -time.Second, 24 * time.Hour} {
 			for _, when := range []time.Time{now.Add(-ago), now.Add(-ago).Round(0)} {
 				m := momentOf(now, when)
-				if got := at(now).Sub(m); got != ago || !timeOf(now, m).Equal(when) || m <= 0 {
+				if got := at(now).Sub(m); got != ago || !timeOf(now, m).Equal(when) || !readingOf(when).time().Equal(when) || m <= 0 {
 					t.Errorf("%s clock, %v ago: moment %d, %v ago, %v", name, ago, m, got, timeOf(now, m))
 				}
 			}
 		}
 	}
-	if now := time.Now(); !momentOf(now, time.Time{}).IsZero() || !timeOf(now, 0).IsZero() {
+	if now := time.Now(); !momentOf(now, time.Time{}).IsZero() || !timeOf(now, 0).IsZero() || !readingOf(time.Time{}).time().IsZero() {
 		t.Error("the zero time is a moment")
 	}
 }

@@ -431,7 +431,7 @@ func TestReverseZoneIsAskedAgain(t *testing.T) {
 		}
 		for range 150 { // seconds, in which the peer speaks
 			x.now = x.now.Add(time.Second)
-			p.sas[0].usage.LastIn = x.now
+			p.sas[0].usage.in = readingOf(x.now)
 			p.pad.Alive(x.now)
 			x.l.step(x.now, p, evTick{})
 			x.settle()

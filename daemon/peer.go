@@ -92,8 +92,8 @@ type association struct {
 	called    bool // of ours: the peer had begun an SA with us before
 }
 
-// usage is when packets of a Pair came and left last.
-type usage struct{ LastIn, LastOut time.Time }
+// usage is when packets of a Pair came and left last, by the data plane's clock.
+type usage struct{ in, out reading }
 
 // noClaim is what nobody has claimed. Peers and associations share their claims, which do not change.
 var noClaim = &pad.Claim{}
@@ -186,7 +186,7 @@ type (
 )
 
 func newPeer(k key, linger, lifetime time.Duration, now time.Time) *peer {
-	return &peer{key: k, last: noClaim, latch: noLatch, anybody: nobodyAsked, linger: linger, renew: lifetime - lifetime/20, pad: pad.NewAddress(k.remote, linger), since: at(now)}
+	return &peer{key: k, last: noClaim, latch: noLatch, anybody: nobodyAsked, linger: linger, renew: lifetime - lifetime/20, pad: pad.NewAddress(linger), since: at(now)}
 }
 
 // setState is the only place where the state changes. why is a sentence for people.
@@ -378,7 +378,7 @@ func (p *peer) breaks(now time.Time, a *association, err error) time.Time {
 	switch {
 	case a.deleting || !a.armed:
 		return time.Time{}
-	case now.Sub(a.usage.LastIn) >= silence || errors.Is(err, ike.ErrCrashed):
+	case now.Sub(a.usage.in.time()) >= silence || errors.Is(err, ike.ErrCrashed):
 		return now.Add(idleHold)
 	case err == nil:
 		return now.Add(armedWithin)
@@ -462,7 +462,7 @@ func (p *peer) acquire(now time.Time) []action {
 // tick is the housekeeping of a second: unarmed SAs, silent peers, incumbents that lost, claims and linger that ended.
 func (p *peer) tick(now time.Time) (do []action) {
 	for _, a := range p.live() {
-		in, out := momentOf(now, a.usage.LastIn), momentOf(now, a.usage.LastOut)
+		in, out := a.usage.moments(now)
 		heard := max(a.since, a.heard, in)
 		switch {
 		case a.deleting:

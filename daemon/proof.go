@@ -170,7 +170,7 @@ func (p *peer) describe(a *association) string {
 func (p *peer) first(now time.Time, pair uint32) (do []action) {
 	for _, a := range p.sas {
 		if a.pair.ID == pair && a.up {
-			a.usage.LastIn = latest(a.usage.LastIn, now)
+			a.usage.in = max(a.usage.in, readingOf(now))
 			do = append(do, p.arm(now, a)...)
 		}
 	}
@@ -205,7 +205,7 @@ func (p *peer) used(now time.Time, e *evUsage) (do []action) {
 		if e.u.Armed && !a.armed {
 			do = append(do, p.arm(now, a)...)
 		}
-		if p.isLive(a) && e.u.LastIn.After(a.usage.LastIn) {
+		if p.isLive(a) && e.u.LastIn.After(a.usage.in.time()) {
 			p.pad.Alive(e.u.LastIn)
 			if momentOf(now, e.u.LastIn).After(p.contested) {
 				do = append(do, p.remains(now, a)...)
@@ -214,7 +214,7 @@ func (p *peer) used(now time.Time, e *evUsage) (do []action) {
 		if a.talks() && e.u.LastIn.After(p.latch.doubted) && !p.latch.doubted.IsZero() {
 			do = append(do, p.standsBy()...)
 		}
-		a.usage = usage{e.u.LastIn, e.u.LastOut}
+		a.usage = usage{readingOf(e.u.LastIn), readingOf(e.u.LastOut)}
 	}
 	return do
 }

@@ -98,7 +98,7 @@ type evPinned struct{ claim pad.Claim }
 
 func (p *peer) repinned(e evPinned) {
 	until := p.pad.HoldUntil()
-	p.pad, p.last = pad.NewAddress(p.remote, p.linger), &e.claim
+	p.pad, p.last = pad.NewAddress(p.linger), &e.claim
 	p.pad.Require(until)
 }
 
@@ -133,6 +133,6 @@ func (p *peer) reconsider(now time.Time, e evRules) (do []action) {
 	if !e.clear || left > 0 || p.attempt != nil {
 		return do
 	}
-	p.pad, p.last, p.broken = pad.NewAddress(p.remote, p.linger), noClaim, time.Time{}
+	p.pad, p.last, p.broken = pad.NewAddress(p.linger), noClaim, time.Time{}
 	return append(do, p.rest(now, "clear by policy")...)
 }

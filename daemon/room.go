@@ -53,7 +53,7 @@ type evRoom struct{}
 // giveWay ends all SAs of the peer. One without any is forgotten at once.
 func (p *peer) giveWay() (do []action) {
 	if p.bare() {
-		p.pad, p.anybody = pad.NewAddress(p.remote, p.linger), nobodyAsked
+		p.pad, p.anybody = pad.NewAddress(p.linger), nobodyAsked
 		return nil
 	}
 	p.ending = "its place was needed, and nobody used it"
@@ -83,7 +83,8 @@ func (p *peer) idle(now time.Time) (since moment, ok bool) {
 			return since, false
 		}
 		n++
-		since = max(since, a.since, momentOf(now, a.usage.LastIn), momentOf(now, a.usage.LastOut))
+		in, out := a.usage.moments(now)
+		since = max(since, a.since, in, out)
 	}
 	return since, n > 0 && at(now).Sub(since) >= armedWithin
 }

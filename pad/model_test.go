@@ -453,7 +453,7 @@ func TestAgainstModel(t *testing.T) {
 	for _, names := range []int{3, MaxClaims + 20} {
 		t.Run(fmt.Sprint(names), func(t *testing.T) {
 			rapid.Check(t, func(t *rapid.T) {
-				r := &run{T: t, a: NewAddress(host, linger), m: &model{now: start}, names: names}
+				r := &run{T: t, a: NewAddress(linger), m: &model{now: start}, names: names}
 				for range rapid.IntRange(1, 80).Draw(t, "steps") {
 					r.step()
 				}

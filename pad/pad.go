@@ -82,8 +82,6 @@ type failure struct {
 
 // Address is what is known about one remote address X. The zero value is not usable: NewAddress.
 type Address struct {
-	Addr netip.Addr
-
 	linger   time.Duration
 	key      Key       // the key that X last proved
 	proven   time.Time // when it did so last; zero: never
@@ -94,8 +92,8 @@ type Address struct {
 }
 
 // NewAddress returns the empty state of an address. linger is how long a proof holds (R9).
-func NewAddress(x netip.Addr, linger time.Duration) *Address {
-	return &Address{Addr: x, linger: linger}
+func NewAddress(linger time.Duration) *Address {
+	return &Address{linger: linger}
 }
 
 // State is what Ask makes of a claim.

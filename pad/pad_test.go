@@ -28,7 +28,7 @@ func claim(name string, until time.Duration, ids ...string) Claim {
 func at(d time.Duration) time.Time { return start.Add(d) }
 
 func TestNothingKnown(t *testing.T) {
-	a := NewAddress(host, linger)
+	a := NewAddress(linger)
 	c := claim("bob.example.", time.Hour, "k")
 	if s := a.Ask(start, c); s.State != Negotiate {
 		t.Errorf("a first claim: %v", s)
@@ -48,7 +48,7 @@ func TestNothingKnown(t *testing.T) {
 }
 
 func TestProofSatisfies(t *testing.T) {
-	a := NewAddress(host, linger)
+	a := NewAddress(linger)
 	a.Prove(start, key("k"))
 	for _, tt := range []struct {
 		why   string
@@ -76,7 +76,7 @@ func TestProofSatisfies(t *testing.T) {
 }
 
 func TestHoldFollowsProofsOnly(t *testing.T) {
-	a := NewAddress(host, linger)
+	a := NewAddress(linger)
 	a.Prove(start, key("k"))
 	for i := range 100 {
 		a.Ask(at(time.Duration(i)*time.Second), claim(fmt.Sprintf("n%d.example.", i), time.Hour, "k"))
@@ -106,7 +106,7 @@ func TestHoldFollowsProofsOnly(t *testing.T) {
 
 //tacit:attack A-40 a failure of the old keys is none of the new ones
 func TestNegativeCache(t *testing.T) {
-	a := NewAddress(host, linger)
+	a := NewAddress(linger)
 	bob := claim("bob.example.", 10*time.Hour, "k1", "k2")
 	if until := a.Fail(start, bob, "no answer"); until != at(FirstBackOff) {
 		t.Errorf("first back-off until %v", until)
@@ -146,7 +146,7 @@ func TestNegativeCache(t *testing.T) {
 }
 
 func TestConflict(t *testing.T) {
-	a := NewAddress(host, linger)
+	a := NewAddress(linger)
 	a.Prove(start, key("k"))
 	evil := claim("evil.example.", time.Hour, "e")
 	if s := a.Ask(start, evil); s.State != Conflict {
@@ -172,7 +172,7 @@ func TestConflict(t *testing.T) {
 }
 
 func TestNamesAndLame(t *testing.T) {
-	a := NewAddress(host, linger)
+	a := NewAddress(linger)
 	a.Ask(start, claim("bob.example.", time.Minute, "k"))
 	a.Ask(start, claim("alias.example.", time.Hour, "k"))
 	a.Ask(start, claim("evil.example.", time.Hour, "e"))
@@ -195,7 +195,7 @@ func TestNamesAndLame(t *testing.T) {
 }
 
 func TestExpire(t *testing.T) {
-	a := NewAddress(host, linger)
+	a := NewAddress(linger)
 	c := claim("bob.example.", time.Minute, "k")
 	a.Ask(start, c)
 	a.Fail(start, c, "no answer")
@@ -220,7 +220,7 @@ func TestExpire(t *testing.T) {
 }
 
 func TestBounds(t *testing.T) {
-	a := NewAddress(host, linger)
+	a := NewAddress(linger)
 	a.Prove(start, key("k"))
 	for i := range 3 * MaxClaims {
 		c := claim(fmt.Sprintf("evil%d.example.", i), time.Hour, "e")
@@ -244,7 +244,7 @@ func TestBounds(t *testing.T) {
 	for i := range 3 * MaxKeys {
 		many.Keys = append(many.Keys, key(fmt.Sprint(i)))
 	}
-	b := NewAddress(host, linger)
+	b := NewAddress(linger)
 	b.Ask(start, many)
 	if got := len(b.claims["many.example."].Keys); got != MaxKeys {
 		t.Errorf("%d keys remembered", got)
@@ -254,7 +254,7 @@ func TestBounds(t *testing.T) {
 // The administrator's word holds an address that proved nothing, and lets nobody in but by a claim's keys.
 func TestRequired(t *testing.T) {
 	now := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
-	a := NewAddress(netip.MustParseAddr("192.0.2.1"), time.Minute)
+	a := NewAddress(time.Minute)
 	a.Require(now.Add(time.Hour))
 	if !a.Held(now) || a.Held(now.Add(time.Hour)) || a.Expire(now) || !a.HoldUntil().Equal(now.Add(time.Hour)) {
 		t.Error("not held until then")

@@ -13,7 +13,7 @@ import (
 // an attacker, who may claim what he likes (N's own key, which is public, too) but cannot prove a key.
 func TestClaimsNeverWeaken(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
-		quiet, attacked := NewAddress(host, linger), NewAddress(host, linger)
+		quiet, attacked := NewAddress(linger), NewAddress(linger)
 		both := func(f func(a *Address)) { f(quiet); f(attacked) }
 		now := start
 		n := func() Claim { return claim("n.example.", 100*time.Hour, "n1", "n2") }

@@ -67,7 +67,7 @@ func TestPrecedence(t *testing.T) {
 		{Reverse, Forward, false}, {Reverse, Reverse, false}, {Reverse, Administrator, true},
 		{Administrator, Forward, false}, {Administrator, Reverse, false}, {Administrator, Administrator, false},
 	} {
-		a := NewAddress(host, linger)
+		a := NewAddress(linger)
 		a.Ask(start, of(tt.live, "k"))
 		if a.Outranks(start, of(tt.other, "other")) {
 			t.Error("there is nobody to go before")
@@ -87,7 +87,7 @@ func TestPrecedence(t *testing.T) {
 
 // Two ways with the same key fail each for itself.
 func TestWaysFailApart(t *testing.T) {
-	a := NewAddress(host, linger)
+	a := NewAddress(linger)
 	one, two := claim("x.", time.Hour, "k"), claim("x.", time.Hour, "k")
 	one.Gateway, two.Gateway = netip.MustParseAddr("203.0.113.1"), netip.MustParseAddr("203.0.113.2")
 	a.Fail(start, one, "no answer")
