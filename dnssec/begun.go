@@ -58,9 +58,9 @@ func (c *checker) leave() {
 	}
 }
 
-// send is ask without a goroutine: the answer is received by who waits for it.
+// send is ask without a goroutine: the answer is received by who waits for it. What takes a way of its own is not sent by the Sender's choice.
 func (s *session) send(q question, by Sender) bool {
-	if !s.work.query() {
+	if s.way != 0 || !s.work.query() {
 		return false
 	}
 	sent := by.Send(s.v.query(q))

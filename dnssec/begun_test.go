@@ -116,6 +116,47 @@ func TestLeave(t *testing.T) {
 	}
 }
 
+// sendingWays can be asked without waiting, by the way of its own choice.
+type sendingWays struct {
+	*manyWays
+	prompt bool
+}
+
+type sentAnyWay struct {
+	*sendingWays
+	q *dns.Msg
+}
+
+func (s *sendingWays) Send(q *dns.Msg) Sent { return &sentAnyWay{s, q} }
+
+func (s *sentAnyWay) Brief(ctx context.Context, _ int) *dns.Msg {
+	if !s.prompt {
+		return nil
+	}
+	m, _ := s.Exchange(ctx, s.q)
+	return m
+}
+
+func (s *sentAnyWay) Rest(ctx context.Context) (*dns.Msg, error) { return s.Exchange(ctx, s.q) }
+
+// A name whose proof comes by another way than the Exchanger's choice takes that way, also where the lookup is in two halves.
+func TestBegunTakesTheWayOfItsProof(t *testing.T) {
+	for _, prompt := range []bool{true, false} {
+		w, a := hierarchy(t)
+		u := &sendingWays{&manyWays{good: w, ways: []int{1, 2}, strip: func(q dns.Question, way int) bool { return q.Name == bob && way < 2 }}, prompt}
+		v := New(u, a, WithClock(clock))
+		for round := range 3 {
+			got, err := v.Begin(bob, dns.TypeA).Answer(t.Context(), -1, func() {})
+			if err != nil || got.Status != Secure || got.Via != "way 2" || got.Detour == "" {
+				t.Errorf("prompt %t, round %d: %v by %q (%s), %s, %v; want Secure by way 2", prompt, round, got.Status, got.Via, got.Detour, got.Why, err)
+			}
+		}
+		if n := u.chosen.Load(); n != 1 {
+			t.Errorf("prompt %t: the way was looked for %d times", prompt, n)
+		}
+	}
+}
+
 // What needs more than a question that is sent, does not begin.
 func TestBeginNothing(t *testing.T) {
 	w, a := hierarchy(t)
