@@ -24,7 +24,7 @@ type reversed struct {
 	why    string
 }
 
-// reversed looks the reverse name of an address up. It may take the whole hold, and as much again where a gateway is told by its name.
+// reversed looks the reverse name of an address up. It may take the whole hold, and as much again where gateways are told by their names.
 func (d *Daemon) reversed(remote netip.Addr) reversed {
 	env := d.host.environment()
 	name, err := dns.ReverseAddr(remote.String())
@@ -34,6 +34,8 @@ func (d *Daemon) reversed(remote netip.Addr) reversed {
 	ctx := context.Background()
 	f := d.resolver.FindKey(ctx, name)
 	r, ways := judgeReverse(f, *env, remote)
+	ctx, cancel := context.WithTimeout(ctx, d.cfg.File.DNS.Hold) // for all of them: other addresses wait for this one's turn to end
+	defer cancel()
 	for _, w := range ways {
 		for _, g := range d.gateways(ctx, w, remote) {
 			if ok, why := pad.Claimable(g, *env, w.Name); g.IsValid() && !ok {
