@@ -40,12 +40,16 @@ func (d *Daemon) Reload(ctx context.Context, f *config.Config) error {
 	if d.shards == nil {
 		return nil
 	}
+	told := context.WithoutCancel(ctx) // all loops hear of rules that are in force, whether somebody still waits for that or not
 	for _, l := range d.shards.loops {
-		if err := l.ask(ctx, func(now time.Time) { l.reconsider(now, old, d.rules.Load()) }); err != nil {
+		if err := l.ask(told, func(now time.Time) { l.reconsider(now, old, d.rules.Load()) }); err != nil {
 			return err
 		}
 	}
-	return d.acknowledged(ctx)
+	if err := d.acknowledged(ctx); err != nil {
+		return fmt.Errorf("the rules are in force, and not everything has ended yet that they do not allow: %w", err)
+	}
+	return nil
 }
 
 // reconsider ends what the new rules do not allow.

@@ -1,9 +1,12 @@
 package daemon
 
 import (
+	"context"
 	"errors"
+	"net/netip"
 	"strings"
 	"testing"
+	"time"
 
 	"tacit/config"
 	"tacit/ike"
@@ -106,5 +109,26 @@ func TestReloadOfRulesForPackets(t *testing.T) {
 	f.Policy = nil
 	if err := x.l.d.Reload(t.Context(), &f); !errors.Is(err, ipsectest.ErrInjected) || x.l.d.rules.Load() != rules {
 		t.Errorf("got %v", err)
+	}
+}
+
+// Rules that are in force are heard of by every loop, though who asked for them has gone: what they do not allow any more ends.
+func TestReloadGoesOnAlone(t *testing.T) {
+	x := newEnd(t, "192.0.2.1", "")
+	close(x.gate)
+	gone, cancel := context.WithCancel(t.Context())
+	cancel()
+	f := *x.l.d.cfg.File
+	for i := range 20 {
+		x.do(t, func(now time.Time) {
+			x.l.packets.denials.put(&denial{addr: netip.MustParseAddr("192.0.2.9"), until: now.Add(time.Minute)})
+		})
+		f.Policy = []policy.Rule{{Prefixes: policy.Default().Prefixes, Class: policy.PrivateOrClear, Packets: i%2 == 0}}
+		_ = x.l.d.Reload(gone, &f)
+		x.do(t, func(time.Time) {
+			if n := len(x.l.packets.denials.of); n != 0 {
+				t.Errorf("reload %d: what was found under other rules still counts", i)
+			}
+		})
 	}
 }
