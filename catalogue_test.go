@@ -58,7 +58,10 @@ var rootCauses = []rootCause{
 	{"own SPI reflected", "ike", "TestRolesAreChecked", "endpoint.go", "case s.initiator == fromInitiator:", "case false:"},
 	{"simultaneous initiation", "ike", "TestLowestNonceLoses", "crossing.go", "first, ruled := bytes.Compare(c.low, o.kin.cross.low) < 0,", "first, ruled := false,"},
 	{"simultaneous rekey of a Child SA", "ike", "TestRekeyCrossing", "rekey.go", "mine := lower(n.ni, nr); bytes.Compare(mine, r.low) > 0", "true"},
-	{"simultaneous rekey of an IKE SA", "ike", "Test282SimultaneousIKERekey", "succession.go", "if r.rivalLives() && bytes.Compare(low, r.rivalLow) < 0 {", "if r.rivalLives() {"},
+	{"simultaneous rekey of an IKE SA", "ike", "Test282SimultaneousIKERekey", "succession.go", "case bytes.Compare(low, r.rivalLow) > 0:", "case false:"},
+	{"simultaneous rekey of an IKE SA, to be followed up", "ike", "Test282SimultaneousHybridRekey", "succession.go", "if suite.add != groupNone && s.outdone(r, low) {", "if false {"},
+	{"rekey of an IKE SA while ours is followed up", "ike", "Test282HybridFollowUpUnderWay", "succession.go", "r.answered = true", ""},
+	{"simultaneous rekey of a Child SA, to be followed up", "ike", "Test281HybridChild", "rekey.go", "pending := r != nil && s.child.theirs == r && s.awaits()", "pending := false"},
 	{"simultaneous rekey of both, lost halves", "ike", "Test282LostHalves", "succession.go", "case s.state == rekeying && s.kin.rekey.rivalLives():", "case false:"},
 
 	{"signature equal to n", "ike", "TestHostileSignatures", "auth.go", "return rsa.VerifyPKCS1v15(pub, s.hash, signed, sig) == nil", "return len(sig) == pub.Size()"},

@@ -340,13 +340,14 @@ func (s *sa) onAnswer(t task, ps []wire.Payload, err error) {
 	}
 }
 
-// pump starts the next request if there is something to ask, most urgent first.
+// pump starts the next request if there is something to ask, most urgent first. What changes SAs waits for the peer's follow-up, since the peer would put
+// it off (RFC 7296, 2.25).
 func (s *sa) pump() {
 	if s.state != established || s.out.state != idle || s.kin != nil && s.kin.elder != nil {
 		return
 	}
-	stale, p, old := s.child.stale(s.e.now), (*child)(nil), (*childSA)(nil)
-	if stale == nil {
+	stale, p, old, rests := s.child.stale(s.e.now), (*child)(nil), (*childSA)(nil), s.awaits()
+	if stale == nil && !rests {
 		p, old = s.child.toRekey(s.e.now)
 	}
 	switch {
@@ -355,11 +356,11 @@ func (s *sa) pump() {
 		s.send(taskDelete, wire.Informational, bye())
 	case stale != nil:
 		s.deleteChild(stale)
-	case due(s.timer.rekey, s.e.now) && !s.child.busy():
+	case due(s.timer.rekey, s.e.now) && !rests && !s.child.busy():
 		s.startIKERekey()
 	case old != nil:
 		s.startRekey(p, old)
-	case s.startWish():
+	case !rests && s.startWish():
 	case s.out.wantProbe, due(s.livenessDue(), s.e.now):
 		s.out.wantProbe = false
 		s.send(taskProbe, wire.Informational, s.probePayloads()...)

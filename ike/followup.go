@@ -94,7 +94,7 @@ func (s *sa) awaitFollowUp(group uint16, then func([]byte, *wire.KE), lost func(
 	return status(wire.AdditionalKeyExchange, link)
 }
 
-// awaits reports whether the peer is to follow up. What we begin meanwhile it puts off (RFC 7296, 2.25).
+// awaits reports whether the peer is to follow up.
 func (s *sa) awaits() bool { return s.kin != nil && s.kin.awaited != nil }
 
 // onFollowUpRequest answers IKE_FOLLOWUP_KE. A link that we do not know, or no longer, is answered with STATE_NOT_FOUND.

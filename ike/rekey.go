@@ -253,10 +253,15 @@ func (s *sa) acceptChild(n *negotiation, ps []wire.Payload) error {
 // SHOULD be closed by the endpoint that created it" (RFC 7296, 2.8.1). It reports whether that is ours.
 func (s *sa) collided(n *negotiation, nr []byte) bool {
 	r := n.rival
-	if r == nil || r.fresh.state != childInbound && r.fresh.state != childUp { // the peer has deleted it already
+	pending := r != nil && s.child.theirs == r && s.awaits()
+	if r == nil || !pending && r.fresh.state != childInbound && r.fresh.state != childUp { // the peer has deleted it already
 		return false
 	}
 	if mine := lower(n.ni, nr); bytes.Compare(mine, r.low) > 0 {
+		if pending { // the peer does not follow it up (RFC 9370, 2.2.4)
+			s.forsake()
+			return false
+		}
 		r.redundant = true
 		if r.fresh.state == childUp {
 			r.fresh.rekeyAt, r.fresh.endAt = 0, s.e.now.Add(replacedFor)
@@ -457,6 +462,7 @@ func (s *sa) answerChild(n *negotiation, suite espSuite, ps []wire.Payload) erro
 			s.grantChild(n, suite, ni, nr, shared, nil)
 			return
 		}
+		s.meetChild(n, ni, nr)
 		link := s.awaitFollowUp(suite.add, func(added []byte, ke *wire.KE) {
 			n.followed, n.reply = true, []wire.Payload{ke}
 			s.grantChild(n, suite, ni, nr, shared, added)
@@ -472,6 +478,12 @@ func (s *sa) answerChild(n *negotiation, suite espSuite, ps []wire.Payload) erro
 // grantChild asks the data plane for what the peer wants.
 func (s *sa) grantChild(n *negotiation, suite espSuite, ni, nr, shared, added []byte) {
 	s.want(n, suite, ni, nr, shared, added)
+	s.meetChild(n, ni, nr)
+}
+
+// meetChild remembers that the peer rekeys a Child SA that we rekey as well.
+func (s *sa) meetChild(n *negotiation, ni, nr []byte) {
+	n.low = lower(ni, nr)
 	if m := s.child.mine; n.old != nil && m != nil && m.old == n.old {
 		m.rival = n
 	}

@@ -52,7 +52,7 @@ type succession struct {
 	share    share
 	again    bool   // INVALID_KE_PAYLOAD was obeyed
 	answered bool   // the response is in, and more is computed or asked for
-	rival    *sa    // the new one that the peer has asked for meanwhile
+	rival    *sa    // the new one that the peer has asked for meanwhile; with an additional key exchange there is none until the peer follows up
 	rivalLow []byte // the lower nonce of that
 }
 
@@ -162,6 +162,10 @@ func (s *sa) acceptHeir(r *succession, ps []wire.Payload) error {
 			s.reject(got.err, bye())
 			return
 		}
+		low := lower(r.ni, nonce)
+		if suite.add != groupNone && s.outdone(r, low) { // there is nothing to delete yet
+			return
+		}
 		inherit := func(added []byte, _ *wire.KE) {
 			keys := s.rekeySA(suite, got.secret, added, r.ni, nonce, uint64(r.spi), theirs)
 			c, err := newCrypto(suite, keys, true)
@@ -171,7 +175,7 @@ func (s *sa) acceptHeir(r *succession, ps []wire.Payload) error {
 			}
 			t := s.beget(true, r.spi, theirs, c)
 			t.keepToken(ps)
-			s.inherit(r, t, lower(r.ni, nonce))
+			s.inherit(r, t, low)
 		}
 		if suite.add == groupNone {
 			s.hybrid = false // the peer does not want it
@@ -183,19 +187,39 @@ func (s *sa) acceptHeir(r *succession, ps []wire.Payload) error {
 	return nil
 }
 
-// inherit decides between the heir that we have asked for and the one that the peer may have asked for.
-func (s *sa) inherit(r *succession, t *sa, low []byte) {
-	if r.rivalLives() && bytes.Compare(low, r.rivalLow) < 0 { // ours has the lowest nonce: its creator deletes it
+// outdone decides, when all four nonces are known, between our rekey, with low, and the peer's that meets it (RFC 7296, 2.8.2). It reports whether the
+// peer's stays; then we go on with that, or let it be followed up. Which end has not seen yet that they meet follows its own up: then ours is refused with
+// TEMPORARY_FAILURE (RFC 9370, 2.2.4).
+func (s *sa) outdone(r *succession, low []byte) bool {
+	lives := r.rivalLives()
+	switch {
+	case !lives && !s.awaits():
+		return false
+	case bytes.Compare(low, r.rivalLow) > 0:
+		if lives {
+			r.rival.setState(replaced) // the peer deletes it
+			r.rival.kin.elder = nil
+			s.e.schedule(r.rival)
+		}
+		s.forsake() // "MUST NOT initiate the IKE_FOLLOWUP_KE exchange"
+		return false
+	case lives:
 		s.yield()
+	default:
+		s.kin.rekey = nil
+		s.setState(established)
+		s.timer.rekey = s.e.now.Add(s.backoff(s.e.cfg.IKELifetime))
+	}
+	return true
+}
+
+// inherit takes the heir that we have asked for, unless the one that the peer may have asked for stays.
+func (s *sa) inherit(r *succession, t *sa, low []byte) {
+	if s.outdone(r, low) { // ours has the lowest nonce: its creator deletes it
 		t.setState(deleting)
 		t.send(taskDelete, wire.Informational, bye())
 		s.e.schedule(t)
 		return
-	}
-	if r.rivalLives() {
-		r.rival.setState(replaced) // the peer deletes it
-		r.rival.kin.elder = nil
-		s.e.schedule(r.rival)
 	}
 	s.kin.rekey = nil
 	s.setState(deleting)
@@ -318,8 +342,6 @@ func (s *sa) answerIKERekey(ps []wire.Payload) error {
 		return invalidKE(suite.group, ke.Group)
 	case len(ni) < suite.prf.Size()/2:
 		return refuse(wire.InvalidSyntax, "nonce")
-	case suite.add != groupNone && s.state == rekeying: // two with follow-ups would cross for too long
-		return refuse(wire.TemporaryFailure, "we rekey it as well")
 	}
 	spi, theirs, nr := s.e.newSAID(), spis[sap.Proposals[0].Number], s.e.random(nonceLen)
 	sap.Proposals[0].SPI = spiBytes(uint64(spi))
@@ -351,6 +373,13 @@ func (s *sa) answerIKERekey(ps []wire.Payload) error {
 		if suite.add == groupNone {
 			grant(nil, nil)
 			return
+		}
+		if s.state == rekeying {
+			if s.kin.rekey.answered { // meanwhile
+				s.reply(&wire.Notify{Type: wire.TemporaryFailure})
+				return
+			}
+			s.kin.rekey.rivalLow = bytes.Clone(lower(ni, nr))
 		}
 		s.reply(append(first, s.awaitFollowUp(suite.add, grant, func(*wire.Notify) {}))...)
 	})

@@ -60,9 +60,12 @@ func TestIKERekey(t *testing.T) {
 
 // A rekey may follow the last one at once: what is over is not in its way.
 func TestIKERekeyAgain(t *testing.T) {
-	for _, pq := range []PostQuantum{Off, After} {
-		a, b, w := pairWith(t, Config{PostQuantum: pq}, Config{PostQuantum: pq})
+	for _, hybrid := range []bool{false, true} {
+		a, b, w := classic(t)
 		id := establish(t, w, a, b, peerOf(a, b))
+		if hybrid {
+			mixed(t, a, b)
+		}
 		for range 5 {
 			w.take(a, a.e.Do(w.now, id, RekeyIKE))
 			drive(w, 3*time.Second, 10*time.Millisecond)
@@ -313,37 +316,16 @@ func Test282HeirIsLeft(t *testing.T) {
 	})
 }
 
-// With additional key exchanges (RFC 9370) neither end goes on with its own: both ask again a little later, and one comes first.
-func Test282SimultaneousHybridRekey(t *testing.T) {
-	for seed := range uint64(20) {
-		a, b, w := pairOf(t)
-		a.e.cfg.Rand, b.e.cfg.Rand = newSeeded(seed), newSeeded(seed+1000)
-		id := establish(t, w, a, b, peerOf(a, b))
-		bID := only(t, b).id
-		drive(w, 2*time.Second, 3*time.Millisecond)
-		before := count[Rekeyed](a)
-		w.take(a, a.e.Do(w.now, id, RekeyIKE))
-		w.take(b, b.e.Do(w.now, bID, RekeyIKE))
-		drive(w, 2*time.Minute, 10*time.Millisecond)
-		w.run(time.Minute)
-		settled(t, a, b)
-		if n := count[Rekeyed](a) - before; n < 1 || n > 2 || a.lost+b.lost+count[Closed](a)+count[Closed](b) != 0 {
-			t.Errorf("seed %d: %d rekeys, %d lost\n%s\n%s", seed, n, a.lost+b.lost, a.dump(), b.dump())
-		}
-	}
-}
-
 // Any of the messages of two crossing rekeys is lost, once or for good.
 func Test282LostHalves(t *testing.T) {
 	for mask := range 128 {
 		for _, c := range []Command{RekeyChild, RekeyIKE} {
-			pq := PostQuantum(Off)
-			if mask >= 64 {
-				pq = After
-			}
-			a, b, w := pairWith(t, Config{PostQuantum: pq}, Config{PostQuantum: pq})
+			a, b, w := classic(t)
 			a.e.cfg.Rand, b.e.cfg.Rand = newSeeded(uint64(mask)), newSeeded(uint64(mask)+1000)
 			id := establish(t, w, a, b, peerOf(a, b))
+			if mask >= 64 {
+				mixed(t, a, b)
+			}
 			bID := only(t, b).id
 			n := 0
 			w.tap = func(*host, *Datagram) bool { n++; return n > 6 || mask%64>>(n-1)&1 == 0 }
