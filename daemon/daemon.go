@@ -98,8 +98,10 @@ func New(cfg Config) (*Daemon, error) {
 			return nil, err
 		}
 	}
-	if err = d.obey(cfg.File); err == nil {
-		err = d.openResolver()
+	if err = d.openResolver(); err == nil {
+		if err = d.obey(cfg.File); err != nil { // the last that may fail: what a process before us left stands until then
+			d.resolver.Close()
+		}
 	}
 	if err != nil {
 		if d.shards != nil {

@@ -137,7 +137,11 @@ func open(file *config.Config, load func() (*config.Config, error), observe bool
 	}
 	d, err := daemon.New(cfg)
 	if err != nil {
-		return nil, errors.Join(err, cfg.Dataplane.Close(false))
+		return nil, errors.Join(err, giveBack(cfg))
 	}
 	return d, nil
 }
+
+// giveBack closes the data plane of a daemon that does not start. What a process before it left shut, which did not end in good order, stays so until its
+// time is over: a restart that fails opens nothing (TRUST.md I1, R11).
+func giveBack(cfg daemon.Config) error { return cfg.Dataplane.Close(len(cfg.Proofs) > 0) }
