@@ -28,6 +28,7 @@ var imports = map[string][]string{
 	"dnssec":          {},
 	"e2e":             {},
 	"esp":             {"ipsec"},
+	"fair":            {},
 	"flows":           {},
 	"guard":           {},
 	"ike":             {"ike/wire", "ipsec"},
@@ -39,8 +40,8 @@ var imports = map[string][]string{
 	"pad":             {"ipseckey"},
 	"plane":           {"guard", "ipsec"},
 	"policy":          {"dnssec", "ipsec"},
-	"resolver":        {"dnssec", "ipseckey"},
-	"upstream":        {"dnssec"},
+	"resolver":        {"dnssec", "fair", "ipseckey"},
+	"upstream":        {"dnssec", "fair"},
 	"tun":             {"esp", "guard", "ipsec", "plane"},
 	"xfrm":            {"guard", "ipsec", "plane"},
 }

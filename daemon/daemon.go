@@ -46,6 +46,8 @@ type Config struct {
 	Dataplane  ipsec.Dataplane
 	// Flows lists the connections of this host, which are ended before they go on in clear; nil: they are left alone.
 	Flows func() ([]flows.Flow, error)
+	// Owner is the user of this host behind a client of the DNS listeners; nil: all clients are one.
+	Owner func(tcp bool, client, server netip.AddrPort) (uid uint32, err error)
 	// DataplaneName and DataplaneWhy are for status: which data plane, and why this one.
 	DataplaneName, DataplaneWhy string
 	Encapsulate                 bool // the data plane prefers ESP in UDP
@@ -126,9 +128,13 @@ func (d *Daemon) openResolver() error {
 	if d.cfg.TrustPoint != nil {
 		d.rollover = v.Follow(d.cfg.TrustPoint, d.cfg.SaveTrust)
 	}
+	who := d.who
+	if d.cfg.Owner == nil {
+		who = nil
+	}
 	d.resolver, err = resolver.New(resolver.Config{
 		Listen: f.DNS.Listen, Lookup: v, Upstream: up, Watcher: (*watcher)(d),
-		Hold: f.DNS.Hold, Log: d.log, Now: d.now, Observe: d.cfg.Observe, TimeServer: d.timeServer,
+		Hold: f.DNS.Hold, Log: d.log, Now: d.now, Observe: d.cfg.Observe, TimeServer: d.timeServer, Who: who,
 	})
 	d.find, d.reverse = d.findClaim, d.reversed
 	return err

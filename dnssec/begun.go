@@ -41,7 +41,7 @@ func (v *Validator) Begin(name string, rrtype uint16) *Begun {
 	if !ok || v.rules.delegated || rrtype == dns.TypeDS || rrtype == dns.TypeDNSKEY || now.Before(v.rules.floor) {
 		return nil
 	}
-	return v.begin(name, rrtype, now, send)
+	return v.begin(name, rrtype, "", now, send)
 }
 
 // Answer is the other half of the Lookup. It calls leave, once at the most, before it waits longer than for a moment or computes more than most lookups

@@ -40,6 +40,8 @@ const (
 type budget struct {
 	sigs, hashes, queries, digests, octets, sends atomic.Int64
 
+	user string // whose lookup it is: others' do not wait for what he has begun
+
 	odd atomic.Bool // a signature did not hold, or there are more signatures or keys than an honest zone has
 }
 
@@ -52,6 +54,14 @@ func newBudget() *budget {
 	b.octets.Store(maxOctets)
 	b.sends.Store(maxSends)
 	return b
+}
+
+// key is the key of work that lookups share, from that of what it is about.
+func (b *budget) key(about string) string {
+	if b == nil || b.user == "" {
+		return about
+	}
+	return about + " " + b.user
 }
 
 func (b *budget) signature() bool     { return b.sigs.Add(-1) >= 0 }

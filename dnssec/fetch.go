@@ -60,7 +60,7 @@ func (v *Validator) exchange(q question, way int, work *budget) (r reply, err er
 
 // exchangeOnce is exchange with those who ask at this time. mine: it was done on behalf of work.
 func (v *Validator) exchangeOnce(q question, way int, work *budget) (_ reply, mine bool, _ error) {
-	res, err, _ := v.questions.Do(byWay(q.name+"/"+typeName(q.rrtype), way), func() (any, error) {
+	res, err, _ := v.questions.Do(work.key(byWay(q.name+"/"+typeName(q.rrtype), way)), func() (any, error) {
 		mine = true
 		ctx, cancel := context.WithTimeout(context.Background(), fetchTimeout)
 		defer cancel()

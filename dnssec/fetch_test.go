@@ -255,3 +255,27 @@ func TestCacheBounded(t *testing.T) {
 		t.Errorf("%d entries", len(d.zone))
 	}
 }
+
+// Questions that lookups share are those of one user: what a user has asked keeps nobody else waiting (TRUST.md A-36).
+func TestUsersDoNotWaitForEachOther(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w, a := hierarchy(t)
+		v := New(exchangerFunc(func(ctx context.Context, q *dns.Msg) (*dns.Msg, error) {
+			if User(ctx) == "flood" { // his share is used up
+				<-ctx.Done()
+				return nil, ctx.Err()
+			}
+			return w.Exchange(ctx, q)
+		}), a, WithClock(clock))
+		go func() { _, _ = v.Lookup(OnBehalf(context.Background(), "flood"), "bob.signed.test.", dns.TypeA) }()
+		synctest.Wait()
+		for _, user := range []string{"other", ""} {
+			start := time.Now()
+			got, err := v.Lookup(OnBehalf(context.Background(), user), "bob.signed.test.", dns.TypeA)
+			if err != nil || got.Status != Secure || time.Since(start) > time.Second {
+				t.Errorf("user %q: %v after %v, %v", user, got.Status, time.Since(start), err)
+			}
+		}
+		time.Sleep(time.Minute) // the flood ends
+	})
+}

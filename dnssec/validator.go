@@ -110,12 +110,13 @@ func (v *Validator) Lookup(ctx context.Context, name string, rrtype uint16) (Ans
 	if now.Before(v.rules.floor) {
 		return v.unclocked(ctx, name, rrtype, now)
 	}
-	return v.begin(name, rrtype, now, nil).finish(ctx)
+	return v.begin(name, rrtype, User(ctx), now, nil).finish(ctx)
 }
 
 // begin is the first half of a Lookup, which waits for nothing; the first question is asked by way of send, unless that is nil.
-func (v *Validator) begin(name string, rrtype uint16, now time.Time, send Sender) *Begun {
+func (v *Validator) begin(name string, rrtype uint16, user string, now time.Time, send Sender) *Begun {
 	b := &Begun{v: v, now: now, work: newBudget(), to: v.routes.of(question{name, rrtype}, now)}
+	b.work.user = user
 	b.l = v.lookup(name, rrtype, now, b.work, b.to.way)
 	b.l.begin(send)
 	return b

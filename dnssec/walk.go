@@ -225,7 +225,7 @@ func (s *session) shared(ctx context.Context, name string, get func(context.Cont
 		}
 		mine := false
 		s.leave()
-		ch := s.v.walks.DoChan(byWay(name, s.way), func() (any, error) {
+		ch := s.v.walks.DoChan(s.work.key(byWay(name, s.way)), func() (any, error) {
 			mine = true
 			ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), walkTimeout)
 			defer cancel()

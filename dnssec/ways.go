@@ -83,6 +83,25 @@ func Carried(ctx context.Context, via, why string) {
 	}
 }
 
+type userKey struct{}
+
+// OnBehalf is ctx for a Lookup whose questions are those of a user, to an Exchanger that divides its means among users. "" is nobody in particular.
+func OnBehalf(ctx context.Context, user string) context.Context {
+	if user == "" {
+		return ctx
+	}
+	return context.WithValue(ctx, userKey{}, user)
+}
+
+// User is whose Lookup it is, or whose question that an Exchanger is asked.
+func User(ctx context.Context) string {
+	if e := errandOf(ctx); e != nil && e.work != nil {
+		return e.work.user
+	}
+	user, _ := ctx.Value(userKey{}).(string)
+	return user
+}
+
 // byWay is the key of work that is shared by those who go the same way.
 func byWay(key string, way int) string {
 	if way == 0 {

@@ -1,7 +1,9 @@
 package resolver
 
 import (
+	"encoding/binary"
 	"net"
+	"net/netip"
 	"syscall"
 	"time"
 	"unsafe"
@@ -126,6 +128,15 @@ func (b *batch) client(i int) client {
 		c.source = sourceOf(b.oob[i][:b.in[i].hdr.Controllen])
 	}
 	return c
+}
+
+// at is its address.
+func (c client) at() netip.AddrPort {
+	port := binary.BigEndian.Uint16((*[2]byte)(unsafe.Pointer(&c.from.Port))[:])
+	if c.from.Family == unix.AF_INET {
+		return netip.AddrPortFrom(netip.AddrFrom4((*unix.RawSockaddrInet4)(unsafe.Pointer(c.from)).Addr), port)
+	}
+	return netip.AddrPortFrom(netip.AddrFrom16(c.from.Addr).Unmap(), port)
 }
 
 // keep is the client for after the next read.

@@ -61,6 +61,9 @@ type client struct {
 // client is where the query came from.
 func (b *batch) client(int) client { return b.from }
 
+// at is its address.
+func (c client) at() netip.AddrPort { return c.addr }
+
 // keep is the client for after the next read.
 func (c client) keep() client { return c }
 

@@ -173,7 +173,7 @@ func BenchmarkCachedAnswer(b *testing.B) {
 			w := &quiet{c.i}
 			s := testServer(b, z, w)
 			q, _ := newQuery("bob.example.", 1, flags{edns: true}).Pack()
-			if out := s.serve(q, true); len(out) < 12 || out[3]&0xf != 0 {
+			if out := s.serve(q, origin{}); len(out) < 12 || out[3]&0xf != 0 {
 				b.Fatalf("got %x", out)
 			}
 			out := make([]byte, 0, maxUDPReply)

@@ -205,7 +205,7 @@ func ask(t testing.TB, s *Server, q *dns.Msg) *dns.Msg {
 		t.Error(err)
 		return r
 	}
-	if err := r.Unpack(s.serve(b, false)); err != nil {
+	if err := r.Unpack(s.serve(b, origin{tcp: true})); err != nil {
 		t.Errorf("answer: %v", err)
 		return r
 	}

@@ -74,7 +74,7 @@ func (s *Server) watchGroup(ctx context.Context, q *query, e *entry, g group, ke
 	}
 	if f.KeyStatus == dnssec.Secure && !f.Denied && (q.typ == dns.TypeA || q.typ == dns.TypeAAAA) {
 		// A peer that does not answer takes the whole hold, and then there is no time to ask.
-		s.start(q.name, otherFamily(q.typ)) // its answer is wanted at once if nothing of this one can be released
+		s.start(q.by, q.name, otherFamily(q.typ)) // its answer is wanted at once if nothing of this one can be released
 	}
 	s.stats.watched.Add(1)
 	return s.cfg.Watcher.Watch(ctx, f)
@@ -120,9 +120,9 @@ func (f *Found) key(k *entry) {
 func (s *Server) Find(ctx context.Context, name string, typ uint16) Found {
 	ctx, cancel := context.WithTimeout(ctx, s.cfg.Hold)
 	defer cancel()
-	q := &query{name: dns.CanonicalName(name), typ: typ, in: s.now()}
-	key := s.start(q.name, dns.TypeIPSECKEY)
-	e := s.lookup(ctx, q.name, typ)
+	q := &query{name: dns.CanonicalName(name), typ: typ, in: s.now(), by: ourselves}
+	key := s.start(q.by, q.name, dns.TypeIPSECKEY)
+	e := s.lookup(ctx, q.by, q.name, typ)
 	gs := e.groups()
 	if len(gs) == 0 {
 		return Found{Asked: q.name, Owner: e.owner, AddrStatus: e.status, KeyWhy: e.why(), AskedAt: q.in}
@@ -137,7 +137,7 @@ func (s *Server) FindKey(ctx context.Context, name string) Found {
 	defer cancel()
 	q := question{dns.CanonicalName(name), dns.TypeIPSECKEY}
 	f := Found{Asked: q.name, AskedAt: s.now()}
-	e := s.wait(ctx, q, s.start(q.name, q.typ))
+	e := s.wait(ctx, q, s.start(ourselves, q.name, q.typ))
 	f.Owner, f.KeyAt = e.owner, s.now()
 	f.key(e)
 	return f
@@ -150,7 +150,7 @@ func (s *Server) FindKey(ctx context.Context, name string) Found {
 // somebody else's host. Hints say whose they are by TargetName; where that is an alias, its end is the owner of the key.
 func (s *Server) keyOf(ctx context.Context, q *query, e *entry, g group, key pending) *entry {
 	if g.hint && g.owner != q.name {
-		key = s.start(g.owner, dns.TypeIPSECKEY)
+		key = s.start(q.by, g.owner, dns.TypeIPSECKEY)
 	}
 	if e.status == dnssec.Insecure {
 		k := key.ready()
@@ -173,7 +173,7 @@ func (s *Server) keyOf(ctx context.Context, q *query, e *entry, g group, key pen
 	}
 	if !g.hint {
 		// They took different ways, or the key's way is broken: the owner of the addresses is the one to ask.
-		k = s.waitKey(ctx, zone, question{g.owner, dns.TypeIPSECKEY}, s.start(g.owner, dns.TypeIPSECKEY))
+		k = s.waitKey(ctx, zone, question{g.owner, dns.TypeIPSECKEY}, s.start(q.by, g.owner, dns.TypeIPSECKEY))
 		if k.owner == g.owner {
 			return k
 		}

@@ -28,7 +28,7 @@ type errand struct {
 
 // leg is one lookup.
 type leg struct {
-	q     question
+	q     owned
 	f     *flight
 	begun *dnssec.Begun // nil: it takes the usual way
 	taken bool          // by a goroutine of its own
@@ -50,15 +50,10 @@ func (s *Server) first(packet, out []byte, file int, resume func()) (answer []by
 		return nil, false, false
 	}
 	interest := s.interest(string(a.name))
-	if interest == Refuse {
+	if interest == Refuse || s.crowded() || !s.slots.Try("") {
 		return nil, false, false
 	}
-	select {
-	case s.slots <- struct{}{}:
-		defer func() { <-s.slots }()
-	default:
-		return nil, false, false
-	}
+	defer s.slots.Give("")
 	key, ok := e.claim(string(a.name), a.typ, interest == AskKey)
 	if !ok {
 		return nil, false, false
@@ -82,19 +77,27 @@ func (s *Server) first(packet, out []byte, file int, resume func()) (answer []by
 // claim makes the flights of a query, if all of them are to be made now; key is the key's entry, if it is here already.
 func (e *errand) claim(name string, typ uint16, wanted bool) (key *entry, ok bool) {
 	s, now := e.s, e.s.now()
-	want := []question{{name, typ}}
+	want := []owned{{question: question{name, typ}}}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if wanted {
 		if key = s.cache.get(question{name, dns.TypeIPSECKEY}, now); key == nil {
-			want = append(want, question{name, dns.TypeIPSECKEY})
+			want = append(want, owned{question: question{name, dns.TypeIPSECKEY}})
 		}
 	}
-	if s.cache.get(want[0], now) != nil || s.closed || len(s.flights)+len(want) > maxFlights {
+	if s.cache.get(want[0].question, now) != nil || s.closed {
 		return nil, false
 	}
 	for _, q := range want {
 		if s.flights[q] != nil {
+			return nil, false
+		}
+	}
+	for i := range want {
+		if !s.under.Try("") {
+			for range i {
+				s.under.Give("")
+			}
 			return nil, false
 		}
 	}
@@ -148,7 +151,7 @@ func (e *errand) spread() {
 // lookup is what ask is to do.
 func (l *leg) lookup(s *Server, file int, leave func()) func(context.Context) (dnssec.Answer, error) {
 	if l.begun == nil {
-		return s.usual(l.q)
+		return s.usual(l.q.question)
 	}
 	return func(ctx context.Context) (dnssec.Answer, error) { return l.begun.Answer(ctx, file, leave) }
 }

@@ -11,6 +11,7 @@ import (
 	"github.com/miekg/dns"
 
 	"tacit/dnssec"
+	"tacit/fair"
 )
 
 // bubble runs f in fake time with a server of hold 2 s.
@@ -164,7 +165,7 @@ func TestCapOnQueriesInFlight(t *testing.T) {
 	z := newZone()
 	z.slow("bob.example.", 16, time.Hour)
 	bubble(t, z, &watcher{}, func(t *testing.T, s *Server) {
-		s.slots = make(chan struct{}, 2)
+		s.slots = fair.New(4) // of which one user has two
 		for range 2 {
 			go ask(t, s, newQuery("bob.example.", 16, flags{}))
 		}

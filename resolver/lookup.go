@@ -17,6 +17,12 @@ type flight struct {
 	e     *entry // after done
 }
 
+// owned is a question and whose it is: nobody waits for a lookup that stands behind another user's.
+type owned struct {
+	question
+	by string
+}
+
 // pending is an answer that is here (e) or on its way (f).
 type pending struct {
 	e *entry
@@ -36,16 +42,16 @@ func (p pending) ready() *entry {
 	}
 }
 
-// start takes the answer from the cache, or joins the lookup under way, or begins one. A denial of a key may come without its proof.
-func (s *Server) start(name string, typ uint16) pending { return s.begin(name, typ, false) }
+// start takes the answer from the cache, or joins the user's lookup under way, or begins one. A denial of a key may come without its proof.
+func (s *Server) start(by, name string, typ uint16) pending { return s.begin(by, name, typ, false) }
 
 // begin is start; whole wants the records of a denial, too.
-func (s *Server) begin(name string, typ uint16, whole bool) pending {
-	q := question{name, typ}
+func (s *Server) begin(by, name string, typ uint16, whole bool) pending {
+	q := owned{question{name, typ}, by}
 	now := s.now()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if e := s.cache.get(q, now); e != nil && !(whole && e.bare) {
+	if e := s.cache.get(q.question, now); e != nil && !(whole && e.bare) {
 		s.stats.cached.Add(1)
 		return pending{e: e}
 	}
@@ -53,24 +59,25 @@ func (s *Server) begin(name string, typ uint16, whole bool) pending {
 		f.whole = f.whole || whole
 		return pending{f: f}
 	}
-	if s.closed || len(s.flights) >= maxFlights {
+	if s.closed || !s.under.Try(by) {
 		s.stats.overload.Add(1)
-		return pending{e: failed(q, now, dns.ExtendedErrorCodeNotReady, "too many lookups under way")}
+		return pending{e: failed(q.question, now, dns.ExtendedErrorCodeNotReady, "too many lookups under way")}
 	}
 	f := &flight{done: make(chan struct{}), whole: whole}
 	s.flights[q] = f
 	s.wg.Add(1)
-	go s.land(q, f, s.usual(q))
+	go s.land(q, f, s.usual(q.question))
 	return pending{f: f}
 }
 
 // land is a lookup under way. It may outlive the query that began it: the next one finds the answer in the cache. Its
 // bound is twice the hold, so that a cold cache behind a slow recursor still fills, while what never comes goes away.
-func (s *Server) land(q question, f *flight, lookup func(context.Context) (dnssec.Answer, error)) {
+func (s *Server) land(q owned, f *flight, lookup func(context.Context) (dnssec.Answer, error)) {
 	defer s.wg.Done()
+	defer s.under.Give(q.by)
 	ctx, cancel := dnssec.Bounded(s.base, 2*s.cfg.Hold)
 	defer cancel()
-	e := s.ask(ctx, q, lookup)
+	e := s.ask(dnssec.OnBehalf(ctx, q.by), q.question, lookup)
 	s.mu.Lock()
 	delete(s.flights, q)
 	if f.whole {
@@ -120,8 +127,8 @@ func (s *Server) wait(ctx context.Context, q question, p pending) *entry {
 }
 
 // lookup is begin and wait, with all records.
-func (s *Server) lookup(ctx context.Context, name string, typ uint16) *entry {
-	return s.wait(ctx, question{name, typ}, s.begin(name, typ, true))
+func (s *Server) lookup(ctx context.Context, by, name string, typ uint16) *entry {
+	return s.wait(ctx, question{name, typ}, s.begin(by, name, typ, true))
 }
 
 // failed is the entry of a lookup that brought nothing.

@@ -137,7 +137,7 @@ func FuzzServe(f *testing.F) {
 	z.add("bob.example.", dns.TypeIPSECKEY, dnssec.Secure, "bob.example. 300 IN "+key)
 	s := testServer(f, z, &watcher{lame: []string{"192.0.2.1"}})
 	f.Fuzz(func(t *testing.T, b []byte) {
-		out := s.serve(b, true)
+		out := s.serve(b, origin{})
 		if out == nil {
 			return
 		}

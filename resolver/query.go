@@ -20,25 +20,25 @@ type query struct {
 	cd   bool // checking disabled (RFC 4035, 3.2.2)
 	ad   bool // AD wanted (RFC 6840, 5.7)
 	in   time.Time
+	by   string // the user, where that matters: see who
 }
 
 // respond answers a query within the hold, whatever the upstream does (I5).
-func (s *Server) respond(req *dns.Msg) *dns.Msg {
+func (s *Server) respond(req *dns.Msg, from origin) *dns.Msg {
 	s.stats.queries.Add(1)
 	if r := refuse(req); r != nil {
 		return r
 	}
-	select {
-	case s.slots <- struct{}{}:
-		defer func() { <-s.slots }()
-	default:
+	by := s.who(from)
+	if !s.slots.Try(by) {
 		s.stats.overload.Add(1)
 		return failure(req, dns.RcodeServerFailure, dns.ExtendedErrorCodeNotReady, "too many queries under way")
 	}
+	defer s.slots.Give(by)
 	opt := req.IsEdns0()
 	q := &query{
 		req: req, name: dns.CanonicalName(req.Question[0].Name), typ: req.Question[0].Qtype, in: s.now(),
-		do: opt != nil && opt.Do(), cd: req.CheckingDisabled, ad: req.AuthenticatedData,
+		do: opt != nil && opt.Do(), cd: req.CheckingDisabled, ad: req.AuthenticatedData, by: by,
 	}
 	ctx, cancel := context.WithTimeout(s.base, s.cfg.Hold)
 	defer cancel()
@@ -63,7 +63,7 @@ func (s *Server) resolve(ctx context.Context, q *query) (r *dns.Msg) {
 	case carriesAddresses(q.typ) && interest == AskKey:
 		return s.guarded(ctx, q)
 	}
-	e := s.lookup(ctx, q.name, q.typ)
+	e := s.lookup(ctx, q.by, q.name, q.typ)
 	if s.cfg.Observe {
 		return s.reply(q, e, nil, 0)
 	}
@@ -117,8 +117,8 @@ func (s *Server) unproven(q *query, e *entry) *dns.Msg {
 
 // guarded answers a query for addresses of a name that deserves a key. Address and key are asked in parallel.
 func (s *Server) guarded(ctx context.Context, q *query) *dns.Msg {
-	key := s.start(q.name, dns.TypeIPSECKEY)
-	e := s.lookup(ctx, q.name, q.typ)
+	key := s.start(q.by, q.name, dns.TypeIPSECKEY)
+	e := s.lookup(ctx, q.by, q.name, q.typ)
 	// What the address answer is worth comes first. Bogus data is refused whatever the key says; a denial, or a service record
 	// without hints, has nothing to protect and waits for no key.
 	if s.cfg.Observe {
@@ -149,21 +149,19 @@ func (s *Server) observe(q *query, e *entry, key pending) {
 	if len(e.groups()) == 0 {
 		return
 	}
-	select {
-	case s.slots <- struct{}{}:
-	default:
+	if !s.slots.Try(q.by) {
 		return
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.closed {
-		<-s.slots
+		s.slots.Give(q.by)
 		return
 	}
 	s.wg.Add(1)
 	go func() {
 		defer s.wg.Done()
-		defer func() { <-s.slots }()
+		defer s.slots.Give(q.by)
 		ctx, cancel := context.WithTimeout(s.base, s.cfg.Hold)
 		defer cancel()
 		v := s.watch(ctx, q, e, key)

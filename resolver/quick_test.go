@@ -69,7 +69,7 @@ func TestQuickAnswersAsServe(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		s.serve(packet, true)
+		s.serve(packet, origin{})
 		passed.Store(int64(rnd.IntN(20)) * int64(500*time.Millisecond))
 		quick, ok := s.quick(packet, make([]byte, 0, maxUDPReply))
 		if !ok {
@@ -79,7 +79,7 @@ func TestQuickAnswersAsServe(t *testing.T) {
 		if err := got.Unpack(quick); err != nil {
 			t.Fatalf("case %d: %x: %v", i, quick, err)
 		}
-		if err := want.Unpack(s.serve(packet, true)); err != nil {
+		if err := want.Unpack(s.serve(packet, origin{})); err != nil {
 			t.Fatal(err)
 		}
 		for _, m := range []*dns.Msg{got, want} {
@@ -165,7 +165,7 @@ func TestQuickAllocatesNothing(t *testing.T) {
 	z.add("bob.example.", 1, dnssec.Secure, a1)
 	s := testServer(t, z, &quiet{AskKey})
 	b, _ := newQuery("bob.example.", 1, flags{do: true}).Pack()
-	s.serve(b, true)
+	s.serve(b, origin{})
 	out := make([]byte, 0, maxUDPReply)
 	if n := testing.AllocsPerRun(100, func() {
 		if _, ok := s.quick(b, out); !ok {
@@ -182,7 +182,7 @@ func TestKeyDenialsWithoutProof(t *testing.T) {
 	z.add("bob.example.", 1, dnssec.Secure, a1)
 	s := testServer(t, z, &quiet{AskKey})
 	ask(t, s, newQuery("bob.example.", 1, flags{}))
-	if e := s.start("bob.example.", dns.TypeIPSECKEY).ready(); e == nil || !e.bare || e.wire != "" || !e.denied || !e.good() {
+	if e := s.start("", "bob.example.", dns.TypeIPSECKEY).ready(); e == nil || !e.bare || e.wire != "" || !e.denied || !e.good() {
 		t.Fatalf("the denial of the key is kept as %+v", e)
 	}
 	for range 2 {

@@ -81,11 +81,11 @@ func (s *Server) elsewhere(ctx context.Context, q *query, e *entry, v verdicts) 
 	}
 	other := *q
 	other.typ = otherFamily(q.typ)
-	o := s.lookup(ctx, q.name, other.typ)
+	o := s.lookup(ctx, q.by, q.name, other.typ)
 	if !o.good() || len(o.groups()) == 0 {
 		return false
 	}
-	ov := s.watch(ctx, &other, o, s.start(q.name, dns.TypeIPSECKEY))
+	ov := s.watch(ctx, &other, o, s.start(q.by, q.name, dns.TypeIPSECKEY))
 	return slices.ContainsFunc(o.groups(), func(g group) bool { return remains(g, ov) })
 }
 
@@ -102,7 +102,7 @@ const slack = 50 * time.Millisecond
 func (s *Server) whole(ctx context.Context, q *query, guard bool) *dns.Msg {
 	e := s.signatures(ctx, q)
 	if q.typ == dns.TypeANY {
-		e = s.lookup(ctx, q.name, q.typ)
+		e = s.lookup(ctx, q.by, q.name, q.typ)
 	}
 	if !e.answered || e.status != dnssec.Unchecked && !e.good() && !q.cd {
 		return s.unproven(q, e)

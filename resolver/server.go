@@ -11,15 +11,16 @@ import (
 	"time"
 
 	"tacit/dnssec"
+	"tacit/fair"
 )
 
 // The bounds of a server (TRUST.md, I4 and I5).
 const (
 	defaultHold    = 2 * time.Second
-	maxInFlight    = 4096 // queries being answered at once; more get SERVFAIL
-	maxFlights     = 8192 // lookups under way at once
-	maxTCPConns    = 256
-	maxTCPPipeline = 64 // queries of one connection being answered at once
+	maxInFlight    = 4096 // queries being answered at once, of all users; one has half (fair.Pool), and more get SERVFAIL
+	maxFlights     = 8192 // lookups under way at once, the same
+	maxTCPConns    = 256  // the same
+	maxTCPPipeline = 64   // queries of one connection being answered at once
 	tcpIdle        = 10 * time.Second
 	maxUDPReply    = 4096
 )
@@ -41,7 +42,9 @@ type Config struct {
 	// TimeServer says of a name that this host may set its clock by it: while the clock is known to be wrong and nothing can be proven, its addresses are
 	// given all the same, to be asked in clear. Nil: of none.
 	TimeServer func(name string) bool
-	Observe    bool // decide and log, hold and withhold nothing
+	// Who names the user behind a client, so that none of them takes what the others need. It is asked only while much is under way. Nil: all are one.
+	Who     func(tcp bool, client, server netip.AddrPort) string
+	Observe bool // decide and log, hold and withhold nothing
 }
 
 // Server is the host's DNS server. It owns its sockets, cache and lookups under way.
@@ -53,7 +56,9 @@ type Server struct {
 	cancel context.CancelFunc
 	udp    []*batch
 	tcp    []*net.TCPListener
-	slots  chan struct{} // one for each query being answered
+	slots  *fair.Pool // a place for each query being answered
+	under  *fair.Pool // a place for each lookup under way
+	conns  *fair.Pool // a place for each TCP connection
 	stats  counters
 	zones  breaker
 	wg     sync.WaitGroup // lookups, background watches and TCP handlers
@@ -62,7 +67,7 @@ type Server struct {
 	// would take; so a mutex.
 	mu      sync.Mutex
 	cache   *cache
-	flights map[question]*flight
+	flights map[owned]*flight
 	closed  bool
 }
 
@@ -96,9 +101,11 @@ func newServer(cfg Config) *Server {
 	}
 	s := &Server{
 		cfg: cfg, log: cfg.Log, now: cfg.Now,
-		slots:   make(chan struct{}, maxInFlight),
+		slots:   fair.New(maxInFlight),
+		under:   fair.New(maxFlights),
+		conns:   fair.New(maxTCPConns),
 		cache:   newCache(),
-		flights: map[question]*flight{},
+		flights: map[owned]*flight{},
 	}
 	s.zones.rest = 2 * cfg.Hold
 	s.base, s.cancel = context.WithCancel(context.Background())

@@ -42,7 +42,7 @@ func (s *Server) packed(r *dns.Msg, limit int) []byte {
 
 // serve answers one message; nil is no answer. Over UDP the answer fits what the client takes.
 // A panic, in reading or in writing, costs this message only.
-func (s *Server) serve(packet []byte, udp bool) (out []byte) {
+func (s *Server) serve(packet []byte, from origin) (out []byte) {
 	defer func() {
 		if p := recover(); p != nil {
 			s.stats.panics.Add(1)
@@ -67,10 +67,10 @@ func (s *Server) serve(packet []byte, udp bool) (out []byte) {
 		if err := req.Unpack(packet); err == nil && len(req.Answer) == int(head.Ancount) && len(req.Ns) == int(head.Nscount) &&
 			len(req.Extra) == int(head.Arcount) {
 			limit := dns.MaxMsgSize
-			if udp {
+			if !from.tcp {
 				limit = udpLimit(&req)
 			}
-			return s.packed(s.respond(&req), limit)
+			return s.packed(s.respond(&req, from), limit)
 		}
 	case dns.MsgRejectNotImplemented:
 		rcode = dns.RcodeNotImplemented
@@ -86,7 +86,6 @@ func (s *Server) serve(packet []byte, udp bool) (out []byte) {
 func (s *Server) serveTCP(l *net.TCPListener) error {
 	var wg sync.WaitGroup
 	defer wg.Wait()
-	conns := make(chan struct{}, maxTCPConns)
 	for {
 		c, err := l.Accept()
 		switch {
@@ -99,22 +98,23 @@ func (s *Server) serveTCP(l *net.TCPListener) error {
 			time.Sleep(10 * time.Millisecond)
 			continue
 		}
-		select {
-		case conns <- struct{}{}:
-			wg.Go(func() {
-				defer func() { <-conns }()
-				s.serveConn(c)
-			})
-		default:
+		from := originOf(c)
+		by := s.who(from)
+		if !s.conns.Try(by) {
 			s.stats.overload.Add(1)
 			c.Close()
+			continue
 		}
+		wg.Go(func() {
+			defer s.conns.Give(by)
+			s.serveConn(c, from)
+		})
 	}
 }
 
 // serveConn reads messages with their length in front (RFC 1035, 4.2.2) and answers each as soon as it can, in any order
 // (RFC 7766, 6.2.1.1): a held answer stands in no other's way.
-func (s *Server) serveConn(c net.Conn) {
+func (s *Server) serveConn(c net.Conn, from origin) {
 	var wg sync.WaitGroup
 	stop := make(chan struct{})
 	var write sync.Mutex // answers of one connection come from several goroutines; each is written whole
@@ -139,7 +139,7 @@ func (s *Server) serveConn(c net.Conn) {
 		slots <- struct{}{}
 		wg.Go(func() {
 			defer func() { <-slots }()
-			out := s.serve(b, false)
+			out := s.serve(b, from)
 			if out == nil {
 				return
 			}

@@ -207,7 +207,7 @@ func TestRefusals(t *testing.T) {
 		}
 	}
 	for _, b := range [][]byte{nil, {1}, make([]byte, 11), {0, 1, 0x80, 0, 0, 0, 0, 0, 0, 0, 0, 0}} {
-		if out := s.serve(b, true); out != nil {
+		if out := s.serve(b, origin{}); out != nil {
 			t.Errorf("%x was answered: %x", b, out)
 		}
 	}
@@ -226,7 +226,7 @@ func TestPrefixesOfAQuery(t *testing.T) {
 		t.Fatal(err)
 	}
 	for n := range len(b) {
-		out := s.serve(b[:n], false)
+		out := s.serve(b[:n], origin{tcp: true})
 		if n < 12 && out != nil || n >= 12 && (len(out) < 12 || out[3]&0xf != dns.RcodeFormatError || binary.BigEndian.Uint16(out) != binary.BigEndian.Uint16(b)) {
 			t.Errorf("%d octets: answered %x", n, out)
 		}

@@ -154,7 +154,7 @@ func (s *Server) readOn(b *batch, wg *sync.WaitGroup) {
 func (s *Server) apart(b *batch, i int, query []byte, wg *sync.WaitGroup) {
 	packet, from := bytes.Clone(query), b.client(i).keep()
 	wg.Go(func() {
-		if answer := s.serve(packet, true); answer != nil {
+		if answer := s.serve(packet, origin{client: from.at(), server: b.server()}); answer != nil {
 			b.write(from, answer)
 		}
 	})

@@ -14,6 +14,7 @@ import (
 	"github.com/miekg/dns"
 
 	"tacit/dnssec"
+	"tacit/fair"
 )
 
 // ask asks for an address, within the time that a lookup has.
@@ -269,7 +270,7 @@ func TestNestedReferrals(t *testing.T) {
 		t.Errorf("%d questions for one", n)
 	}
 	// With a validator the budget is the lookup's, of all its questions by all ways.
-	r := &Router{log: discard, slots: make(chan struct{}, 9), ways: []*way{{carrier: a, name: Direct, direct: true}}, told: map[string]bool{}}
+	r := &Router{log: discard, places: fair.New(9), ways: []*way{{carrier: a, name: Direct, direct: true}}, told: map[string]bool{}}
 	v := dnssec.New(r, dnssec.RootAnchors())
 	for range 3 {
 		if got, err := v.Lookup(t.Context(), "www."+strings.Repeat("x.", 20)+"evil.", dns.TypeA); err == nil && got.Status >= dnssec.Insecure {

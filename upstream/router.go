@@ -21,6 +21,7 @@ import (
 	"github.com/miekg/dns"
 
 	"tacit/dnssec"
+	"tacit/fair"
 )
 
 // The measures of exchanges.
@@ -32,7 +33,7 @@ const (
 	directTimeout = 800 * time.Millisecond // the same before the authorities are asked
 	tcpTimeout    = time.Second            // the server has the answer by then: it has said so over UDP
 	maxTries      = 8
-	maxExchanges  = 1024             // under way at once
+	maxExchanges  = 1024             // under way at once, of all users; one has half
 	exchangeBound = 10 * time.Second // for a caller without a deadline
 	oneWayBound   = 2 * time.Second  // where one forwarder is asked and no other
 )
@@ -62,7 +63,7 @@ type Router struct {
 	ways      []*way                 // in order of preference, the authorities last
 	preferred atomic.Int32           // the forwarder that answered last
 	since     atomic.Pointer[string] // why it is not the first one
-	slots     chan struct{}
+	places    *fair.Pool             // for exchanges
 	probed    string
 	again     chan struct{} // has Run probe soon
 	soonest   time.Duration // between two probes, whatever fails
@@ -91,7 +92,7 @@ const Direct = "iteration from the root"
 
 // New is a Router that asks the given servers.
 func New(c Config) (*Router, error) {
-	r := &Router{log: c.Log, slots: make(chan struct{}, maxExchanges), probed: dns.CanonicalName(c.Probed), again: make(chan struct{}, 1), soonest: probeSoonest, told: map[string]bool{}}
+	r := &Router{log: c.Log, places: fair.New(maxExchanges), probed: dns.CanonicalName(c.Probed), again: make(chan struct{}, 1), soonest: probeSoonest, told: map[string]bool{}}
 	if r.log == nil {
 		r.log = slog.New(slog.DiscardHandler)
 	}
@@ -268,12 +269,11 @@ func (r *Router) exchange(ctx context.Context, q *dns.Msg, begun *shot) (*dns.Ms
 		ctx, stop = context.WithTimeout(ctx, bound)
 		defer stop()
 	}
-	select {
-	case r.slots <- struct{}{}:
-		defer func() { <-r.slots }()
-	case <-ctx.Done():
-		return nil, fmt.Errorf("upstream: %d queries under way: %w", maxExchanges, ctx.Err())
+	user := dnssec.User(ctx)
+	if err := r.places.Take(ctx, user); err != nil {
+		return nil, fmt.Errorf("upstream: %d queries under way: %w", r.places.Used(), err)
 	}
+	defer r.places.Give(user)
 	tries := r.tries(order)
 	won, bad, ok := race{
 		tries: len(tries), round: len(order),

@@ -17,6 +17,7 @@ import (
 	"github.com/miekg/dns"
 
 	"tacit/dnssec"
+	"tacit/fair"
 )
 
 const good = "x. 60 IN A 192.0.2.1"
@@ -362,5 +363,40 @@ func TestAD(t *testing.T) {
 		if r.ways[0].believed != want || r.ways[1].believed {
 			t.Errorf("%s: believed %v, the authorities %v", text, r.ways[0].believed, r.ways[1].believed)
 		}
+	}
+}
+
+// A user whose questions nobody answers has half of the places at most, and keeps nobody waiting (TRUST.md A-36).
+func TestOneUserFloods(t *testing.T) {
+	f := newForwarder(t, func(q *dns.Msg, _ bool) [][]byte {
+		if strings.HasPrefix(strings.ToLower(q.Question[0].Name), "bob.") {
+			return [][]byte{reply(q, good, nil)}
+		}
+		return nil
+	})
+	u := testRouter(t, f)
+	u.places = fair.New(20)
+	ctx, cancel := context.WithCancel(dnssec.OnBehalf(t.Context(), "flood"))
+	var wg sync.WaitGroup
+	for i := range 100 {
+		wg.Go(func() { _, _ = u.Exchange(ctx, validatorQuery(fmt.Sprintf("n%d.example.", i))) })
+	}
+	for u.places.Used() < 10 {
+		time.Sleep(time.Millisecond)
+	}
+	for range 20 {
+		tctx, stop := context.WithTimeout(dnssec.OnBehalf(t.Context(), "other"), 300*time.Millisecond)
+		if _, err := u.Exchange(tctx, validatorQuery("bob.example.")); err != nil {
+			t.Errorf("another's question: %v", err)
+		}
+		stop()
+	}
+	if n := u.places.Used(); n != 10 {
+		t.Errorf("%d places are taken", n)
+	}
+	cancel()
+	wg.Wait()
+	if n := u.places.Used(); n != 0 {
+		t.Errorf("%d places are left of it", n)
 	}
 }

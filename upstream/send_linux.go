@@ -41,9 +41,7 @@ func (r *Router) Send(q *dns.Msg) dnssec.Sent {
 	if !ok || !to.to.IsValid() || to.far.Load() {
 		return nil
 	}
-	select {
-	case r.slots <- struct{}{}:
-	default:
+	if !r.places.Try("") {
 		return nil
 	}
 	h := &shot{router: r, number: i, way: r.ways[i], to: to, q: q, out: to.prepare(q), fd: -1}
@@ -51,7 +49,7 @@ func (r *Router) Send(q *dns.Msg) dnssec.Sent {
 		h.fire(wire)
 	}
 	if h.fd < 0 {
-		<-r.slots
+		r.places.Give("")
 		return nil
 	}
 	return h
@@ -79,7 +77,7 @@ func (h *shot) fire(wire []byte) {
 
 // Brief waits a moment for the answer, or until the file also is ready to be read, unless it is negative. Nil: it has not come, or needs more than that.
 func (h *shot) Brief(ctx context.Context, also int) *dns.Msg {
-	defer func() { <-h.router.slots }()
+	defer h.router.places.Give("")
 	b := shots.Get().(*[maxUDPReply]byte)
 	defer shots.Put(b)
 	for range maxStrays {

@@ -101,7 +101,7 @@ func onSignal(ctx context.Context, s os.Signal, f func()) {
 // open wires the daemon. load reads the file again.
 func open(file *config.Config, load func() (*config.Config, error), observe bool, log *slog.Logger) (*daemon.Daemon, error) {
 	cfg := daemon.Config{File: file, Load: load, Observe: observe, Version: version(), Log: log, DataplaneName: "none", DataplaneWhy: "observing: nothing is touched",
-		Flows: flows.List}
+		Flows: flows.List, Owner: flows.Owner}
 	var err error
 	if cfg.Anchors, err = trustAnchors(file); err != nil {
 		return nil, err
