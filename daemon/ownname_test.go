@@ -5,6 +5,8 @@ import (
 	"testing"
 
 	"tacit/config"
+	"tacit/pad"
+	"tacit/policy"
 )
 
 // Our name leaves from addresses that it publishes, and from others only where that says nothing: to who knows it already, to who is known without DNS,
@@ -27,7 +29,7 @@ func TestNameFromPublishedAddressesOnly(t *testing.T) {
 			}
 			l.d.published.Store(&all)
 		}
-		return l.tellsName(p.p, "bob.example.")
+		return l.tellsName(p.p, pad.Claim{Name: "bob.example."})
 	}
 	at := config.Pins{"192.0.2.2": {id(1)}}
 	for _, tt := range []struct {
@@ -48,6 +50,45 @@ func TestNameFromPublishedAddressesOnly(t *testing.T) {
 	} {
 		if tt.got != tt.want {
 			t.Errorf("%s: told %v, want %v", tt.what, tt.got, tt.want)
+		}
+	}
+}
+
+// Who is met by packets, without a name, is matched by the rule of his address, if that is what proves him: by the word of his own zone, or the administrator's.
+// A name that leads to the address, nobody in particular there, and a rule for all addresses match nothing; a rule for the reverse name does.
+func TestAddressIsMatched(t *testing.T) {
+	p := newPlay(t)
+	l := idleLoop(t, p)
+	l.d.cfg.File.Name = "alice.example"
+	l.d.cfg.Signer = l.mask(p.p.local, p.p.remote) // any key
+	const own, reverse, name = "192.0.2.0/24", "*.2.0.192.in-addr.arpa.", "2.2.0.192.in-addr.arpa."
+	for _, tt := range []struct {
+		identify, match string
+		claim           pad.Claim
+		want            bool
+	}{
+		{"matched", own, pad.Claim{Name: name, Source: pad.Reverse}, true},
+		{"matched", own, pad.Claim{Name: "192.0.2.2.", Source: pad.Administrator}, true},
+		{"matched", reverse, pad.Claim{Name: name, Source: pad.Reverse}, true},
+		{"matched", own, pad.Claim{Name: "bob.example."}, false},
+		{"matched", own, pad.Claim{}, false},
+		{"matched", "0.0.0.0/0", pad.Claim{Name: name, Source: pad.Reverse}, false},
+		{"matched", "198.51.100.0/24", pad.Claim{Name: name, Source: pad.Reverse}, false},
+		{"matched", "2001:db8::/32", pad.Claim{Name: name, Source: pad.Reverse}, false},
+		{"never", own, pad.Claim{Name: name, Source: pad.Reverse}, false},
+		{"all", "0.0.0.0/0", pad.Claim{Name: name, Source: pad.Reverse}, true},
+	} {
+		f := *l.d.cfg.File
+		r := policy.Rule{Class: policy.PrivateOrClear, Packets: true}
+		if prefix, err := netip.ParsePrefix(tt.match); err == nil {
+			r.Prefixes = []netip.Prefix{prefix}
+		} else {
+			r.Names = []string{tt.match}
+		}
+		f.Identify, f.Policy = tt.identify, []policy.Rule{r, {Class: policy.PrivateOrClear, Prefixes: []netip.Prefix{netip.MustParsePrefix("0.0.0.0/0")}}, policy.Default()}
+		l.d.obey(&f)
+		if got := l.tellsName(p.p, tt.claim); got != tt.want {
+			t.Errorf("%s, with a rule for %s: %+v is told: %v, want %v", tt.identify, tt.match, tt.claim, got, tt.want)
 		}
 	}
 }

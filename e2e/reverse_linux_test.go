@@ -192,8 +192,11 @@ func TestReverseZoneGateway(t *testing.T) {
 			}
 			swan := startSwan(t, w.bob, swanConf{id: "bob.example", peerID: "alice.example", key: w.bobKey, peerKey: aliceKey, peer: w.alice,
 				child: "local_ts = " + behind.String() + "/32"})
-			w.aliceTac = startTacit(t, w.alice, w.anchor, options{name: "alice.example", identity: aliceKey.pem, upstream: w.upstreamOfTheHost,
-				top: `identify = "all"`, policy: packetsRule("private-or-clear", false)})
+			top, rule := `identify = "all"`, packetsRule("private-or-clear", false)
+			if kind == "address" { // strongSwan takes nobody without a name: the rule of the address must have it told
+				top, rule = `identify = "matched"`, strings.Replace(rule, "0.0.0.0/0", "192.0.2.64/26", 1)
+			}
+			w.aliceTac = startTacit(t, w.alice, w.anchor, options{name: "alice.example", identity: aliceKey.pem, upstream: w.upstreamOfTheHost, top: top, policy: rule})
 			if came, took := firstDatagram(t, w.alice, w.bob, behind, 3*time.Second); !came {
 				t.Errorf("the first datagram is lost (%v)", took)
 			}

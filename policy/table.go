@@ -225,6 +225,20 @@ func (t *Table) ForChain(asked, owner string, addr netip.Addr) Rule {
 	return a
 }
 
+// NamedAddr reports whether a rule names the address, by a prefix of less than all addresses.
+func (t *Table) NamedAddr(addr netip.Addr) bool {
+	addr = addr.Unmap().WithZone("")
+	bits := t.bits6
+	if addr.Is4() {
+		bits = t.bits4
+	}
+	return slices.ContainsFunc(bits, func(n int) bool {
+		p, err := addr.Prefix(n)
+		_, ok := t.prefixes[p]
+		return err == nil && ok && n > 0
+	})
+}
+
 // Named reports whether a rule names the name: "matched" of the configuration's `identify`. A rule for every name ("*.") names
 // none.
 func (t *Table) Named(name string) bool {
