@@ -133,14 +133,7 @@ func (l *loop) acknowledged(ctx context.Context) error {
 	}); err != nil {
 		return err
 	}
-	select {
-	case <-done:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	case <-l.ended:
-		return errEnded
-	}
+	return l.await(ctx, done)
 }
 
 // withdraw ends all grants: nobody keeps them true any more.
@@ -195,6 +188,11 @@ func (l *loop) ask(ctx context.Context, f func(now time.Time)) error {
 	if err := l.post(ctx, func(now time.Time) { defer close(done); f(now) }); err != nil {
 		return err
 	}
+	return l.await(ctx, done)
+}
+
+// await waits until done is closed.
+func (l *loop) await(ctx context.Context, done <-chan struct{}) error {
 	select {
 	case <-done:
 		return nil
