@@ -2,7 +2,7 @@
 // kernel by sock_diag, the way of ss(8).
 //
 // A flow is a TCP connection, or a UDP socket that is connected. Others have no other end that could be told from here: what they send obeys the
-// policy of the moment.
+// policy of the moment. To end them because of one peer would end a server for all.
 package flows
 
 import (
