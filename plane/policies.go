@@ -99,6 +99,9 @@ func (p *Policies[F]) All() iter.Seq[F] { return maps.Values(p.flows) }
 // Len is how many flows there are.
 func (p *Policies[F]) Len() int { return len(p.flows) }
 
+// Inherited reports whether anything stands that a dead process left: addresses, or rules that nobody has set anew.
+func (p *Policies[F]) Inherited() bool { return p.Len() > 0 || p.Rules.unknown.Load() }
+
 // Forget removes a flow that nothing asks for.
 func (p *Policies[F]) Forget(f F) {
 	if b := f.base(); f.Used() || !b.until.IsZero() || b.verdict != guard.Pass {

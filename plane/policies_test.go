@@ -97,3 +97,20 @@ func TestAdopt(t *testing.T) {
 		t.Errorf("%d flows gone, %d left, want 1 and 1", gone, p.Len())
 	}
 }
+
+// Rules alone are an inheritance too: whoever opens after a crash, and fails, leaves them.
+func TestInherited(t *testing.T) {
+	p := Policies[*traffic]{Now: time.Now, Made: func(k guard.Key) *traffic { return &traffic{Flow: Flow{Key: k}} }}
+	if p.Inherited() {
+		t.Error("nobody was here before")
+	}
+	p.Rules.unknown.Store(true)
+	if !p.Inherited() {
+		t.Error("rules of a dead process do not count")
+	}
+	p.Rules.unknown.Store(false)
+	p.Adopt([]guard.Element{{Key: guard.Key{Own: alice, Peer: bob}, Verdict: guard.Divert, Left: time.Second}})
+	if !p.Inherited() {
+		t.Error("an address that a dead process held does not count")
+	}
+}

@@ -135,7 +135,7 @@ func Open(cfg Config) (*Plane, error) {
 	p := newPlane(cfg.withDefaults())
 	if err := p.open(); err != nil {
 		p.run.Stop()
-		return nil, errors.Join(err, p.undo(p.policies.Len() > 0)) // what a dead process held stays held
+		return nil, errors.Join(err, p.undo(p.policies.Inherited())) // what a dead process held stays held
 	}
 	p.start()
 	return p, nil

@@ -100,7 +100,7 @@ func Open(cfg Config) (*Plane, error) {
 	p.policies = plane.Policies[*flow]{Linger: cfg.Linger, Now: cfg.Now, Made: p.newFlow}
 	if err := p.open(); err != nil {
 		p.run.Stop()
-		return nil, errors.Join(err, p.undo(p.policies.Len() > 0)) // what a dead process held stays held
+		return nil, errors.Join(err, p.undo(p.policies.Inherited())) // what a dead process held stays held
 	}
 	for _, loop := range []func(){p.queueLoop, p.newsLoop, p.maintenance} {
 		p.run.Go(loop)
