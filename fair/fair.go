@@ -96,7 +96,7 @@ func (p *Pool) put(user string) {
 		delete(p.held, user)
 	}
 	p.free.Add(1)
-	for n := len(p.turns); n > 0; n-- {
+	for n := len(p.turns); n > 0 && p.free.Load() > 0; n-- {
 		next := p.turns[0]
 		l := p.waiting[next]
 		p.turns = p.turns[1:]
