@@ -480,6 +480,11 @@ func (r *matrixRun) cookieOfTacit(t *testing.T) {
 // bothAtOnce has both ends initiate in the same moment, and wants one clean SA in each family, and no packet lost. The cable loses the
 // answers to IKE_SA_INIT until both have begun.
 func (r *matrixRun) bothAtOnce(t *testing.T) {
+	t.Cleanup(func() {
+		if t.Failed() {
+			t.Logf("%s\n%s", r.timeline(0), r.timeline(1))
+		}
+	})
 	lift := r.filter(t, r.alice, "udp dport 500 @th,208,8 34 @th,216,8 & 0x20 == 0x20 counter drop")
 	liftBob := r.filter(t, r.bob, "udp dport 500 @th,208,8 34 @th,216,8 & 0x20 == 0x20 counter drop")
 	var wg sync.WaitGroup
