@@ -53,7 +53,12 @@ func (k Key) check() error {
 
 // encodeKey lays a concatenation out as the kernel compares it: each part padded to 32 bits, which addresses are.
 func encodeKey(k Key) []byte {
-	return append(k.Own.AsSlice(), k.Peer.AsSlice()...)
+	if k.Own.Is4() {
+		own, peer := k.Own.As4(), k.Peer.As4()
+		return append(append(make([]byte, 0, 8), own[:]...), peer[:]...)
+	}
+	own, peer := k.Own.As16(), k.Peer.As16()
+	return append(append(make([]byte, 0, 32), own[:]...), peer[:]...)
 }
 
 // DecodeKey is the inverse, for what the kernel lists.
@@ -83,6 +88,16 @@ func (l elementLists) each(do func(*nftables.Set, []nftables.SetElement) error) 
 		}
 	}
 	return nil
+}
+
+// empty forgets the elements, and keeps the room for as many as a message takes.
+func (l elementLists) empty() {
+	for set, elements := range l {
+		clear(elements)
+		if l[set] = elements[:0]; cap(elements) > 2*chunk {
+			delete(l, set)
+		}
+	}
 }
 
 // addSets adds the empty sets, with those of prefixes or without, and the constant ones with their ports.

@@ -52,6 +52,9 @@ const chunk = 400
 // replies is the room for the kernel's replies, in octets: it answers each message of a transaction, and echoes each rule.
 const replies = 4 << 20
 
+// requests is the room for a transaction, in octets: the kernel refuses a longer one as a whole, and at first it has room for 4,000 elements only.
+const requests = 64 << 20
+
 // Verdict is what becomes of clear packets between two addresses.
 type Verdict uint8
 
@@ -112,6 +115,9 @@ type Guard struct {
 	left       bool // the rules of a dead process stand
 
 	noRules error // why there are no sets for rules
+
+	last     map[Key]Change // the room of a transaction, for the next one
+	del, add elementLists
 }
 
 // Open makes the table in the network namespace of the calling thread. Elements that a dead process left are kept, with
@@ -121,7 +127,7 @@ func Open(cfg Config) (*Guard, []Element, error) {
 	if err != nil {
 		return nil, nil, fmt.Errorf("guard: open network namespace: %w", err)
 	}
-	g := &Guard{cfg: cfg, netns: ns, have: make(map[Key]Verdict), latch: make(map[Key]bool)}
+	g := &Guard{cfg: cfg, netns: ns, have: make(map[Key]Verdict), latch: make(map[Key]bool), last: make(map[Key]Change), del: make(elementLists), add: make(elementLists)}
 	if err := g.dial(); err != nil {
 		_ = ns.Close()
 		return nil, nil, hint("open nftables", err)
@@ -136,7 +142,7 @@ func Open(cfg Config) (*Guard, []Element, error) {
 
 // dial opens the netlink socket in the namespace that Open saw, whatever thread calls.
 func (g *Guard) dial() error {
-	room := func(c *netlink.Conn) error { return c.SetReadBuffer(replies) }
+	room := func(c *netlink.Conn) error { return errors.Join(c.SetReadBuffer(replies), c.SetWriteBuffer(requests)) }
 	conn, err := nftables.New(nftables.WithNetNSFd(int(g.netns.Fd())), nftables.AsLasting(), nftables.WithSockOptions(room))
 	if err != nil {
 		return err
@@ -175,13 +181,13 @@ func (g *Guard) fill(left []Element, rules ruleElements, lasting time.Duration, 
 		return err
 	}
 	g.addChains()
+	add := make(elementLists)
 	for _, e := range left {
-		set := g.sets.of(e.Key, e.Verdict)
-		el := []nftables.SetElement{{Key: encodeKey(e.Key), Timeout: e.Left}}
-		if err := g.conn.SetAddElements(set, el); err != nil {
-			return err
-		}
+		add.append(g.sets.of(e.Key, e.Verdict), nftables.SetElement{Key: encodeKey(e.Key), Timeout: e.Left})
 		g.have[e.Key] = e.Verdict
+	}
+	if err := add.each(g.conn.SetAddElements); err != nil {
+		return err
 	}
 	g.generation = 0
 	if len(rules) == 0 {
@@ -261,25 +267,36 @@ func (g *Guard) fault(op string) error {
 // transact deletes and adds in one batch: an element cannot be given another timeout on kernels before 6.12, and to packets the
 // change is one step.
 func (g *Guard) transact(changes []Change) error {
-	del, add := make(elementLists), make(elementLists)
-	last := make(map[Key]Change, len(changes)) // of several changes to a key the last one counts
-	for _, c := range changes {
-		last[c.Key] = c
-	}
-	for _, c := range last {
-		el := nftables.SetElement{Key: encodeKey(c.Key)}
-		if had := g.have[c.Key]; had != Pass {
-			del.append(g.sets.of(c.Key, had), el)
-		}
-		if c.Verdict != Pass {
-			el.Timeout = max(c.Timeout, time.Millisecond)
-			add.append(g.sets.of(c.Key, c.Verdict), el)
-		}
-	}
-	if err := errors.Join(del.each(g.conn.SetDeleteElements), add.each(g.conn.SetAddElements)); err != nil {
+	if err := g.gather(changes); err != nil {
 		return err
 	}
 	return g.conn.Flush()
+}
+
+// gather writes the changes for the next flush.
+func (g *Guard) gather(changes []Change) error {
+	defer func() {
+		if len(changes) > 2*chunk {
+			g.last = make(map[Key]Change)
+		}
+		clear(g.last)
+		g.del.empty()
+		g.add.empty()
+	}()
+	for _, c := range changes {
+		g.last[c.Key] = c // of several changes to a key the last one counts
+	}
+	for _, c := range g.last {
+		el := nftables.SetElement{Key: encodeKey(c.Key)}
+		if had := g.have[c.Key]; had != Pass {
+			g.del.append(g.sets.of(c.Key, had), el)
+		}
+		if c.Verdict != Pass {
+			el.Timeout = max(c.Timeout, time.Millisecond)
+			g.add.append(g.sets.of(c.Key, c.Verdict), el)
+		}
+	}
+	return errors.Join(g.del.each(g.conn.SetDeleteElements), g.add.each(g.conn.SetAddElements))
 }
 
 // resync opens a new socket, since replies to a failed batch may be left in the old one, and learns what the kernel has.

@@ -60,6 +60,7 @@ type Policies[F Traffic] struct {
 	// Gateways are the addresses of the default gateways; nil: no rule spares them.
 	Gateways func() []netip.Addr
 
+	renewal   renewal[F]
 	flows     map[guard.Key]F
 	strangers map[guard.Key]uint64 // clear packets that a rule had dropped, as they were counted last
 }
@@ -252,28 +253,6 @@ func (p *Policies[F]) Due(now time.Time) (due []F) {
 		}
 	}
 	return due
-}
-
-// Renew gives every element its time anew, in one transaction.
-func (p *Policies[F]) Renew(now time.Time) error {
-	var changes []guard.Change
-	var renewed []*Flow
-	for key, f := range p.flows {
-		armed, ends := f.Armed()
-		v, timeout := p.want(f.base(), armed, ends, now)
-		if v == guard.Pass || v == guard.Clear && f.base().verdict == v { // what is let go has its whole time from the beginning
-			continue
-		}
-		changes = append(changes, guard.Change{Key: key, Verdict: v, Timeout: timeout})
-		renewed = append(renewed, f.base())
-	}
-	if err := p.Guard.Apply(changes); err != nil {
-		return err
-	}
-	for i, b := range renewed {
-		b.verdict = changes[i].Verdict
-	}
-	return nil
 }
 
 // WatchClear counts the clear packets that were dropped, and returns between which hosts some were since it was called before. Of those that only a rule of

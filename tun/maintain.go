@@ -35,9 +35,10 @@ func (p *Plane) turn(now, renewed time.Time) time.Time {
 	for _, f := range p.policies.Due(now) {
 		errs = append(errs, p.policies.Clear(f.Selector()))
 	}
+	errs = append(errs, p.policies.RenewDue(now))
 	if now.Sub(renewed) >= p.policies.Interval() {
 		renewed = now
-		errs = append(errs, p.policies.Renew(now), p.policies.RenewRules())
+		errs = append(errs, p.policies.RenewRules())
 		p.refreshMTU()
 	}
 	errs = append(errs, p.policies.FollowGateways(now))

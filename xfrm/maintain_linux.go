@@ -17,10 +17,10 @@ func (p *Plane) maintenance() {
 		if p.closed {
 			return
 		}
-		errs := p.turn(now)
+		errs := append(p.turn(now), p.policies.RenewDue(now))
 		if now.Sub(elements) >= p.policies.Interval() {
 			elements = now
-			errs = append(errs, p.policies.Renew(now), p.policies.RenewRules(), p.policies.Guard.RenewLatches(p.policies.Lasting()))
+			errs = append(errs, p.policies.RenewRules(), p.policies.Guard.RenewLatches(p.policies.Lasting()))
 		}
 		if now.Sub(policies) >= p.policyInterval() {
 			policies = now
