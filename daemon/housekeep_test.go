@@ -153,3 +153,18 @@ func TestESPKeepsTheNAT(t *testing.T) {
 		t.Errorf("%d keepalives beside ESP", n)
 	}
 }
+
+// What every second asks of a peer that is idle makes no garbage.
+func TestIdlePeerMakesNoGarbage(t *testing.T) {
+	p := newProven(t)
+	l := idleLoop(t, p)
+	usages := []evUsage{{p.p.sas[0].pair.ID, ipsec.Usage{}}}
+	n := testing.AllocsPerRun(10, func() {
+		p.p.step(p.now, &usages[0])
+		l.spread(p.now, p.p)
+		p.p.pad.Lame(p.now) // asked thrice at a tick
+	})
+	if n > 0 {
+		t.Errorf("%v allocations", n)
+	}
+}

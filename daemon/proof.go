@@ -49,7 +49,7 @@ func (p *peer) childUp(now time.Time, e ike.ChildUp) (do []action) {
 
 // shown: the address speaks with the association's key. Who came in by another than the live one takes its place only if he still may.
 func (p *peer) shown(now time.Time, a *association) (do []action) {
-	if live, _, _ := p.pad.Key(); !a.initiator && p.pad.Live() && live.ID != pad.KeyOf(a.key).ID {
+	if live, _, _ := p.pad.Key(); !a.initiator && p.pad.Live() && !live.Is(a.key) {
 		if keys, _ := p.pad.Initiator(now, *a.claim); !contains(keys, a.key) {
 			return p.dismiss(a)
 		}
@@ -72,13 +72,13 @@ func (p *peer) shown(now time.Time, a *association) (do []action) {
 func (p *peer) claimed(c pad.Claim) { p.last = &c }
 
 func contains(keys []crypto.PublicKey, k crypto.PublicKey) bool {
-	return slices.ContainsFunc(keys, func(x crypto.PublicKey) bool { return pad.KeyOf(x).ID == pad.KeyOf(k).ID })
+	return slices.ContainsFunc(keys, pad.KeyOf(k).Is)
 }
 
 // isLive reports whether the association's key is the live one.
 func (p *peer) isLive(a *association) bool {
 	k, _, _ := p.pad.Key()
-	return a.key != nil && p.pad.Live() && pad.KeyOf(a.key).ID == k.ID
+	return a.key != nil && p.pad.Live() && k.Is(a.key)
 }
 
 // named notes whom DNS says the initiator to be.

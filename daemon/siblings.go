@@ -62,7 +62,7 @@ func (l *loop) spread(now time.Time, p *peer) bool {
 // proves reports whether an SA of this peer, not of a sibling, stands behind the proof.
 func (p *peer) proves(k pad.Key) bool {
 	for _, a := range p.sas {
-		if a.key != nil && pad.KeyOf(a.key).ID == k.ID {
+		if a.key != nil && k.Is(a.key) {
 			return true
 		}
 	}

@@ -2,6 +2,9 @@ package pad
 
 import (
 	"crypto"
+	"crypto/ecdsa"
+	"crypto/ed25519"
+	"crypto/rsa"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -18,6 +21,23 @@ type Key struct {
 
 // KeyOf returns the Key of a public key.
 func KeyOf(pub crypto.PublicKey) Key { return Key{ipseckey.Fingerprint(pub), pub} }
+
+// Is reports whether the public key is this one. It makes nothing for a key that it has in hand: this is asked for every peer every second.
+func (k Key) Is(pub crypto.PublicKey) bool {
+	switch own := k.Public.(type) {
+	case ed25519.PublicKey:
+		return own.Equal(pub)
+	case *ecdsa.PublicKey:
+		if other, ok := pub.(*ecdsa.PublicKey); ok && other == own {
+			return true
+		}
+	case *rsa.PublicKey:
+		if other, ok := pub.(*rsa.PublicKey); ok && other == own {
+			return true
+		}
+	}
+	return ipseckey.Fingerprint(pub) == k.ID
+}
 
 // Pinned returns the keys that the administrator has named by their fingerprints, with those of them that the records hold.
 func Pinned(fingerprints []string, records []ipseckey.Record) (keys []Key) {

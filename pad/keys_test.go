@@ -1,7 +1,12 @@
 package pad
 
 import (
+	"crypto"
+	"crypto/ecdsa"
 	"crypto/ed25519"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/rsa"
 	"net/netip"
 	"strings"
 	"testing"
@@ -83,5 +88,40 @@ func TestUsableKeysBound(t *testing.T) {
 	c := Claim{Keys: keys}
 	if got := c.PublicKeys(); len(got) != MaxKeys {
 		t.Errorf("%d public keys", len(got))
+	}
+}
+
+// A key is compared by what it is, and without a fingerprint where it is in hand: this is asked for every peer every second.
+func TestKeyIs(t *testing.T) {
+	elliptic1, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	elliptic2, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	long, err := rsa.GenerateKey(rand.Reader, 2048)
+	if err != nil {
+		t.Fatal(err)
+	}
+	copied := elliptic1.PublicKey
+	keys := []crypto.PublicKey{record(1, 0).Key, record(2, 0).Key, &elliptic1.PublicKey, &elliptic2.PublicKey, &long.PublicKey}
+	for i, a := range keys {
+		k := KeyOf(a)
+		for j, b := range keys {
+			if k.Is(b) != (i == j) || (Key{ID: k.ID}).Is(b) != (i == j) {
+				t.Errorf("key %d is key %d: %v", i, j, k.Is(b))
+			}
+		}
+		if n := testing.AllocsPerRun(10, func() { k.Is(a) }); n > 0 {
+			t.Errorf("%T: %v allocations", a, n)
+		}
+		if k.Is(nil) {
+			t.Errorf("%T is none", a)
+		}
+	}
+	if !KeyOf(&elliptic1.PublicKey).Is(&copied) || !KeyOf(keys[0]).Is(record(1, 9).Key) {
+		t.Error("a copy is another key")
 	}
 }

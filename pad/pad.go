@@ -252,10 +252,9 @@ func (a *Address) Withdraw(name string) { delete(a.claims, name) }
 func (a *Address) Names(now time.Time) (satisfied, claiming []string) {
 	for n, c := range a.claims {
 		switch {
-		case !now.Before(c.Until):
-		case a.live && c.Has(a.key.ID):
+		case a.stands(now, c):
 			satisfied = append(satisfied, n)
-		default:
+		case now.Before(c.Until):
 			claiming = append(claiming, n)
 		}
 	}
@@ -267,8 +266,20 @@ func (a *Address) Names(now time.Time) (satisfied, claiming []string) {
 // Lame reports whether an SA is live that no current claim stands behind: it serves the flows that are there, and no new answers
 // (R9).
 func (a *Address) Lame(now time.Time) bool {
-	satisfied, _ := a.Names(now)
-	return a.live && len(satisfied) == 0
+	if !a.live {
+		return false
+	}
+	for _, c := range a.claims {
+		if a.stands(now, c) {
+			return false
+		}
+	}
+	return true
+}
+
+// stands reports whether a claim still counts, and the live key satisfies it.
+func (a *Address) stands(now time.Time, c Claim) bool {
+	return a.live && now.Before(c.Until) && c.Has(a.key.ID)
 }
 
 // Expire forgets what has ended. It reports whether nothing is left, so that the Address itself may be forgotten.
