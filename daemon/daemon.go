@@ -6,6 +6,7 @@ import (
 	"context"
 	"crypto"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"net/netip"
@@ -40,9 +41,9 @@ type Config struct {
 	Signer     crypto.Signer   // our identity; nil: we stay anonymous and nobody can prove us
 	// CrashSecret outlives the process, so that peers believe at once that it was started anew (RFC 6290); empty: they find out by themselves.
 	CrashSecret []byte
-	// Proofs is what SaveProofs saved when a process before us did not end in good order; SaveProofs(nil) forgets it. nil: nothing is kept.
+	// Proofs is what SaveProofs saved, as it is written to it, when a process before us did not end in good order; SaveProofs(nil) forgets it. nil: nothing is kept.
 	Proofs     []byte
-	SaveProofs func(text []byte) error
+	SaveProofs func(write func(io.Writer) error) error
 	Dataplane  ipsec.Dataplane
 	// Flows lists the connections of this host, which are ended before they go on in clear; nil: they are left alone.
 	Flows func() ([]flows.Flow, error)

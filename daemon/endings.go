@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"maps"
 	"slices"
 	"time"
@@ -206,9 +207,9 @@ func (s *shards) end() error {
 	d, now := s.d, s.now()
 	rest := d.resting()
 	keep := d.handing.Load() || len(rest) > 0
-	var all []proven
+	var all []shown
 	for _, l := range s.loops {
-		for _, x := range l.proofs(now) {
+		for _, x := range appendProofs(nil, now, maps.Values(l.peers)) {
 			if _, shut := l.parting.shut[key{x.Local, x.Remote}]; shut || d.handing.Load() {
 				all = append(all, x)
 			}
@@ -221,12 +222,11 @@ func (s *shards) end() error {
 	}
 	var errs []error
 	if d.cfg.SaveProofs != nil {
-		var text []byte
-		var err error
+		var write func(io.Writer) error
 		if keep {
-			text, err = s.memory(all)
+			write = func(w io.Writer) error { return s.write(w, handOver(all)) }
 		}
-		errs = append(errs, err, d.cfg.SaveProofs(text))
+		errs = append(errs, d.cfg.SaveProofs(write))
 	}
 	for _, l := range s.loops {
 		if keep && !d.handing.Load() {

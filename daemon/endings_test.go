@@ -1,6 +1,8 @@
 package daemon
 
 import (
+	"bytes"
+	"io"
 	"net/netip"
 	"slices"
 	"strings"
@@ -195,7 +197,16 @@ func TestStopTellsFlowsApart(t *testing.T) {
 		d := alice.l.d
 		alice.do(t, func(time.Time) {
 			d.cfg.Flows, d.cfg.File.DNS.OnFailure = f.flows, tt.onFailure
-			d.cfg.SaveProofs = func(text []byte) error { saved = text; return nil }
+			d.cfg.SaveProofs = func(write func(io.Writer) error) error {
+				var text bytes.Buffer
+				if write == nil {
+					saved = nil
+					return nil
+				}
+				err := write(&text)
+				saved = text.Bytes()
+				return err
+			}
 			d.cfg.File.Policy[0].Class, d.cfg.File.Policy[0].Packets = tt.class, true
 			d.obey(d.cfg.File)
 		})

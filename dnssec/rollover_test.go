@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -221,4 +222,23 @@ func FuzzParseTrustPoint(f *testing.F) {
 		}
 		p.observe(rollChecker(testNow), nil)
 	})
+}
+
+// A file that could not be written whole leaves the old one.
+func TestReplaceFileHalf(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "f")
+	broken := errors.New("broken")
+	if err := SaveFile(path, 0o600)([]byte("whole")); err != nil {
+		t.Fatal(err)
+	}
+	err := ReplaceFile(path, 0o600, func(w io.Writer) error { _, err := io.WriteString(w, "ha"); return errors.Join(err, broken) })
+	if !errors.Is(err, broken) {
+		t.Errorf("got %v", err)
+	}
+	if text, err := os.ReadFile(path); err != nil || string(text) != "whole" {
+		t.Errorf("got %q, %v", text, err)
+	}
+	if left, err := os.ReadDir(filepath.Dir(path)); err != nil || len(left) != 1 {
+		t.Errorf("left behind: %v, %v", left, err)
+	}
 }

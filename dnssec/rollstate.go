@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -145,31 +146,35 @@ func (p *TrustPoint) Text() []byte {
 	return b.Bytes()
 }
 
-// SaveFile returns a function that replaces the file at path in one step: after a crash at any time there is the old one or the new one, and
-// whole. The directory must be ours to write.
+// SaveFile returns a function that replaces the file at path with a text, as [ReplaceFile] does.
 func SaveFile(path string, mode fs.FileMode) func(text []byte) error {
-	return func(text []byte) (err error) {
-		dir := filepath.Dir(path)
-		f, err := os.CreateTemp(dir, "."+filepath.Base(path)+".*")
-		if err != nil {
-			return err
-		}
-		defer func() {
-			if err != nil {
-				err = errors.Join(err, os.Remove(f.Name()))
-			}
-		}()
-		_, err = f.Write(text)
-		if err = errors.Join(err, f.Sync(), f.Chmod(mode), f.Close()); err != nil {
-			return err
-		}
-		if err = os.Rename(f.Name(), path); err != nil {
-			return err
-		}
-		d, err := os.Open(dir)
-		if err != nil {
-			return err
-		}
-		return errors.Join(d.Sync(), d.Close())
+	return func(text []byte) error {
+		return ReplaceFile(path, mode, func(w io.Writer) error { _, err := w.Write(text); return err })
 	}
+}
+
+// ReplaceFile replaces the file at path in one step with what write writes: after a crash at any time, or an error, there is the old one or the new one, and
+// whole. The directory must be ours to write.
+func ReplaceFile(path string, mode fs.FileMode, write func(io.Writer) error) (err error) {
+	dir := filepath.Dir(path)
+	f, err := os.CreateTemp(dir, "."+filepath.Base(path)+".*")
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, os.Remove(f.Name()))
+		}
+	}()
+	if err = errors.Join(write(f), f.Sync(), f.Chmod(mode), f.Close()); err != nil {
+		return err
+	}
+	if err = os.Rename(f.Name(), path); err != nil {
+		return err
+	}
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
 }

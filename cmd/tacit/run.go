@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"errors"
+	"io"
 	"io/fs"
 	"log/slog"
 	"os"
@@ -70,10 +71,9 @@ func keepProofs(cfg *daemon.Config, path string) (err error) {
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	save := dnssec.SaveFile(path, 0o600)
-	cfg.SaveProofs = func(text []byte) error {
-		if text != nil {
-			return errors.Join(os.MkdirAll(filepath.Dir(path), 0o755), save(text))
+	cfg.SaveProofs = func(write func(io.Writer) error) error {
+		if write != nil {
+			return errors.Join(os.MkdirAll(filepath.Dir(path), 0o755), dnssec.ReplaceFile(path, 0o600, write))
 		}
 		if err := os.Remove(path); !errors.Is(err, fs.ErrNotExist) {
 			return err
