@@ -30,13 +30,14 @@ type youngKey struct {
 
 // crossing is what an SA keeps while it is young, and a loser until it ends.
 type crossing struct {
-	key  youngKey
-	low  []byte // the lower nonce of its IKE_SA_INIT
-	done moment // when the peer had it, as much earlier as a message takes to it
-	twin *sa    // what it has lost against
-	ours bool   // a loser: we are to end it
-	left bool   // a loser: the other was preferred, and a data plane takes a moment for that; then the peer, who may forget this one at once, is told
-	at   moment
+	key   youngKey
+	low   []byte // the lower nonce of its IKE_SA_INIT
+	done  moment // when the peer had it, as much earlier as a message takes to it
+	twin  *sa    // what it has lost against
+	ours  bool   // a loser: we are to end it
+	left  bool   // a loser: the other was preferred, and a data plane takes a moment for that; then the peer, who may forget this one at once, is told
+	at    moment
+	alone bool // the one that it has won against is gone, and was no tacit's
 }
 
 // remember keeps the nonces of an SA that has just been authenticated.
@@ -110,10 +111,43 @@ func (s *sa) reconsider() {
 	case s.covered():
 		c.at = 0
 		s.out.wantDelete = true
+		if w := c.twin.latest(); s.token == nil || w.token == nil {
+			w.outlived()
+		}
 	case *s.kin == kin{cross: c}:
 		s.kin = nil
 	default:
 		s.kin.cross = nil
+	}
+}
+
+// outlived: the SA that this one was preferred to is about to go.
+func (s *sa) outlived() {
+	k := s.family()
+	if k.cross == nil {
+		k.cross = &crossing{}
+	}
+	s.e.matured(k.cross.key, s)
+	k.cross.alone, k.cross.at = true, s.e.now.Add(patient)
+	s.e.schedule(s)
+}
+
+// begunAnew: the peer has made a Pair. If one for the same traffic stands in an SA that has outlived another, the peer took the other for the last one, whose
+// end it has seen: which of the two it was is reckoned from when messages come, and a busy host reads them late. The new one is the last now, to both
+// ends, and the one that stood goes.
+func (s *sa) begunAnew(p *child) {
+	if s.kin == nil || s.kin.cross == nil || !s.kin.cross.alone {
+		return
+	}
+	for _, q := range s.child.all {
+		if q == p || q.selector != p.selector {
+			continue
+		}
+		for _, x := range q.sas {
+			if x.serves() {
+				x.rekeyAt, x.endAt = 0, s.e.now.Add(youngFor)
+			}
+		}
 	}
 }
 

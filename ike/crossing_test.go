@@ -163,6 +163,45 @@ func TestCrossedWithAStrangerLeavesTheLast(t *testing.T) {
 	}
 }
 
+// A peer took the SA that has gone for the last one, and begins anew in the other: that has one Child SA in the end, the new one.
+func TestCrossedStrangerBeginsAnew(t *testing.T) {
+	for seed := range uint64(40) {
+		a, b, w := crossed(t, seed, bothNamed, time.Duration(seed%8)*time.Millisecond)
+		b.e.cfg.CrashSecret = nil
+		w.run(time.Second)
+		for _, s := range b.e.sas {
+			s.kin.cross = nil
+		}
+		for range 3000 {
+			if drive(w, 10*time.Millisecond, 10*time.Millisecond); count[Closed](b) == 1 {
+				break
+			}
+		}
+		var old *child
+		for id := range b.alive() {
+			old = b.e.sas[id].child.all[0]
+			w.take(b, b.e.AddChild(w.now, id, old.selector))
+		}
+		drive(w, 25*time.Second, 20*time.Millisecond)
+		w.run(time.Minute)
+		settled(t, a, b)
+		for _, h := range []*host{a, b} {
+			if s := only(t, h); len(s.child.all) != 1 || len(s.child.all[0].sas) != 1 || len(h.in) != 1 || len(h.out) != 1 {
+				t.Errorf("seed %d: %s has %d Pairs, %d and %d halves", seed, h.name, len(s.child.all), len(h.in), len(h.out))
+			}
+		}
+		if only(t, b).child.all[0] == old {
+			t.Errorf("seed %d: the new one is gone", seed)
+		}
+		if a.lost+b.lost > 0 {
+			t.Errorf("seed %d: %d and %d packets lost", seed, a.lost, b.lost)
+		}
+		if t.Failed() {
+			t.Fatalf("%s\n%s", a.dump(), b.dump())
+		}
+	}
+}
+
 // A peer that does not delete its own: after a while we do.
 func TestCrossedWithAStranger(t *testing.T) {
 	for seed := range uint64(20) {

@@ -383,6 +383,9 @@ func (c *children) up(s *sa, n *negotiation) {
 	if !rekey {
 		s.meet()
 		s.hybridAfter()
+		if !f.initiator {
+			s.begunAnew(p)
+		}
 	}
 }
 
@@ -465,6 +468,13 @@ func (c *children) stale(now moment) *childSA {
 func (s *sa) deleteChild(x *childSA) {
 	x.setState(s.e, childDeleting)
 	x.endAt = 0
+	for _, p := range s.child.all {
+		if slices.Contains(p.sas, x) && p.newest() == nil { // the last of its Pair: another may be there for the same traffic
+			if q := s.child.carrying(p.selector); q != nil {
+				s.emit(ChildPreferred{SA: s.id, Pair: s.pairOf(q, q.newest())})
+			}
+		}
+	}
 	s.send(taskDeleteChild, wire.Informational, &wire.Delete{Protocol: wire.ProtocolESP, SPIs: []uint32{uint32(x.in)}})
 }
 
