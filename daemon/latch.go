@@ -117,10 +117,12 @@ func (p *peer) knock(now time.Time, e ike.AuthorizationWanted) []action {
 	if !p.talks() {
 		return p.severs()
 	}
+	do := p.probeAll(now)
 	if p.latch.doubted.IsZero() {
 		p.conversation().doubted = now
+		do = append(do, doTick{incumbentWait}) // as contest does
 	}
-	return p.probeAll(now)
+	return do
 }
 
 // standsBy: an SA of the conversation has answered, or was used. Nobody else comes in.

@@ -138,6 +138,9 @@ func TestAnotherNobodyAfterTheEnd(t *testing.T) {
 		if r := p.knocks(); r != "waits" {
 			t.Fatalf("%+v: %q", tt, r)
 		}
+		if n := count[doTick](p); n != 1 {
+			t.Errorf("%+v: %d looks at whether it has answered are set, want 1", tt, n)
+		}
 		p.done = nil
 		p.pass(incumbentWait + tick)
 		p.wantHoldFirst()
