@@ -96,10 +96,17 @@ func (d *tacit) start(observe bool) {
 	if observe {
 		args = append(args, "--observe")
 	}
+	ready := func() int {
+		text, _ := os.ReadFile(d.host.File("/run/tacit.log")) // there is none yet at the first start
+		return strings.Count(string(text), "msg=ready ")
+	}
+	before := ready()
 	d.cmd = startEnv(d.t, d.host, d.env, exe, args...)
 	if err := d.host.AwaitTCP(d.t.Context(), d.cmd, "127.0.0.1:53"); err != nil {
 		d.t.Fatalf("%v\n%s", err, tail(d.log(), 20))
 	}
+	// Its sockets are there first, and its rules in force only then: a start that fails changes nothing.
+	eventually(d.t, time.Minute, "tacit is ready", func() bool { return ready() > before })
 }
 
 // kill ends the daemon as a crash would.
