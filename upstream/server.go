@@ -128,7 +128,7 @@ func (s *Server) parseProof(text string) error {
 func hostName(text string) (string, error) {
 	name := strings.TrimSuffix(strings.ToLower(text), ".")
 	_, ok := dns.IsDomainName(name)
-	if !ok || name == "" || strings.ContainsFunc(name, func(r rune) bool { return !strings.ContainsRune("abcdefghijklmnopqrstuvwxyz0123456789-.", r) }) {
+	if !ok || name == "" || strings.HasSuffix(name, ".") || strings.ContainsFunc(name, func(r rune) bool { return !strings.ContainsRune("abcdefghijklmnopqrstuvwxyz0123456789-.", r) }) {
 		return "", fmt.Errorf("%q is no name of a host", text)
 	}
 	if _, err := netip.ParseAddr(name); err == nil || !strings.ContainsAny(name, "abcdefghijklmnopqrstuvwxyz") {

@@ -22,7 +22,7 @@ func TestParseServer(t *testing.T) {
 		// What is none.
 		"": "", "dns.example": "", "192.0.2.53:0": "", "192.0.2.53:": "", "0.0.0.0": "", "ff02::1": "", "192.0.2.53#dns.example": "", "192.0.2": "",
 		"tls://": "", "tls://#a.b": "", "tls://192.0.2.53#": "", "tls://192.0.2.53#a.b,": "", "tls://192.0.2.53#a_b": "", "tls://192.0.2.53#192.0.2.53": "",
-		"tls://dns.example:0": "", "tls://dns.example:": "", "tls://a.example#b.example": "", "tls://192.0.2.53#a.b,c.d": "", "tls://1.2": "", "tls://a..b": "",
+		"tls://dns.example:0": "", "tls://dns.example:": "", "tls://a.example#b.example": "", "tls://192.0.2.53#a.b,c.d": "", "tls://1.2": "", "tls://a..b": "", "tls://A..": "",
 		"tls://192.0.2.53#pin-sha256=": "", "tls://192.0.2.53#pin-sha256=AAAA": "", "tls://192.0.2.53#" + pinText + "," + pinText: "",
 		"tls://192.0.2.53#" + strings.Replace(pinText, "VI=", "VJ=", 1): "", "https://192.0.2.53": "", "tls://0.0.0.0": "", "fe80::1%]:x": "",
 	} {
