@@ -22,7 +22,7 @@ func TestRootAnchors(t *testing.T) {
 	key := rr(". IN DNSKEY 257 3 8 AwEAAaz/tAm8yTn4Mfeh5eyI96WSVexTBAvkMgJzkKTOiW1vkIbzxeF3+/4RgWOq7HrxRixHlFlExOLAJr5emLvN7SWXgnLh4+B5xQlNVz8Og8kv" +
 		"ArMtNROxVQuCaSnIDdD5LKyWbRd2n9WGe2R8PzgCmr3EgVLrjyBxWezF0jLHwVN8efS3rCj/EWgvIWgb9tarpVUDK/b58Da+sqqls3eNbuv7pr+eoZG+SrDK6nWeL3c6H5Apxz7LjVc1uTId" +
 		"sIXxuOLYA4/ilBmSVIzuDWfdRUfhHdY6+cn8HFRm+2hM8AnXGXws9555KrUB5qihylGa8subX2Nn6UwNR1AkUTV74bU=").(*dns.DNSKEY)
-	if !rollChecker(testNow).vouched(zoneKey{key.KeyTag(), key}, a.ds) {
+	if !rollChecker(testNow).vouched(newZoneKey(key), a.ds) {
 		t.Errorf("key %d is not vouched for", key.KeyTag())
 	}
 }

@@ -45,7 +45,7 @@ func TestKeyTrap(t *testing.T) {
 	if n := maxSignatures - c.work.sigs.Load(); n > maxSetSigs*maxTagKeys {
 		t.Errorf("%d signatures tried for one RRset", n)
 	}
-	good := &zone{name: z.name, verdict: other.verdict, keys: []zoneKey{{tag, z.key}}}
+	good := &zone{name: z.name, verdict: other.verdict, keys: []zoneKey{newZoneKey(z.key)}}
 	c.work.sigs.Store(0)
 	if got := c.verify(set, good); got.status != Bogus || !strings.Contains(got.why, "more than 96 signatures") {
 		t.Errorf("with no work left: %v", got)
@@ -201,14 +201,14 @@ func TestDigestsBounded(t *testing.T) {
 		ds = append(ds, d)
 	}
 	for range 30 {
-		if c.vouched(zoneKey{z.key.KeyTag(), z.key}, ds) {
+		if c.vouched(newZoneKey(z.key), ds) {
 			t.Fatal("a digest of zeros")
 		}
 	}
 	if !c.work.spent() {
 		t.Errorf("480 digests, and %d left", c.work.digests.Load())
 	}
-	if c.vouched(zoneKey{z.key.KeyTag(), z.key}, []*dns.DS{z.key.ToDS(dns.SHA256)}) {
+	if c.vouched(newZoneKey(z.key), []*dns.DS{z.key.ToDS(dns.SHA256)}) {
 		t.Error("with nothing left a digest is computed")
 	}
 }
@@ -252,7 +252,7 @@ func TestTrapsAreHeavy(t *testing.T) {
 		}
 		return s
 	}
-	keys := &zone{name: z.name, verdict: verdict{status: Secure, until: testNow.Add(1e12)}, keys: []zoneKey{{z.key.KeyTag(), z.key}}}
+	keys := &zone{name: z.name, verdict: verdict{status: Secure, until: testNow.Add(1e12)}, keys: []zoneKey{newZoneKey(z.key)}}
 	for _, tt := range []struct {
 		bad, good int
 		want      bool

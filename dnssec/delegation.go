@@ -2,6 +2,7 @@ package dnssec
 
 import (
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -20,6 +21,16 @@ type zone struct {
 type zoneKey struct {
 	tag uint16
 	rr  *dns.DNSKEY
+	rsa func() (*rsaKey, error) // made when it is first asked for; nil: of another algorithm
+}
+
+func newZoneKey(rr *dns.DNSKEY) zoneKey {
+	k := zoneKey{tag: rr.KeyTag(), rr: rr}
+	switch rr.Algorithm {
+	case dns.RSASHA1, dns.RSASHA1NSEC3SHA1, dns.RSASHA256, dns.RSASHA512:
+		k.rsa = sync.OnceValues(func() (*rsaKey, error) { return parseRSA(rr.PublicKey) })
+	}
+	return k
 }
 
 // cut is what the parent says about a name: where a zone begins, with its DS records, or that none does.
@@ -167,7 +178,7 @@ func usableKeys(set *rrset) []zoneKey {
 		if !ok || k.Flags&dns.ZONE == 0 || k.Flags&dns.REVOKE != 0 || k.Protocol != 3 || len(keys) == maxZoneKeys {
 			continue
 		}
-		keys = append(keys, zoneKey{tag: k.KeyTag(), rr: k})
+		keys = append(keys, newZoneKey(k))
 	}
 	return keys
 }

@@ -76,7 +76,7 @@ func TestCovers(t *testing.T) {
 func TestHashChains(t *testing.T) {
 	z := newZone(t, "test.", nsec3, dns.ED25519, "a.test. 60 IN A 192.0.2.1")
 	z.finish()
-	keys := &zone{name: z.name, verdict: verdict{status: Secure, until: testNow.Add(time.Hour)}, keys: []zoneKey{{z.key.KeyTag(), z.key}}}
+	keys := &zone{name: z.name, verdict: verdict{status: Secure, until: testNow.Add(time.Hour)}, keys: []zoneKey{newZoneKey(z.key)}}
 	prove := func(change func(n *dns.NSEC3)) what {
 		m := new(dns.Msg)
 		m.Rcode = dns.RcodeNameError

@@ -24,7 +24,7 @@ func (c *capture) Sign(_ io.Reader, data []byte, _ crypto.SignerOpts) ([]byte, e
 }
 
 // verifyDSA is RFC 2536 for tests.
-func verifyDSA(sig *dns.RRSIG, k *dns.DNSKEY, set *rrset) error {
+func verifyDSA(sig *dns.RRSIG, k zoneKey, set *rrset) error {
 	rrs := set.rrs
 	own := make([]dns.RR, len(rrs))
 	for i, rr := range rrs {
@@ -42,7 +42,7 @@ func verifyDSA(sig *dns.RRSIG, k *dns.DNSKEY, set *rrset) error {
 		return errors.New("labels")
 	}
 	c.data[2] = sig.Algorithm
-	b, err := base64.StdEncoding.DecodeString(k.PublicKey)
+	b, err := base64.StdEncoding.DecodeString(k.rr.PublicKey)
 	if err != nil || len(b) < 21 || len(b) != 21+3*(64+8*int(b[0])) {
 		return errors.New("dsa key")
 	}

@@ -160,7 +160,7 @@ func (p *TrustPoint) revoke(c *checker, set *rrset) (changed bool) {
 		if old == nil || old.State == KeyRevoked || old.State == KeyAddPend || old.State == KeyStart && !p.initial() {
 			continue
 		}
-		self := &zone{name: p.Zone, verdict: verdict{until: c.now.Add(maxTTL)}, keys: []zoneKey{{k.KeyTag(), k}}}
+		self := &zone{name: p.Zone, verdict: verdict{until: c.now.Add(maxTTL)}, keys: []zoneKey{newZoneKey(k)}}
 		if c.verify(set, self).status != Secure {
 			continue
 		}
@@ -178,7 +178,7 @@ func (p *TrustPoint) verify(c *checker, set *rrset) signed {
 	}
 	z := &zone{name: p.Zone, verdict: verdict{until: c.now.Add(maxTTL)}}
 	for _, k := range a.keys {
-		z.keys = append(z.keys, zoneKey{k.KeyTag(), k})
+		z.keys = append(z.keys, newZoneKey(k))
 	}
 	for _, k := range usableKeys(set) {
 		if c.vouched(k, a.ds) {

@@ -2,12 +2,9 @@ package dnssec
 
 import (
 	"bytes"
-	"crypto"
 	"crypto/ecdsa"
 	"crypto/ed25519"
 	"crypto/elliptic"
-	"crypto/rsa"
-	"crypto/sha1"
 	"crypto/sha256"
 	"crypto/sha512"
 	"encoding/base64"
@@ -19,12 +16,6 @@ import (
 	"github.com/miekg/dns"
 )
 
-// Sizes of RSA keys, in bits. What is smaller than 1024 crypto/rsa refuses; what is larger costs more than it can be worth.
-const (
-	maxModulus  = 4096
-	maxExponent = 64 // keys with 2^32+1 have been in use
-)
-
 var (
 	errSignature = errors.New("the signature does not hold")
 	errKey       = errors.New("the key is none of its algorithm")
@@ -33,12 +24,8 @@ var (
 // arithmetic checks one signature over set by k: nothing but the arithmetic. Whose key it is, what it may sign and when is verifyOne's.
 //
 // The dns package has a method for it, which we do not use: it cannot do wildcards of the root or large exponents, and copies everything twice.
-func arithmetic(sig *dns.RRSIG, k *dns.DNSKEY, set *rrset) error {
+func arithmetic(sig *dns.RRSIG, k zoneKey, set *rrset) error {
 	data, err := signedData(sig, set)
-	if err != nil {
-		return err
-	}
-	key, err := base64.StdEncoding.DecodeString(k.PublicKey)
 	if err != nil {
 		return err
 	}
@@ -46,16 +33,18 @@ func arithmetic(sig *dns.RRSIG, k *dns.DNSKEY, set *rrset) error {
 	if err != nil {
 		return err
 	}
-	switch k.Algorithm {
-	case dns.RSASHA1, dns.RSASHA1NSEC3SHA1:
-		h := sha1.Sum(data)
-		return verifyRSA(key, crypto.SHA1, h[:], made)
-	case dns.RSASHA256:
-		h := sha256.Sum256(data)
-		return verifyRSA(key, crypto.SHA256, h[:], made)
-	case dns.RSASHA512:
-		h := sha512.Sum512(data)
-		return verifyRSA(key, crypto.SHA512, h[:], made)
+	if k.rsa != nil {
+		key, err := k.rsa()
+		if err != nil {
+			return err
+		}
+		return key.verify(rsaHashes[k.rr.Algorithm], data, made)
+	}
+	key, err := base64.StdEncoding.DecodeString(k.rr.PublicKey)
+	if err != nil {
+		return err
+	}
+	switch k.rr.Algorithm {
 	case dns.ECDSAP256SHA256:
 		h := sha256.Sum256(data)
 		return verifyECDSA(elliptic.P256(), key, h[:], made)
@@ -85,51 +74,6 @@ func verifyECDSA(curve elliptic.Curve, key, hash, sig []byte) error {
 		return err
 	}
 	if !ecdsa.Verify(pub, hash, new(big.Int).SetBytes(sig[:size]), new(big.Int).SetBytes(sig[size:])) {
-		return errSignature
-	}
-	return nil
-}
-
-// verifyRSA is RFC 3110: the length of the exponent in one octet or, after a zero, in two, the exponent, the modulus.
-func verifyRSA(key []byte, h crypto.Hash, hash, sig []byte) error {
-	if len(key) < 3 {
-		return errKey
-	}
-	n, key := int(key[0]), key[1:]
-	if n == 0 {
-		n, key = int(binary.BigEndian.Uint16(key)), key[2:]
-	}
-	if n == 0 || len(key) <= n || 8*n > maxExponent || 8*(len(key)-n) > maxModulus || key[0] == 0 || key[n] == 0 {
-		return errKey
-	}
-	e, m := new(big.Int).SetBytes(key[:n]), new(big.Int).SetBytes(key[n:])
-	if e.BitLen() <= 31 {
-		return rsa.VerifyPKCS1v15(&rsa.PublicKey{N: m, E: int(e.Int64())}, h, hash, sig)
-	}
-	return verifyLargeExponent(m, e, h, hash, sig)
-}
-
-// derPrefix are the DigestInfo headers of PKCS #1 (RFC 8017, 9.2) for the hashes of DNSSEC.
-var derPrefix = map[crypto.Hash][]byte{
-	crypto.SHA1:   {0x30, 0x21, 0x30, 0x09, 0x06, 0x05, 0x2b, 0x0e, 0x03, 0x02, 0x1a, 0x05, 0x00, 0x04, 0x14},
-	crypto.SHA256: {0x30, 0x31, 0x30, 0x0d, 0x06, 0x09, 0x60, 0x86, 0x48, 0x01, 0x65, 0x03, 0x04, 0x02, 0x01, 0x05, 0x00, 0x04, 0x20},
-	crypto.SHA512: {0x30, 0x51, 0x30, 0x0d, 0x06, 0x09, 0x60, 0x86, 0x48, 0x01, 0x65, 0x03, 0x04, 0x02, 0x03, 0x05, 0x00, 0x04, 0x40},
-}
-
-// verifyLargeExponent is RSASSA-PKCS1-v1_5 (RFC 8017, 8.2.2) for the exponents that crypto/rsa refuses. All is public: it need not take constant time.
-func verifyLargeExponent(m, e *big.Int, h crypto.Hash, hash, sig []byte) error {
-	size := (m.BitLen() + 7) / 8
-	prefix := derPrefix[h]
-	pad := size - 3 - len(prefix) - len(hash)
-	if m.BitLen() < 1024 || m.Bit(0) == 0 || e.Bit(0) == 0 || len(sig) != size || pad < 8 {
-		return errKey
-	}
-	s := new(big.Int).SetBytes(sig)
-	if s.Cmp(m) >= 0 {
-		return errSignature
-	}
-	want := slices.Concat([]byte{0, 1}, bytes.Repeat([]byte{0xff}, pad), []byte{0}, prefix, hash)
-	if !bytes.Equal(s.Exp(s, e, m).FillBytes(make([]byte, size)), want) {
 		return errSignature
 	}
 	return nil

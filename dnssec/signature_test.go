@@ -28,7 +28,7 @@ func TestSignatureExamples(t *testing.T) {
 			"www.example.net. 3600 IN A 192.0.2.1"},
 	} {
 		key, sig := rr(tt.key).(*dns.DNSKEY), rr(tt.sig).(*dns.RRSIG)
-		if err := arithmetic(sig, key, &rrset{name: rr(tt.data).Header().Name, rrs: []dns.RR{rr(tt.data)}}); err != nil {
+		if err := arithmetic(sig, newZoneKey(key), &rrset{name: rr(tt.data).Header().Name, rrs: []dns.RR{rr(tt.data)}}); err != nil {
 			t.Errorf("algorithm %d: %v", key.Algorithm, err)
 		}
 		raw, err := base64.StdEncoding.DecodeString(sig.Signature)
@@ -40,7 +40,7 @@ func TestSignatureExamples(t *testing.T) {
 			bad[i] ^= 1
 			for _, b := range [][]byte{bad, raw[:i]} {
 				sig.Signature = base64.StdEncoding.EncodeToString(b)
-				if arithmetic(sig, key, &rrset{name: rr(tt.data).Header().Name, rrs: []dns.RR{rr(tt.data)}}) == nil {
+				if arithmetic(sig, newZoneKey(key), &rrset{name: rr(tt.data).Header().Name, rrs: []dns.RR{rr(tt.data)}}) == nil {
 					t.Fatalf("algorithm %d: a signature with octet %d wrong or missing", key.Algorithm, i)
 				}
 			}
@@ -74,32 +74,40 @@ func largeExponent(t *testing.T, data []byte) (key, sig []byte) {
 	}
 }
 
+// holdsRSA checks a signature with a key as it stands on the wire.
+func holdsRSA(key, data, sig []byte) error {
+	k, err := parseRSA(base64.StdEncoding.EncodeToString(key))
+	if err != nil {
+		return err
+	}
+	return k.verify(crypto.SHA256, data, sig)
+}
+
 // The keys of RSA that are refused, and the exponents that crypto/rsa does not know.
 func TestRSAKeys(t *testing.T) {
 	data := []byte("data")
-	hash := sha256.Sum256(data)
 	key, sig := largeExponent(t, data)
-	if err := verifyRSA(key, crypto.SHA256, hash[:], sig); err != nil {
+	if err := holdsRSA(key, data, sig); err != nil {
 		t.Errorf("exponent 2^32+1: %v", err)
 	}
 	for i := range sig {
 		bad := slices.Clone(sig)
 		bad[i] ^= 1
-		if verifyRSA(key, crypto.SHA256, hash[:], bad) == nil || verifyRSA(key, crypto.SHA256, hash[:], sig[:i]) == nil {
+		if holdsRSA(key, data, bad) == nil || holdsRSA(key, data, sig[:i]) == nil {
 			t.Fatalf("a signature with octet %d wrong or missing", i)
 		}
 	}
 	long := slices.Concat([]byte{0, 0, 5}, key[1:])
-	if err := verifyRSA(long, crypto.SHA256, hash[:], sig); err != nil {
+	if err := holdsRSA(long, data, sig); err != nil {
 		t.Errorf("the length of the exponent in two octets: %v", err)
 	}
 	for name, k := range map[string][]byte{
 		"nothing": nil, "no exponent": {0, 0, 0, 1, 1}, "no modulus": key[:6], "a zero before the exponent": slices.Concat([]byte{6, 0}, key[1:]),
 		"a zero before the modulus": slices.Concat(key[:6], []byte{0}, key[6:]), "an exponent of 9 octets": slices.Concat([]byte{9}, slices.Repeat([]byte{1}, 9), key[6:]),
-		"4104 bits": slices.Concat(key[:6], slices.Repeat([]byte{0x81}, 513)), "512 bits": slices.Concat(key[:6], slices.Repeat([]byte{0x81}, 64)),
-		"an even modulus": slices.Concat(key[:len(key)-1], []byte{2}),
+		"4104 bits":       slices.Concat(key[:6], slices.Repeat([]byte{0x81}, 513)),
+		"an even modulus": slices.Concat(key[:len(key)-1], []byte{2}), "an even exponent": slices.Concat([]byte{1, 2}, key[6:]), "exponent 1": slices.Concat([]byte{1, 1}, key[6:]),
 	} {
-		if verifyRSA(k, crypto.SHA256, hash[:], sig) == nil {
+		if holdsRSA(k, data, sig) == nil {
 			t.Errorf("%s: taken", name)
 		}
 	}
@@ -110,7 +118,7 @@ func TestLibraryTraps(t *testing.T) {
 	z := newZone(t, "test.", nsec, dns.ED25519, "")
 	root := newZone(t, ".", nsec, dns.ED25519, "")
 	known := func(z *testZone) *zone {
-		return &zone{name: z.name, verdict: verdict{status: Secure, until: testNow.Add(time.Hour)}, keys: []zoneKey{{z.key.KeyTag(), z.key}}}
+		return &zone{name: z.name, verdict: verdict{status: Secure, until: testNow.Add(time.Hour)}, keys: []zoneKey{newZoneKey(z.key)}}
 	}
 	sign := func(z *testZone, lines ...string) *rrset {
 		set := &rrset{name: rr(lines[0]).Header().Name, rrtype: rr(lines[0]).Header().Rrtype}

@@ -80,7 +80,7 @@ func (v *Validator) top(name string) (zone string, trusted bool) {
 // New makes a Validator that trusts anchors and asks ex.
 func New(ex Exchanger, anchors *Anchors, opts ...Option) *Validator {
 	v := &Validator{Exchanger: ex, Anchors: anchors, Now: time.Now}
-	v.rules.early, v.rules.iterations, v.rules.floor = 5*time.Minute, maxIterations, builtFloor
+	v.rules.early, v.rules.iterations, v.rules.modulus, v.rules.floor = 5*time.Minute, maxIterations, minModulus, builtFloor
 	v.zones.zone = make(map[string]known)
 	v.proofs.zones = make(map[string]*proven)
 	v.unsigned = make(map[string]bool)

@@ -49,13 +49,14 @@ type checker struct {
 type rules struct {
 	iterations uint16        // of NSEC3, at most
 	sha1       bool          // believe algorithms 5 and 7
+	modulus    int           // bits that an RSA key has, at least
 	early      time.Duration // how far in the future an inception may lie
 	late       time.Duration // how far in the past an expiration may lie
 	floor      time.Time     // the clock is right if it says no less
 	delegated  bool          // the upstream validates: WithDelegation
 	asks       bool          // no denial is made from proofs at hand
 	// legacy verifies DSA, which nothing else here does: for replays of old scenarios only.
-	legacy func(*dns.RRSIG, *dns.DNSKEY, *rrset) error
+	legacy func(*dns.RRSIG, zoneKey, *rrset) error
 }
 
 // supported says whether signatures of an algorithm are checked.
@@ -75,11 +76,14 @@ func (r *rules) supported(alg uint8) bool {
 }
 
 // check is the arithmetic of one signature, when it is its turn.
-func (c *checker) check(sig *dns.RRSIG, k *dns.DNSKEY, set *rrset) bool {
+func (c *checker) check(sig *dns.RRSIG, k zoneKey, set *rrset) bool {
 	defer c.turn()()
 	verify := arithmetic
-	if c.rules.legacy != nil && (sig.Algorithm == dns.DSA || sig.Algorithm == dns.DSANSEC3SHA1) {
+	switch {
+	case c.rules.legacy != nil && (sig.Algorithm == dns.DSA || sig.Algorithm == dns.DSANSEC3SHA1):
 		verify = c.rules.legacy
+	case k.shorter(c.rules.modulus):
+		return false
 	}
 	if verify(sig, k, set) != nil {
 		c.work.odd.Store(true)
@@ -149,7 +153,7 @@ func (c *checker) verifyOne(set *rrset, sig *dns.RRSIG, z *zone) signed {
 		if !c.work.signature() {
 			return signed{verdict: bogus(dns.ExtendedErrorCodeDNSBogus, "%s: more than %d signatures to check", set, maxSignatures)}
 		}
-		if c.check(sig, k.rr, set) {
+		if c.check(sig, k, set) {
 			return c.sound(set, sig, z, wildcard)
 		}
 	}
