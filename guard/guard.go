@@ -12,6 +12,8 @@
 //	in  (filter, hook prerouting) from the data plane's device -> marked, so that strict rp_filter finds the way back
 //	                              own . peer in divert or block -> exempt? else counted and dropped
 //
+// These hooks are there while anything stands, and for a minute after: see hooks.go. Without a peer no packet meets us.
+//
 // What stands on two addresses goes before what stands on a prefix, see prefix.go. DNS is exempt by flow and not by port alone; see dns.go.
 // So are ports that a rule leaves in clear; see ports.go.
 package guard
@@ -21,6 +23,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"slices"
 	"time"
 
 	"github.com/google/nftables"
@@ -99,6 +102,10 @@ type Config struct {
 	Device string // the data plane's device: what comes from it is not clear
 	Queue  uint16 // where the kernel does ESP: the queue (nfnetlink_queue) to which packets go that wait; see kernel.go
 
+	// Routing is told before packets are marked, and when none are any more: the routing of marked packets is the data plane's. It may be nil,
+	// and may be told the same again. An error of the former is that of the change that asked for it.
+	Routing func(marked bool) error
+
 	Fault func(op string) error // tests make a change fail before it reaches the kernel; nil otherwise
 }
 
@@ -107,12 +114,16 @@ type Guard struct {
 	cfg        Config
 	netns      *os.File // the namespace of the caller of Open: a broken netlink socket is opened again in it
 	conn       *nftables.Conn
+	socket     *netlink.Conn // of conn, for what that has no names for
 	table      *nftables.Table
 	sets       sets
 	have       map[Key]Verdict
 	latch      map[Key]bool
 	generation int  // of rules, in force
 	left       bool // the rules of a dead process stand
+	ruled      bool // rules of ours stand
+	hooks      presence
+	idle       time.Time // since when nothing is known to stand; zero: something is
 
 	noRules error // why there are no sets for rules
 
@@ -137,12 +148,16 @@ func Open(cfg Config) (*Guard, []Element, error) {
 		_ = g.closeSockets()
 		return nil, nil, hint("make table inet "+TableName, err)
 	}
+	_ = g.rest() // no reason not to open: Rest tries again
 	return g, left, nil
 }
 
 // dial opens the netlink socket in the namespace that Open saw, whatever thread calls.
 func (g *Guard) dial() error {
-	room := func(c *netlink.Conn) error { return errors.Join(c.SetReadBuffer(replies), c.SetWriteBuffer(requests)) }
+	room := func(c *netlink.Conn) error {
+		g.socket = c
+		return errors.Join(c.SetReadBuffer(replies), c.SetWriteBuffer(requests))
+	}
 	conn, err := nftables.New(nftables.WithNetNSFd(int(g.netns.Fd())), nftables.AsLasting(), nftables.WithSockOptions(room))
 	if err != nil {
 		return err
@@ -170,7 +185,7 @@ func (g *Guard) build() ([]Element, error) {
 	return left, g.fill(left, nil, 0, false)
 }
 
-// fill makes the table with these elements.
+// fill makes the table with these elements. It has hooks, even if nothing stands: a kernel that lacks what they need is known from the beginning.
 func (g *Guard) fill(left []Element, rules ruleElements, lasting time.Duration, prefixes bool) error {
 	g.table = &nftables.Table{Family: nftables.TableFamilyINet, Name: TableName}
 	g.sets = sets{}
@@ -181,6 +196,12 @@ func (g *Guard) fill(left []Element, rules ruleElements, lasting time.Duration, 
 		return err
 	}
 	g.addChains()
+	if len(left)+len(rules) > 0 {
+		if err := g.route(true); err != nil {
+			return err
+		}
+		g.hooks = awake
+	}
 	add := make(elementLists)
 	for _, e := range left {
 		add.append(g.sets.of(e.Key, e.Verdict), nftables.SetElement{Key: encodeKey(e.Key), Timeout: e.Left})
@@ -210,6 +231,9 @@ func (g *Guard) existing() (left []Element, rules ruleElements, lasting time.Dur
 	table, err := g.conn.ListTableOfFamily(TableName, nftables.TableFamilyINet)
 	if err != nil || table == nil {
 		return nil, nil, 0, nil // no table of ours is the ordinary case
+	}
+	if err := g.setHooks(true); err != nil { // what replaces the table must not change that too
+		return nil, nil, 0, err
 	}
 	if left, err = g.elements(table); err != nil {
 		return nil, nil, 0, err
@@ -270,7 +294,7 @@ func (g *Guard) transact(changes []Change) error {
 	if err := g.gather(changes); err != nil {
 		return err
 	}
-	return g.conn.Flush()
+	return g.flush(slices.ContainsFunc(changes, func(c Change) bool { return c.Verdict != Pass }))
 }
 
 // gather writes the changes for the next flush.

@@ -121,7 +121,7 @@ func (g *Guard) Latch(k Key, timeout time.Duration) error {
 	el := []nftables.SetElement{{Key: encodeKey(k), Timeout: max(timeout, time.Millisecond)}}
 	err := g.conn.SetAddElements(g.sets.latch[family(k.Own)], el)
 	if err == nil {
-		err = g.conn.Flush()
+		err = g.flush(true)
 	}
 	if err != nil {
 		return hint("latch", errors.Join(err, g.resync()))
@@ -168,7 +168,7 @@ func (g *Guard) relatch(had map[Key]bool, timeout time.Duration) error {
 	if err := errors.Join(del.each(g.conn.SetDeleteElements), add.each(g.conn.SetAddElements)); err != nil {
 		return err
 	}
-	return g.conn.Flush()
+	return g.flush(true)
 }
 
 // latches are those that the kernel has.

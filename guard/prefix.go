@@ -181,12 +181,13 @@ func (g *Guard) SetRules(r Rules, timeout time.Duration) error {
 	next := 1 - g.generation
 	elements := r.elements(&g.sets.rules[next])
 	// Two transactions: packets see the rules of a new generation before its sets show what was added with them.
-	err := g.once("fill rules", func() error { return g.fillRules(next, elements) })
+	lasting := len(elements) > 0
+	err := g.once("fill rules", false, func() error { return g.fillRules(next, elements) })
 	if err == nil {
-		err = g.once("set rules", func() error { return g.switchRules(next, len(elements) > 0, timeout) })
+		err = g.once("set rules", lasting, func() error { return g.switchRules(next, lasting, timeout) })
 	}
 	if err == nil {
-		g.generation = next
+		g.generation, g.ruled = next, lasting
 	}
 	return err
 }
@@ -195,19 +196,19 @@ func (r Rules) empty() bool {
 	return len(r.Hold)+len(r.Trap)+len(r.Block)+len(r.DNS)+len(r.Ports) == 0
 }
 
-// RenewRules gives the rules their time anew.
+// RenewRules gives the rules their time anew, if there are any.
 func (g *Guard) RenewRules(timeout time.Duration) error {
-	if g.sets.live == nil {
+	if !g.ruled {
 		return nil
 	}
-	return g.once("renew rules", func() error {
+	return g.once("renew rules", true, func() error {
 		g.conn.FlushSet(g.sets.live)
 		return g.conn.SetAddElements(g.sets.live, liveElements(g.generation, timeout))
 	})
 }
 
-// once makes a transaction, and a second time with a new socket if it fails.
-func (g *Guard) once(op string, fill func() error) error {
+// once makes a transaction, which may bring what stands, and a second time with a new socket if it fails.
+func (g *Guard) once(op string, stands bool, fill func() error) error {
 	if err := g.fault(op); err != nil {
 		return err
 	}
@@ -215,7 +216,7 @@ func (g *Guard) once(op string, fill func() error) error {
 		if err := fill(); err != nil {
 			return err
 		}
-		return g.conn.Flush()
+		return g.flush(stands)
 	}
 	err := try()
 	if err == nil {

@@ -21,6 +21,7 @@ type renewal[F Traffic] struct {
 }
 
 // RenewDue is called at every turn: once in an [Policies.Interval] it begins a round, which takes as many turns as it needs, up to half an interval.
+// Where nothing is left to renew, what guard has in the way of packets goes after a while.
 func (p *Policies[F]) RenewDue(now time.Time) error {
 	r := &p.renewal
 	switch {
@@ -30,7 +31,7 @@ func (p *Policies[F]) RenewDue(now time.Time) error {
 		p.beginRenewal(now)
 	}
 	turns := max(int(p.Interval()/2/tick), 1)
-	return p.renew(now, max(renewedAtOnce, len(p.flows)/turns+1))
+	return errors.Join(p.renew(now, max(renewedAtOnce, len(p.flows)/turns+1)), p.Guard.Rest(now))
 }
 
 // Renew gives every element its time anew, at once.

@@ -131,8 +131,7 @@ func ruleOf(cfg Config, family int) *netlink.Rule {
 	return r
 }
 
-// up makes the routes, or replaces those that a dead process left. Its rule stays in force all the while: without it, marked
-// packets would leave in clear. A new rule comes last.
+// up makes the routes, or replaces those that a dead process left.
 func (n *network) up() error {
 	n.made = true
 	if err := n.nl.LinkSetTxQLen(n.link, deviceQueue); err != nil {
@@ -154,6 +153,17 @@ func (n *network) up() error {
 				return hint(fmt.Sprintf("add route %v to table %d", r.Dst, n.cfg.Table), err)
 			}
 		}
+	}
+	return nil
+}
+
+// lead makes the rule, or takes it away: the kernel looks at each rule for each packet that it routes. While a dead process's elements stand its rule
+// does too, and leads to where no packet leaves from. Should it be gone, guard drops what would leave by another device, until there are routes.
+func (n *network) lead(marked bool) error {
+	if !marked {
+		return errors.Join(removeRule(n.nl, n.cfg, unix.AF_INET), removeRule(n.nl, n.cfg, unix.AF_INET6))
+	}
+	for _, family := range n.families() {
 		if err := n.nl.RuleAdd(ruleOf(n.cfg, family)); err != nil && !errors.Is(err, unix.EEXIST) {
 			return hint(fmt.Sprintf("add rule to table %d", n.cfg.Table), err)
 		}
@@ -161,7 +171,7 @@ func (n *network) up() error {
 	return nil
 }
 
-// close removes what up made. With keep the rule stays, and leads what is still marked to the unreachable route.
+// close removes what up and lead made. With keep the rule stays, and leads what is still marked to the unreachable route.
 func (n *network) close(keep bool) error {
 	var err error
 	if !keep && n.made {
@@ -171,20 +181,25 @@ func (n *network) close(keep bool) error {
 	return err
 }
 
+// removeRule removes our rules of a family: as many as crashes left. It is no error if there are none.
+func removeRule(nl *netlink.Handle, cfg Config, family int) error {
+	for {
+		err := nl.RuleDel(ruleOf(cfg, family))
+		switch {
+		case err == nil:
+		case errors.Is(err, unix.ENOENT), errors.Is(err, unix.EAFNOSUPPORT):
+			return nil
+		default:
+			return hint("remove rule", err)
+		}
+	}
+}
+
 // removeRouting removes our rules, then the routes of our table. It is no error if there are none.
 func removeRouting(nl *netlink.Handle, cfg Config) error {
 	var errs []error
 	for _, family := range []int{unix.AF_INET, unix.AF_INET6} {
-		for { // as many as crashes left
-			err := nl.RuleDel(ruleOf(cfg, family))
-			if err == nil {
-				continue
-			}
-			if !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.EAFNOSUPPORT) {
-				errs = append(errs, hint("remove rule", err))
-			}
-			break
-		}
+		errs = append(errs, removeRule(nl, cfg, family))
 		routes, err := nl.RouteListFiltered(family, &netlink.Route{Table: cfg.Table}, netlink.RT_FILTER_TABLE)
 		if err != nil && !errors.Is(err, unix.EAFNOSUPPORT) && !errors.Is(err, unix.ENOENT) {
 			errs = append(errs, hint(fmt.Sprintf("list table %d", cfg.Table), err))

@@ -128,7 +128,7 @@ func (s *sockets) each(do func(*socket)) {
 	}
 }
 
-// Open makes the device, the routes, the rules, the table of nftables and the sockets, in the network namespace of the calling
+// Open makes the device, the routes, the table of nftables and the sockets, in the network namespace of the calling
 // thread, and starts the packet path. What a dead process left is taken over: its held addresses stay held.
 // On an error nothing of it is left.
 func Open(cfg Config) (*Plane, error) {
@@ -151,7 +151,7 @@ func newPlane(cfg Config) *Plane {
 	return p
 }
 
-// open makes one thing after another; undo takes what was made. The rule that leads packets into the device comes last.
+// open makes one thing after another; undo takes what was made. The rule that leads packets into the device comes with the first that is to go there.
 func (p *Plane) open() (err error) {
 	if p.dev, err = openDevice(p.cfg); err != nil {
 		return err
@@ -178,7 +178,7 @@ func (p *Plane) open() (err error) {
 		}
 	}
 	var left []guard.Element
-	if p.policies.Guard, left, err = guard.Open(guard.Config{Device: p.cfg.Device}); err != nil {
+	if p.policies.Guard, left, err = guard.Open(guard.Config{Device: p.cfg.Device, Routing: p.net.lead}); err != nil {
 		return err
 	}
 	p.policies.Adopt(left)
