@@ -19,13 +19,14 @@ type batch struct {
 	file     int // its descriptor, to wait for it beside others
 	raw      syscall.RawConn
 	wildcard bool
-	in, out  [batchSize]mmsghdr
+	in       [batchSize]mmsghdr
 	inVec    [batchSize]unix.Iovec
-	outVec   [batchSize]unix.Iovec
+	out      [sentAtOnce]mmsghdr
+	outVec   [sentAtOnce]unix.Iovec
 	from     [batchSize]unix.RawSockaddrInet6 // or Inet4
 	oob      [batchSize][oobSize]byte
 	queries  [batchSize][maxUDPReply]byte
-	answers  [batchSize][maxUDPReply]byte
+	answers  [sentAtOnce][maxUDPReply]byte
 	waiting  int // answers that are not sent yet
 	n        int // what the last system call did
 	err      error
@@ -50,13 +51,15 @@ func newBatch(u *net.UDPConn, wildcard bool) (*batch, error) {
 	if err := raw.Control(func(fd uintptr) { b.file = int(fd) }); err != nil {
 		return nil, err
 	}
-	for i := range batchSize {
+	for i := range b.in {
 		b.inVec[i].Base = &b.queries[i][0]
 		b.inVec[i].SetLen(maxUDPReply)
-		b.outVec[i].Base = &b.answers[i][0]
 		b.in[i].hdr.Iov, b.in[i].hdr.Iovlen = &b.inVec[i], 1
-		b.out[i].hdr.Iov, b.out[i].hdr.Iovlen = &b.outVec[i], 1
 		b.in[i].hdr.Name = (*byte)(unsafe.Pointer(&b.from[i]))
+	}
+	for i := range b.out {
+		b.outVec[i].Base = &b.answers[i][0]
+		b.out[i].hdr.Iov, b.out[i].hdr.Iovlen = &b.outVec[i], 1
 	}
 	b.recv = func(fd uintptr) bool { return b.call(unix.SYS_RECVMMSG, fd, b.in[:]) }
 	b.send = func(fd uintptr) bool { return b.call(unix.SYS_SENDMMSG, fd, b.out[:b.waiting]) }
@@ -88,29 +91,31 @@ func (b *batch) read() (int, error) {
 			h.SetControllen(oobSize)
 		}
 	}
-	b.waiting = 0
 	if err := b.raw.Read(b.recv); err != nil {
 		return 0, err
 	}
 	return b.n, b.err
 }
 
-// query is a query of those that were read. It is valid until the next read, as is where its answer is to be made.
+// query is a query of those that were read, and where its answer is to be made: valid until the next read.
 func (b *batch) query(i int) (packet, answer []byte) {
 	return b.queries[i][:b.in[i].len], b.answers[b.waiting][:0]
 }
 
-// answered has the answer to query i, which was made where query said, sent with the others by flush.
+// answered has the answer to query i, which was made where query said, sent with the next ones, or by flush.
 func (b *batch) answered(i int, answer []byte) {
 	b.outVec[b.waiting].SetLen(len(answer))
 	b.client(i).address(&b.out[b.waiting].hdr)
-	b.waiting++
+	if b.waiting++; b.waiting == sentAtOnce {
+		b.flush()
+	}
 }
 
 // flush sends what is answered. What the kernel does not take is lost: its client asks again.
 func (b *batch) flush() {
 	if b.waiting > 0 {
 		_ = b.raw.Write(b.send)
+		b.waiting = 0
 	}
 }
 

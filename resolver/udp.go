@@ -19,7 +19,8 @@ import (
 const (
 	maxReaders     = 8       // sockets of one address, each with a goroutine that reads it
 	roomForQueries = 2 << 20 // octets that the kernel may keep for a socket: it counts almost a kilobyte for a short datagram
-	batchSize      = 8       // queries read at once: more keep the first answer waiting
+	batchSize      = 32      // queries read at once: each read, and each rest between two, costs as much as an answer
+	sentAtOnce     = 4       // answers: more keep the first one waiting
 	oobSize        = 64      // octets: one control message with an address
 )
 
