@@ -439,6 +439,9 @@ func (p *peer) closed(now time.Time, e ike.Closed) (do []action) {
 		return p.begin(now, tried)
 	}
 	why := fmt.Sprintf("%v did not prove the key of %s: %s", p.remote, tried.Name, reason(e.Err))
+	if errors.Is(e.Err, ike.ErrNAT) { // it may well have
+		why = fmt.Sprintf("no SA with %v for %s: %s, which is not in this version", p.remote, tried.Name, reason(e.Err))
+	}
 	p.pad.Fail(now, tried, why)
 	if len(p.live()) == 0 {
 		do = append(do, p.rest(now, why)...)

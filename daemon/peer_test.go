@@ -4,6 +4,7 @@ import (
 	"crypto"
 	"crypto/ed25519"
 	"errors"
+	"fmt"
 	"net/netip"
 	"strings"
 	"testing"
@@ -205,6 +206,18 @@ func TestFailureWithholdsTheNameOnly(t *testing.T) {
 	good := p.lookup("bob.example.", 1) // not touched by the other's failure
 	p.established(2, true, 1)
 	p.wantReleased(good)
+}
+
+// A host that cannot be keyed for a NAT may well have proved its key: the reason does not say otherwise.
+func TestNATWithholdsWithTheReason(t *testing.T) {
+	p := newPlay(t)
+	w := p.lookup("bob.example.", 1)
+	p.ended(1, fmt.Errorf("%w: we are %w", ike.NotifyError{Type: wire.TSUnacceptable}, ike.ErrNAT))
+	p.wantWithheld(w)
+	if _, _, why := p.outcome(w); !strings.Contains(why, "we are behind a NAT") || strings.Contains(why, "prove") {
+		t.Errorf("the reason is %q", why)
+	}
+	p.wantState(idle)
 }
 
 // R9: without an SA an address that proved its key is held until linger after the last proof, and a packet keys it again.

@@ -16,6 +16,7 @@ var (
 	ErrExpired        = errors.New("lifetime ended")
 	ErrInstall        = errors.New("the data plane refused the SA")
 	ErrProtocol       = errors.New("the peer broke the protocol")
+	ErrNAT            = errors.New("behind a NAT") // beside a refusal, where one was found between the two
 )
 
 // NotifyError is an error notification of the peer. In a Closed after no valid answer at all it was not authenticated.

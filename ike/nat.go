@@ -2,6 +2,7 @@ package ike
 
 import (
 	"bytes"
+	"fmt"
 	"net/netip"
 	"time"
 
@@ -19,6 +20,7 @@ type nat struct {
 	supported bool // the peer sent both hashes
 	local     bool // we are behind a NAT
 	remote    bool // the peer is, or says so to have its ESP in UDP
+	wish      bool // it does, and its address is what it says: no more than its port is another
 }
 
 // facts are what the caller learns of it.
@@ -36,8 +38,11 @@ func detect(ps []wire.Payload, spiI, spiR uint64, local, remote netip.AddrPort) 
 		switch m.Type {
 		case wire.NATDetectionSourceIP: // several are allowed: the peer may not know its own address
 			sources++
-			if bytes.Equal(m.Data, natHash(spiI, spiR, remote)) {
+			switch {
+			case bytes.Equal(m.Data, natHash(spiI, spiR, remote)):
 				n.remote = false
+			case bytes.Equal(m.Data, natHash(spiI, spiR, netip.AddrPortFrom(remote.Addr(), 0))):
+				n.wish = true
 			}
 		case wire.NATDetectionDestinationIP:
 			dests++
@@ -51,6 +56,20 @@ func detect(ps []wire.Payload, spiI, spiR uint64, local, remote netip.AddrPort) 
 	}
 	n.supported = true
 	return n
+}
+
+// refused is a refusal of what we asked for as an initiator. The addresses that an end behind a NAT has are not those that the other sees: traffic
+// selectors with them are none for it, and whose port is another than IKE's it does not let in. That its end is behind one is the peer's word alone, so that
+// it explains no more than the selectors.
+func (s *sa) refused(n wire.NotifyType) error {
+	err := NotifyError{n}
+	switch {
+	case s.nat.facts().Local && (n == wire.TSUnacceptable || n == wire.AuthenticationFailed):
+		return fmt.Errorf("%w: we are %w", err, ErrNAT)
+	case s.nat.facts().Remote && !s.nat.wish && n == wire.TSUnacceptable:
+		return fmt.Errorf("%w: it is %w", err, ErrNAT)
+	}
+	return err
 }
 
 // natPayloads are our hashes. With Config.Encapsulate the source's is of port 0, which no datagram comes from: the peer then

@@ -2,7 +2,9 @@ package ike
 
 import (
 	"crypto"
+	"errors"
 	"net/netip"
+	"strings"
 	"testing"
 	"time"
 
@@ -66,6 +68,59 @@ func TestNAT(t *testing.T) {
 		t.Errorf("the peer is at %v", s.remote)
 	}
 	checkSound(t, a, b)
+}
+
+// What an end behind a NAT asks for is not what the other sees of it, and is refused: the error says which end is behind one (RFC 7296, 2.23). It is still
+// the refusal that it is.
+func TestNATIsTheReason(t *testing.T) {
+	outside := netip.MustParseAddr("198.51.100.9")
+	refuses := func(AuthorizationWanted) Authorization { return Authorization{Refuse: true} }
+	foreign := func(AuthorizationWanted) Authorization {
+		return Authorization{Anonymous: true, Selector: ipsec.Host(addrB.Addr(), outside)}
+	}
+	for _, tt := range []struct {
+		what      string
+		behind    byte // a, b, or neither
+		wish      bool // the responder wants its ESP in UDP
+		authorize func(AuthorizationWanted) Authorization
+		refusal   wire.NotifyType
+		want      string // empty: no NAT is to blame
+	}{
+		{"the initiator", 'a', false, nil, wire.TSUnacceptable, "we are behind a NAT"},
+		{"the initiator, which is not let in", 'a', false, refuses, wire.AuthenticationFailed, "we are behind a NAT"},
+		{"the responder", 'b', false, nil, wire.TSUnacceptable, "it is behind a NAT"},
+		{"the responder, which wants UDP", 'b', true, nil, wire.TSUnacceptable, "it is behind a NAT"},
+		{"the responder, who refuses", 'b', false, refuses, wire.AuthenticationFailed, ""},
+		{"none, who refuses", 0, true, refuses, wire.AuthenticationFailed, ""},
+		{"none, who has others' traffic", 0, true, foreign, wire.TSUnacceptable, ""},
+	} {
+		a, b, w := pairOf(t)
+		if tt.authorize != nil {
+			b.authorize = tt.authorize
+		}
+		b.e.cfg.Encapsulate = tt.wish
+		p, shift := peerOf(a, b), uint16(0)
+		switch tt.behind {
+		case 'a':
+			translate(w, a, outside, &shift)
+		case 'b':
+			translate(w, b, outside, &shift)
+			p.Remote = netip.AddrPortFrom(outside, portIKE)
+		}
+		w.initiate(a, p)
+		w.run(time.Minute)
+		c, ok := find[Closed](a)
+		if n := (NotifyError{}); !ok || !errors.As(c.Err, &n) || n.Type != tt.refusal {
+			t.Errorf("%s: closed %v with %v, want %v\n%s", tt.what, ok, c.Err, tt.refusal, a.dump())
+			continue
+		}
+		if errors.Is(c.Err, ErrNAT) != (tt.want != "") || !strings.Contains(c.Err.Error(), tt.want) {
+			t.Errorf("%s: %v, want %q", tt.what, c.Err, tt.want)
+		}
+		if count[ChildUp](a)+count[ChildUp](b) > 0 {
+			t.Errorf("%s: an SA came up", tt.what)
+		}
+	}
 }
 
 // Without a NAT nobody is behind one, and hashes that a peer leaves out are no NAT.

@@ -162,7 +162,7 @@ func (s *sa) onAuthResponse(ps []wire.Payload, err error) {
 	a := &s.hs.auths
 	if err == nil && get[*wire.Auth](ps) == nil {
 		if n := s.refusal(ps); n != nil { // the responder has no SA: there is nothing to delete
-			s.fail(NotifyError{n.Type})
+			s.fail(s.refused(n.Type))
 			s.e.forget(s)
 			return
 		}

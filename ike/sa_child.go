@@ -155,7 +155,7 @@ func (s *sa) firstChild(ps []wire.Payload) {
 	n, ni, nr := s.child.mine, s.hs.ni, s.hs.nr
 	s.hs = nil
 	if f := failure(ps); f != nil {
-		s.reject(NotifyError{f.Type}, bye())
+		s.reject(s.refused(f.Type), bye())
 		return
 	}
 	s.child.grant = grant{n.selector, n.mode}
