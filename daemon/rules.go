@@ -42,8 +42,13 @@ func (d *Daemon) resting() []ipsec.Rule {
 	return t.RestingRules()
 }
 
-// moved is what a change of the host's addresses or gateways asks for: rules spare those.
+// moved is what a change of the host's addresses or gateways asks for: what is held is so at the new ones, and rules spare those.
 func (d *Daemon) moved() {
+	if d.shards != nil {
+		for _, l := range d.shards.loops {
+			l.report(l.readdress)
+		}
+	}
 	d.upstream.Renew()
 	d.changing.Lock()
 	defer d.changing.Unlock()

@@ -1,7 +1,9 @@
 package daemon
 
 import (
+	"maps"
 	"net/netip"
+	"slices"
 	"time"
 
 	"tacit/pad"
@@ -45,18 +47,34 @@ func (l *loop) spread(now time.Time, p *peer) bool {
 		return false
 	}
 	p.spreadAt, p.spreadTo = at, env
-	told := false
+	// Until the next time a proof may be newer by a tenth of linger: the others are held for that much longer.
+	return l.tell(now, p, env, evElsewhere{at.Add(p.linger / 10), k, *p.last})
+}
+
+// tell tells the peers at our other addresses, and reports whether there are any.
+func (l *loop) tell(now time.Time, p *peer, env *pad.Environment, e evElsewhere) (told bool) {
 	for _, own := range env.Own {
 		if !speaks(own, p.remote) || own == p.local {
 			continue
 		}
 		if q := l.peerOf(now, own, p.remote); q != nil {
-			// Until the next time a proof may be newer by a tenth of linger: the others are held for that much longer.
-			l.step(now, q, evElsewhere{at.Add(p.linger / 10), k, *p.last})
+			l.step(now, q, e)
 			told = true
 		}
 	}
 	return told
+}
+
+// readdress has addresses that this host has got held as its others are: at once, for its programs may send from them before the second's housekeeping. The peer of an
+// address that it has left has a proof without an SA, or had that from another in its turn: it counts for as long as it did.
+func (l *loop) readdress(now time.Time) {
+	env := l.d.host.environment()
+	for _, p := range slices.Collect(maps.Values(l.peers)) { // more of them come
+		l.spread(now, p)
+		if k, at, ok := p.pad.Key(); ok && p.pad.Held(now) && p.last.Name != "" && !p.proves(k) {
+			l.tell(now, p, env, evElsewhere{at, k, *p.last})
+		}
+	}
 }
 
 // proves reports whether an SA of this peer, not of a sibling, stands behind the proof.

@@ -1,11 +1,50 @@
 package daemon
 
 import (
+	"net/netip"
 	"testing"
 	"time"
 
 	"tacit/pad"
 )
+
+// An address that this host gets is held towards who has proved a key, when the kernel tells of it: also one that it gets after it has left the one at which that was, and for
+// no longer than that one was.
+func TestNewAddressIsHeld(t *testing.T) {
+	p := newProven(t)
+	l := idleLoop(t, p)
+	own := []netip.Addr{p.p.local}
+	gets := func(s string) *peer {
+		own = append(own, netip.MustParseAddr(s))
+		l.d.host.env.Store(&pad.Environment{Own: own[len(own)-1:]})
+		l.readdress(p.now)
+		return l.peers[key{own[len(own)-1], p.p.remote}]
+	}
+	held := func(q *peer, until time.Time) {
+		t.Helper()
+		switch {
+		case q == nil:
+			t.Errorf("nothing is known of the peer at %v", own[len(own)-1])
+		case !q.held.Equal(until):
+			t.Errorf("held at %v until %v, want %v", q.local, q.held, until)
+		}
+	}
+	until := p.now.Add(testLinger + testLinger/10)
+	held(gets("198.51.100.2"), until)
+	p.now = p.now.Add(time.Minute)
+	p.ended(1, nil)
+	held(gets("198.51.100.3"), until)
+	if q := gets("2001:db8::3"); q != nil {
+		t.Errorf("an address of the other family: %v", q.state)
+	}
+	p.now = until
+	for _, q := range l.peers {
+		q.step(p.now, evTick{})
+	}
+	if q := gets("198.51.100.4"); q != nil {
+		t.Errorf("linger is over: %v", q.state)
+	}
+}
 
 // What an address proved at one of our addresses holds it at the others; a packet from there keys it, and nobody comes in.
 func TestProofCountsForAllOurAddresses(t *testing.T) {
