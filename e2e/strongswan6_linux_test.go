@@ -8,6 +8,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"tacit/lab"
 )
 
 // swan6 is where strongSwan 6 is unpacked (scripts/packages: unpack_strongswan6). It knows additional key exchanges (RFC 9370).
@@ -125,6 +127,88 @@ func TestStrongSwan6Hybrid(t *testing.T) {
 			bob.across(w, nil)
 			w.onlyProtected(w.alice, w.bob)
 		})
+	}
+}
+
+// TestStrongSwan6Collision: tacit and a strongSwan that has ML-KEM rekey the same SA at once (RFC 7296, 2.8.1; RFC 9370, 2.2.4). One SA is left, and
+// data flows across all of that.
+func TestStrongSwan6Collision(t *testing.T) {
+	rounds, long := 1, os.Getenv("TACIT_LONG") != ""
+	if long {
+		rounds = 3
+	}
+	t.Run("child", func(t *testing.T) {
+		collide(t, rounds, "child-lifetime = \"9s\"\nike-lifetime = \"1h\"", 9*time.Second, "--child v4-host")
+	})
+	t.Run("IKE", func(t *testing.T) {
+		if !long { // it has to outlive what it waits for
+			t.Skip("with -long")
+		}
+		collide(t, 1, "ike-lifetime = \"30s\"\nchild-lifetime = \"1h\"", 30*time.Second, "--ike v4")
+	})
+}
+
+func collide(t *testing.T, rounds int, top string, lifetime time.Duration, rekey string) {
+	w, _, bob := swan6World(t, top, swanConf{mlkem: true, ike: hybridKE + "," + plainKE, esp: "aes128gcm16-x25519-ke1_mlkem768," + plainESP})
+	mustResolve(t, w.alice, "bob.example", w.bob.Addr4().String(), w.bob.Addr6().String())
+	settled := func() bool {
+		sas := bob.ctl("--list-sas", "--ike", "v4")
+		return strings.Count(sas, "ESTABLISHED") == 1 && strings.Count(sas, "INSTALLED") == 1 && !strings.Contains(sas, "REKEY") &&
+			!strings.Contains(sas, "DELET") && strings.Contains(sas, "CURVE_25519/KE1_ML_KEM_768")
+	}
+	eventually(t, 10*time.Second, "the IKE SA is of the hybrid", settled)
+	const interval = 10 * time.Millisecond
+	each := rounds * int((lifetime+5*time.Second)/interval)
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		if p, err := ping(w.alice, w.alice.Addr4(), w.bob.Addr4(), each, interval); err != nil || p.received != each {
+			t.Errorf("ping: %v, %v", p, err)
+		}
+	})
+	defer wg.Wait()
+	for range rounds {
+		bob.cross(w.alice, rekey)
+		eventually(t, 15*time.Second, "one SA of each kind is left", settled)
+	}
+	wg.Wait()
+	w.onlyProtected(w.alice, w.bob)
+	if n := strings.Count(bob.log(), "collision"); n < rounds {
+		t.Errorf("charon saw %d collisions in %d", n, rounds)
+	}
+}
+
+// cross has charon rekey an SA of IPv4 when tacit has begun to, and neither has heard of the other; then each hears the other's request, and only then
+// an answer. ESP goes on.
+func (s *swan) cross(tacit *lab.Host, rekey string) {
+	s.t.Helper()
+	const ike, flag = "udp dport 4500 @th,64,32 0", "@th,248,8 & 0x20" // what is not ESP (RFC 3948, 2.2); of a response (RFC 7296, 3.1)
+	drop := func(what string) {
+		for _, h := range []*lab.Host{s.host, tacit} {
+			put(s.t, h, "/run/cut.nft", fmt.Sprintf(`table ip cut
+delete table ip cut
+table ip cut {
+	counter requests {}
+	chain in { type filter hook input priority 0; %s %s == 0 counter name requests; %s drop; }
+}
+`, ike, flag, what))
+			output(s.t, h, "nft", "-f", "/run/cut.nft")
+		}
+	}
+	wait := func(within time.Duration, what string, h *lab.Host) {
+		s.t.Helper()
+		eventually(s.t, within, what, func() bool {
+			return !strings.Contains(output(s.t, h, "nft", "list", "counter", "ip", "cut", "requests"), "packets 0 ")
+		})
+	}
+	drop(ike)
+	wait(time.Minute, "tacit begins to rekey", s.host)
+	s.ctl(append([]string{"--rekey"}, strings.Fields(rekey)...)...)
+	wait(5*time.Second, "charon begins to rekey", tacit)
+	drop(ike + " " + flag + " != 0")
+	wait(10*time.Second, "charon hears tacit's request", s.host)
+	wait(10*time.Second, "tacit hears charon's request", tacit)
+	for _, h := range []*lab.Host{s.host, tacit} {
+		output(s.t, h, "nft", "delete", "table", "ip", "cut")
 	}
 }
 

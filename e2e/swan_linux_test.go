@@ -90,7 +90,7 @@ func startSwan(t *testing.T, h *lab.Host, c swanConf) *swan {
 		if c.mlkem {
 			load += " ml"
 		}
-		daemon = "\ncharon-systemd {\n	load = " + load + "\n" + rest
+		daemon = "\ncharon-systemd {\n	retransmit_timeout = 1\n	load = " + load + "\n" + rest
 	}
 	if c.port != 0 {
 		daemon = strings.Replace(daemon, "	load =", fmt.Sprintf("	port = %d\n	port_nat_t = %d\n	load =", c.port, c.port+1), 1)

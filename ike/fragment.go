@@ -85,7 +85,8 @@ func (s *sealer) cut(h wire.Header, first wire.PayloadType, plain []byte, total 
 }
 
 // shrink sends a request that stays unanswered in smaller fragments from now on, and in more of them, by which the peer tells them
-// from those before (RFC 7383, 2.5.1 and 2.6). Only IPv4 has smaller ones.
+// from those before (RFC 7383, 2.5.1 and 2.6). Only IPv4 has smaller ones. It goes as it went before too: who has it, and whose answer
+// was lost, may know a repeat by its octets (RFC 7296, 2.1), as strongSwan does, who answers to no other.
 func (s *sa) shrink() {
 	r := &s.out
 	if r.sends != shrinkAt || r.open == nil || s.remote.Addr().Unmap().Is6() || s.e.cfg.Path <= leastIPv4 {
@@ -94,7 +95,7 @@ func (s *sa) shrink() {
 	before := s.frag.path
 	s.frag.path = leastIPv4
 	if data, err := s.sealed(r.open.Header, r.open.Payloads, len(r.data)); err == nil && len(data) <= maxFragments {
-		r.data = data
+		r.data = append(data, r.data...)
 		return
 	}
 	s.frag.path = before

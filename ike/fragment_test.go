@@ -136,6 +136,34 @@ func TestFragmentsShrink(t *testing.T) {
 	}
 }
 
+// The peer has our request, and its answers were lost. It answers to nothing but the same octets (RFC 7296, 2.1): also when we take the path to be narrow.
+func TestRepeatsAreIdentical(t *testing.T) {
+	a := newHost(t, "alice.example", addrA, rsa4096(), Config{})
+	b := newHost(t, "bob.example", addrB, rsa4096(), Config{})
+	w := newWorld(t, a, b)
+	var had []byte
+	repeats := 0
+	w.tap = func(from *host, d *Datagram) bool {
+		switch {
+		case bytes.Equal(d.Data[20:24], make([]byte, 4)): // IKE_SA_INIT
+			return true
+		case from == b:
+			return repeats > shrinkAt
+		case had == nil:
+			had = d.Data
+		case bytes.Equal(had, d.Data):
+			repeats++
+		default:
+			return false
+		}
+		return true
+	}
+	w.initiate(a, named(a, b))
+	if !w.until(20*time.Second, bothUp(a, b)) {
+		t.Fatalf("not up after %d repeats\n%s\n%s", repeats, a.dump(), b.dump())
+	}
+}
+
 // fragmenter seals fragments as the peer of b would.
 type fragmenter struct {
 	t      testing.TB
