@@ -37,7 +37,7 @@ var rootCauses = []rootCause{
 	{"length below the header, zero-length TLVs and transforms", "ike/wire", "TestBodies", "message.go", "if *r.err == nil && n < genericLen {", "if false {"},
 	{"lengths that drive allocation", "ike/wire", "TestBodies", "delete.go", "case size == 0 && count != 0, count > MaxSPIs:", "case size == 0 && count != 0:"},
 	{"counts without a bound", "ike/wire", "TestTooMany", "sa.go", "if len(p.Transforms) == MaxTransforms {", "if false {"},
-	{"unknown critical payload", "ike/wire", "TestCriticalPayloads", "unknown.go", "if critical && t != PayloadConfig", "if false && t != PayloadConfig"},
+	{"unknown critical payload", "ike/wire", "TestCriticalPayloads", "unknown.go", "if critical && t != PayloadEAP", "if false && t != PayloadEAP"},
 	{"INFORMATIONAL and CREATE_CHILD_SA before AUTH", "ike", "TestNothingBeforeAuth", "exchange.go",
 		"return x == wire.IKEAuth\n\tcase authAgain", "return true\n\tcase authAgain"},
 	{"rekey of an SA that is not established", "ike", "Test2252IKERekeyWhileClosing", "succession.go",

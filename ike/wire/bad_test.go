@@ -119,6 +119,14 @@ var bodies = []struct {
 	{"TSi: type of the future, of length 0", PayloadTSi, "01 000000 0a 00 0000", "traffic selector length"},
 	{"TSi: type of the future, beyond the end", PayloadTSi, "01 000000 0a 00 0006 01", "traffic selector"},
 
+	{"CP: empty", PayloadConfig, "", "configuration type"},
+	{"CP: no reserved", PayloadConfig, "01 0000", "reserved"},
+	{"CP: no attributes", PayloadConfig, "01 000000", ""},
+	{"CP: half a type", PayloadConfig, "01 000000 00", "attribute type"},
+	{"CP: no length", PayloadConfig, "01 000000 0001 00", "attribute length"},
+	{"CP: beyond the end", PayloadConfig, "01 000000 0001 0004 c00002", "attribute value"},
+	{"CP: IPv4 of 3, IPv6 of 16, and a type of the future", PayloadConfig, "02 000000 0001 0003 c00002 0008 0010 20010db8000000000000000000000001 7777 0001 ff", ""},
+
 	{"SKF: 0 of 1", PayloadSKF, "0000 0001 ff", "fragment number"},
 	{"SKF: 1 of 0", PayloadSKF, "0001 0000 ff", "fragment number"},
 	{"SKF: 3 of 2", PayloadSKF, "0003 0002 ff", "fragment number"},
@@ -365,7 +373,7 @@ func TestCriticalPayloads(t *testing.T) {
 	}{
 		{1, true, true}, {32, true, true}, {49, true, true}, {54, true, true}, {255, true, true},
 		{1, false, false}, {49, false, false}, {255, false, false},
-		{PayloadConfig, true, false}, {PayloadEAP, true, false}, {PayloadVendorID, true, false}, // known: the bit means nothing
+		{PayloadEAP, true, false}, {PayloadVendorID, true, false}, // known: the bit means nothing
 	} {
 		chain := append(generic(uint8(tt.kind), []byte("first")), generic(0, []byte("second"))...)
 		if tt.critical {

@@ -46,11 +46,15 @@ func checkError(t *testing.T, b []byte, err error) {
 	}
 }
 
-// writable reports whether all of the chain can be written: transforms with unknown attributes and skipped selectors cannot.
+// writable reports whether all of the chain can be written: transforms with unknown attributes, skipped selectors and skipped attributes cannot.
 func writable(ps []Payload) bool {
 	for _, p := range ps {
 		switch p := p.(type) {
 		case *TS:
+			if p.Skipped > 0 {
+				return false
+			}
+		case *Config:
 			if p.Skipped > 0 {
 				return false
 			}

@@ -45,7 +45,9 @@ func plainPayloads() []Payload {
 		&VendorID{Data: []byte("tacit")},
 		&TS{Selectors: []TrafficSelector{Host(a4), {Proto: 17, StartPort: 53, EndPort: 53, Start: a4, End: b4}}},
 		&TS{Responder: true, Selectors: []TrafficSelector{Host(a6), {Proto: 6, StartPort: 65535, EndPort: 0, Start: a6, End: a6}}},
-		&Unknown{Type: PayloadConfig, Critical: true, Body: []byte{1, 0, 0, 0}},
+		&Config{Type: ConfigRequest, Addresses: []InternalAddress{{}, {V6: true}}},
+		&Config{Type: ConfigReply, Addresses: []InternalAddress{{Addr: a4}, {V6: true, Addr: a6}}},
+		&Unknown{Type: PayloadEAP, Critical: true, Body: []byte{1, 0, 0, 0}},
 		&Unknown{Type: 200, Body: []byte("from the future")},
 	}
 }
@@ -277,5 +279,26 @@ func TestNames(t *testing.T) {
 	}
 	if !ChildSANotFound.Error() || NotifyType(0).Error() || InitialContact.Error() || !NotifyType(16383).Error() {
 		t.Error("errors are 1 to 16383")
+	}
+}
+
+// The reserved bit is ignored, and so is what is no address of ours: a peer may tell of netmasks and name servers, and anybody of more addresses than
+// there are uses for.
+func TestConfigSkips(t *testing.T) {
+	a4 := netip.MustParseAddr("192.0.2.1")
+	ps, err := ParsePayloads(PayloadConfig, generic(0, unhex(t, "02 000000 8001 0004 c0000201 0002 0004 ffffff00 0001 0003 c00002 0008 0011"+
+		"20010db8000000000000000000000001 40")))
+	want := &Config{Type: ConfigReply, Addresses: []InternalAddress{{Addr: a4}, {V6: true, Addr: netip.MustParseAddr("2001:db8::1")}}, Skipped: 2}
+	if err != nil || !reflect.DeepEqual(ps, []Payload{want}) {
+		t.Errorf("got %+v, %v", ps, err)
+	}
+	ps, err = ParsePayloads(PayloadConfig, generic(0, unhex(t, "01 000000"+strings.Repeat("00010000", 100))))
+	if c, _ := Find[*Config](ps); err != nil || len(c.Addresses) != maxInternal || c.Skipped != 100-maxInternal {
+		t.Errorf("a hundred: got %+v, %v", c, err)
+	}
+	for _, a := range []InternalAddress{{V6: true, Addr: a4}, {Addr: netip.MustParseAddr("::1")}} {
+		if _, _, err := MarshalPayloads([]Payload{&Config{Addresses: []InternalAddress{a}}}); err == nil {
+			t.Errorf("%+v is written", a)
+		}
 	}
 }

@@ -113,6 +113,8 @@ func (r *reader) payload(t PayloadType, critical bool, at int) (p Payload) {
 		p = parseVendorID(r)
 	case PayloadTSi, PayloadTSr:
 		p = parseTS(r, t == PayloadTSr)
+	case PayloadConfig:
+		p = parseConfig(r)
 	default:
 		p = parseUnknown(r, t, critical, at)
 	}

@@ -2,11 +2,11 @@ package wire
 
 import "golang.org/x/crypto/cryptobyte"
 
-// Unknown is a payload that this package does not take apart: Configuration (47) and EAP (48), which tacit never uses, and
+// Unknown is a payload that this package does not take apart: EAP (48), which tacit never uses, and
 // types that it does not know, which "MUST be ignored" when they are not critical (RFC 7296, 2.5).
 type Unknown struct {
 	Type     PayloadType
-	Critical bool // only of Configuration and EAP, for which it means nothing
+	Critical bool // only of EAP, for which it means nothing
 	Body     []byte
 }
 
@@ -17,7 +17,7 @@ func (p *Unknown) marshal(b *cryptobyte.Builder) { b.AddBytes(p.Body) }
 
 // parseUnknown refuses a critical payload of a type that RFC 7296 does not define.
 func parseUnknown(r *reader, t PayloadType, critical bool, at int) *Unknown {
-	if critical && t != PayloadConfig && t != PayloadEAP && *r.err == nil {
+	if critical && t != PayloadEAP && *r.err == nil {
 		*r.err = &CriticalError{Type: t, Offset: at}
 	}
 	return &Unknown{Type: t, Critical: critical, Body: r.rest()}
