@@ -100,7 +100,10 @@ type Pair struct {
 	Local, Remote netip.AddrPort
 	Mode          Mode
 	Selector      Selector
-	In, Out       SA
+	// Inner is the address that the peer has assigned to us since we are behind a NAT (RFC 7296, 2.19): inside of the ESP, which is in Tunnel mode, it
+	// stands for Selector.Local, and the data plane translates. Not valid: nothing is translated.
+	Inner   netip.Addr
+	In, Out SA
 	// Authenticated says that the peer proved a key. Outbound packets prefer an authenticated Pair, then the one armed last:
 	// a Pair with nobody never displaces one with somebody (TRUST.md A-19).
 	Authenticated bool

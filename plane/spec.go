@@ -19,6 +19,7 @@ var (
 	ErrPair     = errors.New("no such pair")
 	ErrSelector = errors.New("selector must name one local and one remote host, and all their traffic")
 	ErrOuter    = errors.New("outer addresses")
+	ErrInner    = errors.New("inner address")
 	ErrSPI      = errors.New("SPI is in use")
 	ErrClosed   = errors.New("data plane is closed")
 )
@@ -60,14 +61,17 @@ func CheckSpec(spec ipsec.Pair) (guard.Key, error) {
 	if err := spec.Out.Check(); err != nil {
 		return key, fmt.Errorf("outbound SA: %w", err)
 	}
+	if in := spec.Inner; in.IsValid() && (spec.Mode != ipsec.Tunnel || in.Is4() != key.Own.Is4() || in.Is4In6() || in == key.Peer) {
+		return key, fmt.Errorf("%w: %v in %v mode", ErrInner, in, spec.Mode)
+	}
 	return key, CheckOuter(spec)
 }
 
 // CheckRekey checks that a Pair of the same ID carries the same traffic as before.
 func CheckRekey(before, next ipsec.Pair) error {
-	if before.Selector != next.Selector || before.Mode != next.Mode {
-		return fmt.Errorf("a rekey does not change selector and mode: got %v in %v mode, want %v in %v mode",
-			next.Selector, next.Mode, before.Selector, before.Mode)
+	if before.Selector != next.Selector || before.Mode != next.Mode || before.Inner != next.Inner {
+		return fmt.Errorf("a rekey does not change selector, inner address and mode: got %v, %v in %v mode, want %v, %v in %v mode",
+			next.Selector, next.Inner, next.Mode, before.Selector, before.Inner, before.Mode)
 	}
 	return nil
 }

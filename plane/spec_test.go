@@ -49,6 +49,9 @@ func TestCheckSpec(t *testing.T) {
 		"reserved outbound":    {func(p *ipsec.Pair) { p.Out.SPI = 0 }, "outbound SA: SPI is reserved"},
 		"no remote":            {func(p *ipsec.Pair) { p.Remote = netip.AddrPort{} }, ErrOuter.Error()},
 		"two families":         {func(p *ipsec.Pair) { p.Local = netip.MustParseAddrPort("[2001:db8::1]:0") }, ErrOuter.Error()},
+		"inner, not a tunnel":  {func(p *ipsec.Pair) { p.Inner = netip.MustParseAddr("198.19.0.1") }, ErrInner.Error()},
+		"inner of IPv6":        {func(p *ipsec.Pair) { p.Mode, p.Inner = ipsec.Tunnel, netip.MustParseAddr("2001:db8::7") }, ErrInner.Error()},
+		"inner of the peer":    {func(p *ipsec.Pair) { p.Mode, p.Inner = ipsec.Tunnel, bob }, ErrInner.Error()},
 		"UDP from other ports": {func(p *ipsec.Pair) { p.Remote = netip.AddrPortFrom(bob, 4500) }, ErrOuter.Error()},
 	} {
 		p := good
@@ -64,8 +67,13 @@ func TestCheckSpec(t *testing.T) {
 	}
 	tunnel := good
 	tunnel.Mode = ipsec.Tunnel
-	if CheckRekey(good, good) != nil || CheckRekey(good, tunnel) == nil {
-		t.Error("a rekey may not change the mode, and nothing else")
+	inner := tunnel
+	inner.Inner = netip.MustParseAddr("198.19.0.1")
+	if _, err := CheckSpec(inner); err != nil {
+		t.Errorf("an inner address: %v", err)
+	}
+	if CheckRekey(good, good) != nil || CheckRekey(good, tunnel) == nil || CheckRekey(tunnel, inner) == nil {
+		t.Error("a rekey may not change the mode or the inner address, and nothing else")
 	}
 }
 

@@ -55,6 +55,7 @@ type pair struct {
 	// Under the Plane's lock.
 	local, remote netip.AddrPort // outer; Redirect changes them
 	mode          ipsec.Mode
+	inner         *[16]byte // what stands for our own address inside of the ESP; nil: it stands for itself. It does not change.
 	authenticated bool
 	ins           []*inbound
 	out           *outbound // in use, once armed
@@ -70,7 +71,11 @@ type pair struct {
 
 // spec is the Pair as it was installed, without its SAs.
 func (pr *pair) spec() ipsec.Pair {
-	return ipsec.Pair{ID: pr.id, Local: pr.local, Remote: pr.remote, Mode: pr.mode, Selector: pr.flow.Selector(), Authenticated: pr.authenticated}
+	spec := ipsec.Pair{ID: pr.id, Local: pr.local, Remote: pr.remote, Mode: pr.mode, Selector: pr.flow.Selector(), Authenticated: pr.authenticated}
+	if pr.inner != nil {
+		spec.Inner = netip.AddrFrom16(*pr.inner).Unmap()
+	}
+	return spec
 }
 
 // inbound finds an inbound SA; nil: it has none of that SPI.

@@ -96,6 +96,10 @@ func (p *Plane) installInbound(spec ipsec.Pair) (*inbound, error) {
 	// Nothing can go wrong from here on.
 	if !ok {
 		pr = &pair{id: spec.ID, flow: p.policies.Flow(key), mode: spec.Mode, authenticated: spec.Authenticated}
+		if spec.Inner.IsValid() {
+			inner := spec.Inner.As16()
+			pr.inner = &inner
+		}
 		pr.flow.pairs++
 		p.pairs[spec.ID] = pr
 	}

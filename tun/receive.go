@@ -20,7 +20,7 @@ import (
 3. receiveESP finds the SA by its SPI and opens the packet: window, ICV, window again.
 4. unwrap checks that what came out lies in the Pair's selector ("If an IPsec system receives an inbound packet on an SA and
    the packet's header fields are not consistent with the selectors for the SA, it MUST discard the packet", RFC 4301, 5.2)
-   and, in transport mode, puts an IP header before it.
+   and, in transport mode, puts an IP header before it. The address that the peer has assigned to us gives way to our own.
 5. A SYN's segment size is lowered to what fits into ESP on the way back.
 6. The first packet of an SA waits until the Pair is armed (arm.go). Others go into the device with the batch.
 */
@@ -222,10 +222,18 @@ func (p *Plane) unwrap(in *inbound, buf []byte, next uint8, c control) (out []by
 	}
 	if in.mode == ipsec.Tunnel {
 		local, peer := in.hosts()
+		own, inner := local.As16(), in.pair.inner
+		dst := own
+		if inner != nil {
+			dst = *inner
+		}
 		version := next == unix.IPPROTO_IPV6 && pkt.v6 || next == unix.IPPROTO_IPIP && !pkt.v6
-		if !version || pkt.src != peer.As16() || pkt.dst != local.As16() || !decapsulateECN(pkt.data, c.tos) {
+		if !version || pkt.src != peer.As16() || pkt.dst != dst || !decapsulateECN(pkt.data, c.tos) {
 			p.counts.mismatched.Add(1)
 			return nil, packet{}, false
+		}
+		if inner != nil {
+			pkt.translate(false, own)
 		}
 	}
 	return buf[:deviceOffset+len(pkt.data)], pkt, true

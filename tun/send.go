@@ -20,7 +20,8 @@ import (
 3. Nothing armed: the packet waits (hold.go), also one of an unknown address if a rule of prefixes says so (unknown.go); or it is
    dropped, because no policy wants it any more.
 4. A SYN's segment size is lowered to what fits into ESP.
-5. seal appends the ESP packet to the batch: the payload in transport mode, the whole packet in tunnel mode.
+5. seal appends the ESP packet to the batch: the payload in transport mode, the whole packet in tunnel mode. Behind a NAT our address gives way to
+   the one that the peer has assigned (translate.go).
 6. flush sends the batch. The kernel builds the outer headers, from the Pair's local address, and fragments what is too long.
 */
 
@@ -82,6 +83,9 @@ func (p *Plane) seal(batch *sendBatch, out *outbound, pkt *packet, now time.Time
 	if out.tunnel {
 		if pkt.v6 {
 			next = unix.IPPROTO_IPV6
+		}
+		if out.pair.inner != nil {
+			pkt.translate(true, *out.pair.inner)
 		}
 	} else {
 		if err := pkt.transportable(); err != nil {

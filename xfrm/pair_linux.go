@@ -35,6 +35,9 @@ func (p *Plane) installInbound(spec ipsec.Pair) (*inbound, error) {
 		return nil, plane.ErrClosed
 	}
 	key, err := plane.CheckSpec(spec)
+	if spec.Inner.IsValid() {
+		err = errors.Join(err, fmt.Errorf("%w: the kernel's ESP does not translate", plane.ErrInner))
+	}
 	if err := errors.Join(err, checkTransport(spec)); err != nil {
 		return nil, err
 	}
