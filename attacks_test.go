@@ -21,7 +21,6 @@ type attack struct{ id, dir, test, outcome string }
 // later are the attacks on what is not built yet, or of which a part is, and what the rest comes with.
 var later = map[string]string{
 	"A-15": "TCP 4500 comes with NAT",
-	"A-29": "two that are keyed come with NAT",
 	"A-30": "MOBIKE comes with NAT",
 	"A-37": "socket activation comes with the packages",
 	"A-40": "our own roll-over comes with publishing",

@@ -32,7 +32,8 @@ type Config struct {
 	Linger        time.Duration
 	IKELifetime   time.Duration
 	ChildLifetime time.Duration
-	MaxPeers      int // addresses of peers, in pairs with ours, that are known at once
+	NATPool       []netip.Prefix // what clients behind a NAT are assigned: one of a family at most
+	MaxPeers      int            // addresses of peers, in pairs with ours, that are known at once
 	DNS           DNS
 	Policy        []policy.Rule // in the file's order, the built-in default last
 	Peer          []Peer
@@ -76,7 +77,9 @@ func Default() *Config {
 		Linger:        5 * time.Minute,
 		IKELifetime:   8 * time.Hour,
 		ChildLifetime: time.Hour,
-		MaxPeers:      65536,
+		// For benchmarks (RFC 2544, RFC 5180): no host of the Internet, and of hardly any other network.
+		NATPool:  []netip.Prefix{netip.MustParsePrefix("198.19.0.0/16"), netip.MustParsePrefix("2001:2:0:7ac1::/64")},
+		MaxPeers: 65536,
 		DNS: DNS{
 			Listen:  []netip.AddrPort{netip.MustParseAddrPort("127.0.0.1:53")},
 			Iterate: true,

@@ -3,6 +3,7 @@ package config
 import (
 	"errors"
 	"flag"
+	"fmt"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -56,14 +57,15 @@ func TestParseFull(t *testing.T) {
 	first.Names = []string{"*.example.", ".tree.example.", "host.example.", "*."}
 	first.Prefixes = []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24"), netip.MustParsePrefix("198.51.100.1/32"),
 		netip.MustParsePrefix("2001:db8::/32")}
-	first.Class, first.AcceptAnonymous, first.Line = policy.Clear, false, 27
+	first.Class, first.AcceptAnonymous, first.Line = policy.Clear, false, 28
 	first.Packets, first.ClearPorts, first.ProtectDNS = true, []ipsec.Port{{Proto: 6, Number: 22}, {Proto: 17, Number: 123}}, true
-	second.Line = 35
+	second.Line = 36
 	third := policy.Default()
-	third.Prefixes, third.Class, third.Anonymous, third.Line = []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}, policy.Private, true, 37
+	third.Prefixes, third.Class, third.Anonymous, third.Line = []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}, policy.Private, true, 38
 	want := &Config{
 		Name: "alice.example", Identity: "/etc/tacit/key.pem", Identify: "all", Dataplane: "tun", Socket: "/run/t.sock", PostQuantum: "before",
 		Linger: 90 * time.Second, IKELifetime: 90 * time.Minute, ChildLifetime: 2 * time.Second, MaxPeers: 4096,
+		NATPool: []netip.Prefix{netip.MustParsePrefix("2001:db8:1::/64"), netip.MustParsePrefix("198.51.100.0/25")},
 		DNS: DNS{
 			Listen: servers("127.0.0.1:53", "[::1]:5353"),
 			Upstream: upstreams("192.0.2.53", "2001:db8::53", "192.0.2.54:5300", "tls://dns.example:853",
@@ -82,6 +84,19 @@ func TestParseFull(t *testing.T) {
 	}
 	if !reflect.DeepEqual(got, want) {
 		t.Errorf("got\n%+v\nwant\n%+v", got, want)
+	}
+}
+
+func TestNATPool(t *testing.T) {
+	for text, want := range map[string]string{
+		`[]`: "[]", `["10.1.0.0/16"]`: "[10.1.0.0/16]", `["fd00::/64", "10.1.0.0/30"]`: "[fd00::/64 10.1.0.0/30]",
+		`"10.0.0.0/8"`: "", `["10.1.0.1"]`: "", `["10.1.0.1/16"]`: "", `["10.1.0.0/31"]`: "", `["10.1.0.0/16", "10.2.0.0/16"]`: "", `["0.0.0.0/0"]`: "",
+		`["127.0.0.0/8"]`: "", `["224.0.0.0/8"]`: "", `["fe80::/64"]`: "", `["::/0"]`: "", `["::ffff:10.0.0.0/104"]`: "", `[5]`: "",
+	} {
+		c, err := Parse([]byte("nat-pool = "+text+"\n"), "t.toml")
+		if want == "" && err == nil || want != "" && (err != nil || fmt.Sprint(c.NATPool) != want) {
+			t.Errorf("%s: %+v, %v", text, c, err)
+		}
 	}
 }
 

@@ -27,6 +27,7 @@ var settings = map[string]func(p *parser, v value){
 	"linger":         func(p *parser, v value) { p.duration(v, &p.config.Linger, time.Second, 24*time.Hour) },
 	"ike-lifetime":   func(p *parser, v value) { p.duration(v, &p.config.IKELifetime, time.Second, 7*24*time.Hour) },
 	"child-lifetime": func(p *parser, v value) { p.duration(v, &p.config.ChildLifetime, time.Second, 24*time.Hour) },
+	"nat-pool":       (*parser).setNATPool,
 	"max-peers":      func(p *parser, v value) { p.number(v, &p.config.MaxPeers, 16, 65536) },
 	// DNS. A hold of more than 10 s would outlast every stub resolver's patience.
 	"dns.listen":             func(p *parser, v value) { p.listeners(v, &p.config.DNS.Listen) },
@@ -227,6 +228,27 @@ func (p *parser) setUpstream(v value) {
 		p.errorf(v.place, v.key, "want at least one address")
 	}
 	p.upstream = v.at
+}
+
+// setNATPool reads the prefixes that clients behind a NAT get their addresses from. An empty list lets none of them in.
+func (p *parser) setNATPool(v value) {
+	var all []netip.Prefix
+	p.list(v, func(s string, at unstable.Range) {
+		n, err := netip.ParsePrefix(s)
+		switch {
+		case err != nil:
+			p.errorf(at, v.key, `want a prefix such as "198.19.0.0/16", not %q`, s)
+		case n != n.Masked():
+			p.errorf(at, v.key, "%q: the prefix is %v", s, n.Masked())
+		case !n.Addr().IsGlobalUnicast() || n.Addr().Is4In6() || n.Bits() < 8 || n.Addr().BitLen()-n.Bits() < 2:
+			p.errorf(at, v.key, "%q: want addresses of hosts, 4 at least", s)
+		case slices.ContainsFunc(all, func(q netip.Prefix) bool { return q.Addr().Is4() == n.Addr().Is4() }):
+			p.errorf(at, v.key, "%q: one prefix of each family", s)
+		default:
+			all = append(all, n)
+		}
+	})
+	p.config.NATPool = all
 }
 
 // boolean reads true or false.

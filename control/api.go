@@ -72,18 +72,20 @@ type Way struct {
 
 // Peer is one remote address.
 type Peer struct {
-	Address   netip.Addr `json:"address"`
-	Local     netip.Addr `json:"local"` // our own address
-	Names     []string   `json:"names"` // those that its key satisfies; without the final dot
-	State     State      `json:"state"`
-	Assurance Assurance  `json:"assurance"`
-	KeyID     string     `json:"key_id"` // the proven key's fingerprint, of an anonymous peer the one that it is known again by; empty: none
-	Suite     string     `json:"suite"`
-	Mode      string     `json:"mode"` // transport, tunnel; with "-udp" behind it where ESP travels in UDP
-	Since     time.Time  `json:"since"`
-	BytesIn   uint64     `json:"bytes_in"`
-	BytesOut  uint64     `json:"bytes_out"`
-	Why       string     `json:"why"`
+	Address netip.Addr `json:"address"`
+	Local   netip.Addr `json:"local"` // our own address
+	// Outer is where a client behind a NAT is seen; Address is then the one that we have assigned to it. Not valid: it is behind none.
+	Outer     netip.AddrPort `json:"outer,omitzero"`
+	Names     []string       `json:"names"` // those that its key satisfies; without the final dot
+	State     State          `json:"state"`
+	Assurance Assurance      `json:"assurance"`
+	KeyID     string         `json:"key_id"` // the proven key's fingerprint, of an anonymous peer the one that it is known again by; empty: none
+	Suite     string         `json:"suite"`
+	Mode      string         `json:"mode"` // transport, tunnel; with "-udp" behind it where ESP travels in UDP
+	Since     time.Time      `json:"since"`
+	BytesIn   uint64         `json:"bytes_in"`
+	BytesOut  uint64         `json:"bytes_out"`
+	Why       string         `json:"why"`
 }
 
 // Handler is the daemon's side.

@@ -209,6 +209,8 @@ func (l *loop) engineEvent(now time.Time, e ike.Event) {
 		}
 	case ike.ChildPreferred:
 		l.prefer(e)
+	case ike.Redirected:
+		l.redirect(e)
 	case ike.Alive:
 		if p := l.bySA[e.SA]; p != nil {
 			l.step(now, p, e)
@@ -221,6 +223,7 @@ func (l *loop) engineEvent(now time.Time, e ike.Event) {
 			delete(l.bySA, e.SA)
 			l.step(now, p, e)
 		}
+		l.depart(e.SA)
 	}
 }
 
@@ -244,9 +247,17 @@ func (l *loop) prefer(e ike.ChildPreferred) {
 func (l *loop) adopt(now time.Time, e ike.Established) *peer {
 	p := l.bySA[e.SA]
 	if p == nil {
-		if p = l.peerOf(now, e.Local.Addr(), e.Remote.Addr()); p == nil {
+		lodger, lodges := l.lodgers.of[e.SA]
+		remote := e.Remote.Addr()
+		if lodges {
+			remote = lodger.inner
+		}
+		if p = l.peerOf(now, e.Local.Addr(), remote); p == nil {
 			l.output(now, l.engine.Do(now, e.SA, ike.Delete))
 			return nil
+		}
+		if lodges {
+			p.outer = e.Remote
 		}
 		l.bySA[e.SA] = p
 	}

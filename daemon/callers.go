@@ -66,6 +66,10 @@ func (l *loop) admit(now time.Time, e ike.AuthorizationWanted) {
 		l.refuse(now, e, why)
 		return
 	}
+	if e.Inner {
+		l.lodge(now, e)
+		return
+	}
 	if e.Null {
 		l.judge(now, e, pad.Claim{}, "")
 		return
@@ -204,8 +208,8 @@ func (l *loop) barred(e ike.AuthorizationWanted) string {
 	if ok, why := pad.Claimable(remote, l.d.host.forResponder(), e.ID.Value); !ok {
 		return why
 	}
-	if port != ikePort && port != nattPort { // R7: others are behind the same address
-		return "it is behind a NAT: not in this version"
+	if port != ikePort && port != nattPort && !e.Inner { // R7: others are behind the same address
+		return "it is behind a NAT, and asks for no address"
 	}
 	class := l.d.rules.Load().ForAddr(remote).Class
 	if !e.Null && e.ID.Kind == ike.IDFQDN && l.d.rules.Load().Named(e.ID.Value) {

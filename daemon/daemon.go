@@ -52,6 +52,7 @@ type Config struct {
 	// DataplaneName and DataplaneWhy are for status: which data plane, and why this one.
 	DataplaneName, DataplaneWhy string
 	Encapsulate                 bool // the data plane prefers ESP in UDP
+	Inner                       bool // the data plane translates (ipsec.Pair.Inner)
 	DNSMark                     int  // SO_MARK of our DNS sockets; 0: none
 	Observe                     bool // decide and log, touch nothing: no data plane, no IKE
 	Version                     string
@@ -82,6 +83,7 @@ type Daemon struct {
 	started  time.Time
 	trail    trail
 	handing  atomic.Bool // HandOver
+	lodging  atomic.Bool // a client behind a NAT was assigned an address
 }
 
 // New opens everything that can fail for a reason of the administrator's: listeners and IKE's ports.

@@ -114,7 +114,7 @@ func (p *peer) staysShut(now time.Time, onFailure string, rules *policy.Table) b
 	if onFailure == "open" || !p.shuts() {
 		return false
 	}
-	rule := rules.ForAddr(p.remote)
+	rule := rules.ForAddr(p.place())
 	if p.last.Name != "" {
 		rule = rules.For(p.last.Name, p.remote)
 	}

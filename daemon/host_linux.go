@@ -113,6 +113,7 @@ func Environment(f *config.Config) (pad.Environment, error) {
 			e.Networks = append(e.Networks, netip.PrefixFrom(n.Unmap(), ones))
 		}
 	}
+	e.Pools = poolsOf(f.NATPool, e.Networks)
 	routes, err := whole(func() ([]netlink.Route, error) { return netlink.RouteList(nil, netlink.FAMILY_ALL) })
 	if err != nil {
 		return e, fmt.Errorf("reading the host's routes: %w", err)
@@ -191,6 +192,12 @@ func source(remote netip.Addr) (netip.Addr, error) {
 	}
 	defer c.Close()
 	return c.LocalAddr().(*net.UDPAddr).AddrPort().Addr().Unmap(), nil
+}
+
+// routed reports whether the kernel has a way to an address.
+func routed(remote netip.Addr) error {
+	_, err := source(remote)
+	return err
 }
 
 // discard is the port of the service that throws away what it gets (RFC 863). Nobody has it any more.

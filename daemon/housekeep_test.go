@@ -94,7 +94,7 @@ func behindNAT(t *testing.T, p *play, l *loop) (sa ike.SAID, pair uint32) {
 			var more ike.Output
 			switch ev := ev.(type) {
 			case ike.AuthorizationWanted:
-				more = e.Authorize(p.now, ev.SA, ike.Authorization{Anonymous: true})
+				more = e.Authorize(p.now, ev.SA, ike.Authorization{Anonymous: true, Inner: netip.MustParseAddr("198.19.0.7")})
 			case ike.ChildWanted:
 				more, pair = e.Supply(p.now, ev.SA, ike.Installed{Token: ev.Token}), ev.Pair.ID
 			}

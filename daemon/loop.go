@@ -24,6 +24,7 @@ type loop struct {
 	refusals refusals
 	packets  packets
 	gateways gateways
+	lodgers  lodgers
 
 	datagrams   chan ike.Datagram
 	strangers   chan ike.Datagram // first messages: whoever sends many of them fills no queue but theirs
@@ -52,7 +53,7 @@ func newLoop(s *shared, engine *ike.Endpoint) *loop {
 	return &loop{
 		shared: s, engine: engine, peers: map[key]*peer{}, bySA: map[ike.SAID]*peer{}, pairs: map[uint32]*peer{}, callers: newCallers(), refusals: refusals{asked: map[ike.SAID]ike.AuthorizationWanted{}},
 		datagrams: make(chan ike.Datagram, 1024), strangers: make(chan ike.Datagram, 256), events: make(chan ipsec.Event, 1024), calls: make(chan func(time.Time), 64), jobs: make(chan func()),
-		packets: newPackets(1), gateways: newGateways(), done: make(chan func(time.Time), 64), ended: make(chan struct{}), unheld: map[ipsec.Selector]time.Time{},
+		packets: newPackets(1), gateways: newGateways(), lodgers: newLodgers(), done: make(chan func(time.Time), 64), ended: make(chan struct{}), unheld: map[ipsec.Selector]time.Time{},
 		stuck: map[ipsec.Selector]bool{}, quarantined: map[key]time.Time{}, endings: endings{of: map[ipsec.Selector]*ending{}},
 	}
 }
@@ -322,7 +323,7 @@ func (l *loop) event(now time.Time, e ipsec.Event) {
 		}
 		l.acquire(now, e.Selector.Local.Addr(), e.Selector.Remote.Addr(), true)
 	case ipsec.Moved:
-		l.log.Warn("a peer's packets come from another address; it is not followed in this version", "peer", e.Remote)
+		l.moved(now, e)
 	}
 }
 

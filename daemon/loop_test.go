@@ -46,10 +46,10 @@ func newTestShards(t *testing.T, dp ipsec.Dataplane, own netip.Addr, name string
 	t.Helper()
 	f := config.Default()
 	f.Name = name
-	d := &Daemon{cfg: Config{File: f, Signer: signer, Dataplane: dp}, now: now, log: slog.New(slog.DiscardHandler), started: now(),
+	d := &Daemon{cfg: Config{File: f, Signer: signer, Dataplane: dp, Inner: true}, now: now, log: slog.New(slog.DiscardHandler), started: now(),
 		host: &host{file: f}}
 	d.obey(f)
-	d.host.env.Store(&pad.Environment{Own: []netip.Addr{own}})
+	d.host.env.Store(&pad.Environment{Own: []netip.Addr{own}, Pools: f.NATPool})
 	s, err := newShards(d, n)
 	if err != nil {
 		t.Fatal(err)

@@ -67,6 +67,9 @@ func (l *loop) acquire(now time.Time, local, remote netip.Addr, provoked bool) {
 			return
 		}
 	}
+	if assigned(l.d.host.environment(), remote) { // whoever it was is not there, or comes again at another one
+		return
+	}
 	r, ok := l.packetRule(remote)
 	if !ok {
 		return

@@ -54,6 +54,11 @@ func (a *association) removal() (do []action) {
 	return do
 }
 
+// carries reports whether a Pair is the association's.
+func (a *association) carries(id uint32) bool {
+	return a.up && (a.pair.ID == id || slices.ContainsFunc(a.more, func(q carried) bool { return q.ID == id }))
+}
+
 // rekeyed: the IKE SA has a new lifetime, which is half as long again if the peer is to end it.
 func (p *peer) rekeyed(now time.Time, e ike.Rekeyed) {
 	if a := p.sa(e.SA); a != nil {

@@ -125,9 +125,10 @@ type peer struct {
 	waiting []waiter
 	anybody *anybody
 	latch   *latch
-	held    time.Time // until when a Hold policy of ours stands; zero: none
-	broken  time.Time // until when it is to stand because an SA ended in the middle of a conversation; zero: none did
-	parting moment    // until when it is to stand because the peer has not answered our DELETE; zero: there is none
+	outer   netip.AddrPort // of a client behind a NAT, whose remote is assigned by us: where it is seen; else not valid
+	held    time.Time      // until when a Hold policy of ours stands; zero: none
+	broken  time.Time      // until when it is to stand because an SA ended in the middle of a conversation; zero: none did
+	parting moment         // until when it is to stand because the peer has not answered our DELETE; zero: there is none
 	// standing is what lookups see of the live key; nil: there is none. The loop's.
 	standing *standing
 	spreadAt time.Time        // the proof that the peers at our other addresses know of
@@ -440,7 +441,7 @@ func (p *peer) closed(now time.Time, e ike.Closed) (do []action) {
 	}
 	why := fmt.Sprintf("%v did not prove the key of %s: %s", p.remote, tried.Name, reason(e.Err))
 	if errors.Is(e.Err, ike.ErrNAT) { // it may well have
-		why = fmt.Sprintf("no SA with %v for %s: %s, which is not in this version", p.remote, tried.Name, reason(e.Err))
+		why = fmt.Sprintf("no SA with %v for %s: %s", p.remote, tried.Name, reason(e.Err))
 	}
 	p.pad.Fail(now, tried, why)
 	if len(p.live()) == 0 {

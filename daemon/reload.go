@@ -66,7 +66,7 @@ func (l *loop) reconsider(now time.Time, old, rules *policy.Table) {
 			}
 			return !closed(is.Class) && (a.key != nil || a.initiator && is.Anonymous || !a.initiator && is.AcceptAnonymous)
 		}
-		clear := closed(rules.ForAddr(p.remote).Class)
+		clear := closed(rules.ForAddr(p.place()).Class)
 		if p.last.Name != "" {
 			clear = closed(rules.For(p.last.Name, p.remote).Class)
 		}
@@ -114,7 +114,7 @@ func (a *association) rule(p *peer, rules *policy.Table) policy.Rule {
 	case a.key != nil && p.last.Name != "":
 		return rules.For(p.last.Name, p.remote)
 	}
-	return rules.ForAddr(p.remote)
+	return rules.ForAddr(p.place())
 }
 
 // evRules: the rules are others. clear says that the address need not be protected any more, whatever it proved.

@@ -36,7 +36,7 @@ func (l *loop) makeRoom(now time.Time) bool {
 		if n++; n > looked {
 			break
 		}
-		if when, ok := p.idle(now); ok && (idlest == nil || when.Before(since)) && rules.ForAddr(p.remote).Class != policy.Private {
+		if when, ok := p.idle(now); ok && (idlest == nil || when.Before(since)) && rules.ForAddr(p.place()).Class != policy.Private {
 			idlest, since = p, when
 		}
 	}

@@ -3,6 +3,7 @@ package daemon
 import (
 	"context"
 	"fmt"
+	"slices"
 
 	"tacit/config"
 	"tacit/ipsec"
@@ -27,7 +28,16 @@ func (d *Daemon) instruct(t *policy.Table) error {
 	if d.cfg.Observe || d.cfg.Dataplane == nil {
 		return nil
 	}
-	if err := d.cfg.Dataplane.SetRules(t.PacketRules()); err != nil {
+	rules := t.PacketRules()
+	if d.lodging.Load() { // whoever was at such an address: nothing that was for him leaves in clear when his SA is gone
+		for _, p := range d.host.environment().Pools {
+			if slices.ContainsFunc(rules, func(r ipsec.Rule) bool { return r.Remote == p }) {
+				continue
+			}
+			rules = append(rules, ipsec.Rule{Remote: p, Action: ipsec.Block})
+		}
+	}
+	if err := d.cfg.Dataplane.SetRules(rules); err != nil {
 		return fmt.Errorf("rules for packets: %w", err)
 	}
 	return nil
@@ -50,10 +60,15 @@ func (d *Daemon) moved() {
 		}
 	}
 	d.upstream.Renew()
+	d.reinstruct()
+}
+
+// reinstruct gives the data plane the rules anew, after something else than the table has changed.
+func (d *Daemon) reinstruct() {
 	d.changing.Lock()
 	defer d.changing.Unlock()
 	if err := d.instruct(d.rules.Load()); err != nil {
-		d.log.Error("the rules for packets are as before the host's addresses changed", "err", err)
+		d.log.Error("the rules for packets are as they were before", "err", err)
 	}
 }
 

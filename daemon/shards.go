@@ -43,6 +43,7 @@ type shared struct {
 	panics  atomic.Uint64                 // that were contained; each is a bug
 	masks   [32]byte                      // see mask
 	nudge   func(local, remote netip.Addr) error
+	routed  func(remote netip.Addr) error // whether the kernel has a way to an address
 }
 
 const (
@@ -60,7 +61,7 @@ func shardCount() int {
 func newShards(d *Daemon, n int) (*shards, error) {
 	s := &shards{seed: maphash.MakeSeed(), shared: &shared{
 		d: d, log: d.log, now: d.now, dp: d.cfg.Dataplane, conns: map[netip.AddrPort]ipsec.Conn{},
-		grants: newGrants(d.started), signers: make(chan struct{}, max(4, n)), nudge: nudge,
+		grants: newGrants(d.started), signers: make(chan struct{}, max(4, n)), nudge: nudge, routed: routed,
 	}}
 	rand.Read(s.masks[:])
 	if m, err := recall(d.cfg.Proofs); err == nil && len(m.Masks) == len(s.masks) {
@@ -68,7 +69,7 @@ func newShards(d *Daemon, n int) (*shards, error) {
 	}
 	f := d.cfg.File
 	c := ike.Config{
-		Rand: rand.Reader, Encapsulate: d.cfg.Encapsulate, IKELifetime: f.IKELifetime, ChildLifetime: f.ChildLifetime,
+		Rand: rand.Reader, Encapsulate: d.cfg.Encapsulate, Inner: d.cfg.Inner, IKELifetime: f.IKELifetime, ChildLifetime: f.ChildLifetime,
 		Liveness:   f.Linger / 2,
 		InitSends:  initSends,
 		Retransmit: []time.Duration{500 * time.Millisecond, time.Second, 2 * time.Second, 3 * time.Second},

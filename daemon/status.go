@@ -93,6 +93,9 @@ func (p *peer) row(now time.Time) (control.Peer, *association) {
 	r := control.Peer{
 		Address: p.remote, Local: p.local, State: control.State(p.state.String()), Assurance: control.NoAssurance, Since: timeOf(now, p.since), Why: p.why, Names: []string{},
 	}
+	if p.outer.IsValid() {
+		r.Outer, r.Why = p.outer, join(p.why, "behind a NAT at "+p.outer.String())
+	}
 	satisfied, _ := p.pad.Names(now)
 	for _, n := range satisfied {
 		r.Names = append(r.Names, strings.TrimSuffix(n, "."))

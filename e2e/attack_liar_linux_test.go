@@ -330,14 +330,15 @@ func watchElements(t *testing.T, h *lab.Host) (added func() []string) {
 
 // peerStatus is a line of `tacit status --json`.
 type peerStatus struct {
-	Address   netip.Addr `json:"address"`
-	Names     []string   `json:"names"`
-	State     string     `json:"state"`
-	Assurance string     `json:"assurance"`
-	KeyID     string     `json:"key_id"`
-	BytesIn   uint64     `json:"bytes_in"`
-	BytesOut  uint64     `json:"bytes_out"`
-	Why       string     `json:"why"`
+	Address   netip.Addr     `json:"address"`
+	Outer     netip.AddrPort `json:"outer"`
+	Names     []string       `json:"names"`
+	State     string         `json:"state"`
+	Assurance string         `json:"assurance"`
+	KeyID     string         `json:"key_id"`
+	BytesIn   uint64         `json:"bytes_in"`
+	BytesOut  uint64         `json:"bytes_out"`
+	Why       string         `json:"why"`
 }
 
 // statusPeers asks the daemon for its peers.

@@ -40,9 +40,12 @@ type crossing struct {
 	alone bool // the one that it has won against is gone, and was no tacit's
 }
 
-// remember keeps the nonces of an SA that has just been authenticated.
+// remember keeps the nonces of an SA that has just been authenticated, if we may have begun one with the same peer.
 func (s *sa) remember() {
 	s.named = s.hs.auths.local.Kind != wire.IDNull
+	if s.lodges() { // others are behind the same address
+		return
+	}
 	c := &crossing{key: youngKey{s.remote.Addr(), s.initiator}, low: bytes.Clone(lower(s.hs.ni, s.hs.nr)), done: s.e.now, at: s.e.now.Add(youngFor)}
 	if s.initiator { // the peer had it when it answered
 		c.done = c.done.Add(-s.hs.rtt)

@@ -58,6 +58,7 @@ type Config struct {
 
 	AskKeys       bool            // ask initiators for their raw keys (RFC 7670): Authorization.Known will want them
 	Encapsulate   bool            // ask for ESP in UDP also where there is no NAT (by the NAT detection hash)
+	Inner         bool            // behind a NAT ask the responder for an address: the caller's data plane translates (ipsec.Pair.Inner)
 	IKELifetime   time.Duration   // 0: 8 h
 	ChildLifetime time.Duration   // soft, for children that we initiated; a responder's is half as long again; 0: 1 h
 	Liveness      time.Duration   // an SA that is silent for so long is probed by Do(Probe) of the caller or by itself; 0: never by itself
@@ -113,6 +114,9 @@ type Authorization struct {
 	// microseconds; nil: there is none.
 	Mask crypto.Signer
 	Mode ipsec.Mode // preferred; Tunnel is the fallback where the peer does not echo USE_TRANSPORT_MODE
+	// Inner is the address that an initiator gets that is behind a NAT (AuthorizationWanted.Inner): all that is between us and it is what that one may ask
+	// for. Nobody else may have it while the IKE SA lives.
+	Inner netip.Addr
 	// Selector is what the peer may ask for; zero: our address and its own, everything.
 	Selector ipsec.Selector
 }
@@ -193,6 +197,7 @@ type AuthorizationWanted struct {
 	Began         time.Time        // when its first message came
 	More          bool             // its name follows when we have proved ours: another AuthorizationWanted; of the answer to this one only Refuse counts
 	Asked         ID               // the IDr that it asked for; Kind 0: none. The engine has refused names that are not ours.
+	Inner         bool             // it is behind a NAT, and asks for an address: Authorization.Inner
 }
 
 // SignatureWanted asks for a signature by our key over Data with the hash (crypto.Hash(0) for Ed25519; Data is then the
@@ -280,6 +285,12 @@ type Rekeyed struct {
 	Summary   string // as in Established
 }
 
+// Redirected: the peer's NAT has given it another address or port (Follow, or a message of the peer's). Redirect the Pair.
+type Redirected struct {
+	SA   SAID
+	Pair ipsec.Pair // without keys
+}
+
 // Alive: an authenticated message came from the peer (an answer to Probe, any request).
 type Alive struct{ SA SAID }
 
@@ -300,6 +311,7 @@ func (ChildPreferred) event()      {}
 func (ChildRetired) event()        {}
 func (ChildDown) event()           {}
 func (Rekeyed) event()             {}
+func (Redirected) event()          {}
 func (Alive) event()               {}
 func (Closed) event()              {}
 

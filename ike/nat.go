@@ -59,12 +59,12 @@ func detect(ps []wire.Payload, spiI, spiR uint64, local, remote netip.AddrPort) 
 }
 
 // refused is a refusal of what we asked for as an initiator. The addresses that an end behind a NAT has are not those that the other sees: traffic
-// selectors with them are none for it, and whose port is another than IKE's it does not let in. That its end is behind one is the peer's word alone, so that
+// selectors with them are none for it, it may have no other to assign (inner.go), and whose port is another than IKE's it does not let in. That its end is behind one is the peer's word alone, so that
 // it explains no more than the selectors.
 func (s *sa) refused(n wire.NotifyType) error {
 	err := NotifyError{n}
 	switch {
-	case s.nat.facts().Local && (n == wire.TSUnacceptable || n == wire.AuthenticationFailed):
+	case s.nat.facts().Local && (n == wire.TSUnacceptable || n == wire.AuthenticationFailed || n == wire.InternalAddressFailure || n == wire.FailedCPRequired):
 		return fmt.Errorf("%w: we are %w", err, ErrNAT)
 	case s.nat.facts().Remote && !s.nat.wish && n == wire.TSUnacceptable:
 		return fmt.Errorf("%w: it is %w", err, ErrNAT)
@@ -123,7 +123,7 @@ func (s *sa) keepAlive() {
 // peer that is behind a NAT (RFC 7296, 2.23; TRUST.md A-30).
 func (s *sa) follow(d Datagram) {
 	if d.Remote.Addr() == s.remote.Addr() || s.nat.remote {
-		s.remote = d.Remote
+		s.moveTo(d.Remote)
 	}
 	if d.Local.Addr() == s.local.Addr() {
 		s.local = d.Local

@@ -21,21 +21,24 @@ const (
 // contactAge protects an IKE SA from INITIAL_CONTACT: both ends may have initiated at once (RFC 7296, 2.4).
 const contactAge = 10 * time.Second
 
-// pairOfHosts is what counts as one peer: an address of its at one of ours. A host that keys each of our addresses is as many peers.
+// pairOfHosts is what counts as one peer: an address of its at one of ours. A host that keys each of our addresses is as many peers, and so are those
+// behind a NAT: each is at the address that we have assigned to it.
 type pairOfHosts struct{ local, remote netip.Addr }
 
 func (s *sa) hosts() pairOfHosts {
-	return pairOfHosts{s.local.Addr().Unmap(), s.remote.Addr().Unmap().WithZone("")}
+	remote := s.remote.Addr().Unmap().WithZone("")
+	if s.lodges() {
+		remote = s.inner
+	}
+	return pairOfHosts{s.local.Addr().Unmap(), remote}
 }
-
-func (p pairOfHosts) network() netip.Prefix { return network(netip.AddrPortFrom(p.remote, 0)) }
 
 // join notes an IKE SA that is established now, and ends one of the same peer if it has asked for too many: the oldest of nobody, else
 // the oldest.
 func (e *Endpoint) join(s *sa) {
 	s.since, s.hostPair = e.now, s.hosts()
 	e.peers[s.hostPair] = append(e.peers[s.hostPair], s)
-	e.networks[s.hostPair.network()]++
+	e.networks[network(s.origin)]++
 	var asked, first, nobody *sa
 	n := 0
 	for _, x := range e.peers[s.hostPair] {
@@ -74,7 +77,7 @@ func (e *Endpoint) depart(s *sa) {
 	} else {
 		e.peers[s.hostPair] = left
 	}
-	network := s.hostPair.network()
+	network := network(s.origin)
 	if e.networks[network]--; e.networks[network] == 0 {
 		delete(e.networks, network)
 	}

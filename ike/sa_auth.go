@@ -151,10 +151,13 @@ func (s *sa) offerFirstChild() []wire.Payload {
 	n := &negotiation{fresh: &childSA{initiator: true, in: s.e.newSPI()}, mode: s.hs.auth.Mode, selector: want}
 	s.child.mine = n
 	var ps []wire.Payload
+	if s.needsInner() {
+		ps = append(ps, s.askInner(n))
+	}
 	if n.mode == ipsec.Transport {
 		ps = append(ps, status(wire.UseTransportMode, nil))
 	}
-	return append(append(ps, s.e.offer.espProposal(n.fresh.in, groupNone)), tsPayloads(want, true)...)
+	return append(append(ps, s.e.offer.espProposal(n.fresh.in, groupNone)), tsPayloads(n.selector, true)...)
 }
 
 // onAuthResponse verifies the responder, and only then believes what it says.
@@ -309,7 +312,7 @@ func (s *sa) wantAuthorization() {
 	a := &s.hs.auths
 	e := AuthorizationWanted{
 		SA: s.id, Local: s.local, Remote: s.remote, ID: a.remoteID, Began: s.e.time(s.hs.began),
-		Null: a.method.Method == wire.AuthNull, More: a.second == secondAnnounced, Asked: a.asked,
+		Null: a.method.Method == wire.AuthNull, More: a.second == secondAnnounced, Asked: a.asked, Inner: s.wantsInner(),
 	}
 	if raw := rawKeys(a.request); len(raw) > 0 && !e.Null {
 		e.Raw = raw[0]
@@ -366,6 +369,7 @@ func (s *sa) authorize(auth Authorization) {
 	} else {
 		ps = a.offer
 	}
+	s.inner = auth.Inner
 	s.emitEstablished(0)
 	s.keepToken(ps)
 	s.onInitialContact(ps)

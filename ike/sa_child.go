@@ -95,6 +95,7 @@ type negotiation struct {
 	ni         []byte
 	share      *share
 	again      bool // INVALID_KE_PAYLOAD was obeyed
+	inner      bool // our address in it is the responder's to assign
 
 	low       []byte       // the lower of the two nonces
 	rival     *negotiation // of ours: the peer's rekey of the same Child SA, which we answered meanwhile
@@ -126,10 +127,14 @@ func (s *sa) outer() (local, remote netip.AddrPort) {
 // pairOf is a Child SA as the data plane calls it.
 func (s *sa) pairOf(p *child, c *childSA) ipsec.Pair {
 	local, remote := s.outer()
-	return ipsec.Pair{
+	pair := ipsec.Pair{
 		ID: p.id, Local: local, Remote: remote, Mode: p.mode, Selector: p.selector, Authenticated: s.key != nil,
 		In: ipsec.SA{SPI: c.in}, Out: ipsec.SA{SPI: c.out},
 	}
+	if s.inner.IsValid() && !s.guest {
+		pair.Inner, pair.Selector.Local = s.inner, single(s.local.Addr().Unmap())
+	}
+	return pair
 }
 
 // want asks the data plane for the Child SA. ni, nr and shared are those of its exchange.
@@ -158,12 +163,19 @@ func (s *sa) firstChild(ps []wire.Payload) {
 		s.reject(s.refused(f.Type), bye())
 		return
 	}
-	s.child.grant = grant{n.selector, n.mode}
 	sap, tsi, tsr := get[*wire.SA](ps), getTS(ps, false), getTS(ps, true)
 	if sap == nil || tsi == nil || tsr == nil {
 		s.reject(errPeer("IKE_AUTH response without a Child SA"), bye())
 		return
 	}
+	if n.inner {
+		if err := s.takeInner(ps); err != nil {
+			s.reject(err, bye())
+			return
+		}
+		n.selector.Local = single(s.inner)
+	}
+	s.child.grant = grant{n.selector, n.mode}
 	suite, out, ok := s.e.offer.acceptESP(sap, groupNone)
 	sel, within := accept(n.selector, tsi, tsr)
 	if !ok || !within {
@@ -189,6 +201,7 @@ func (s *sa) answerFirstChild(ps []wire.Payload) {
 	}
 	n.mode = s.chooseMode(ps, n.selector)
 	n.replyMode()
+	n.reply = append(s.replyInner(), n.reply...)
 	s.child.theirs = n
 	s.want(n, suite, s.hs.ni, s.hs.nr, nil, nil)
 }

@@ -38,8 +38,11 @@ func tsPayloads(s ipsec.Selector, initiator bool) []wire.Payload {
 	}
 }
 
-// allowed is what a peer may ask for: Authorization.Selector, or all between the two outer addresses.
+// allowed is what a peer may ask for: Authorization.Selector, or all between our outer address and its own, or the one assigned to it.
 func allowed(a Authorization, local, remote netip.Addr) ipsec.Selector {
+	if a.Inner.IsValid() {
+		remote = a.Inner
+	}
 	if a.Selector != (ipsec.Selector{}) {
 		return a.Selector
 	}

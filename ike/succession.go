@@ -234,7 +234,7 @@ func (s *sa) inherit(r *succession, t *sa, low []byte) {
 func (s *sa) beget(initiator bool, ours SAID, theirs uint64, c *saCrypto) *sa {
 	t := &sa{
 		e: s.e, id: ours, initiator: initiator, state: established, quiet: true, key: s.key, named: s.named, remoteID: s.remoteID, late: s.late, guest: s.guest,
-		spiI: uint64(ours), spiR: theirs, local: s.local, remote: s.remote, origin: s.origin, nat: s.nat, frag: s.frag, hybrid: s.hybrid, keys: c, slot: -1,
+		spiI: uint64(ours), spiR: theirs, local: s.local, remote: s.remote, origin: s.origin, nat: s.nat, inner: s.inner, frag: s.frag, hybrid: s.hybrid, keys: c, slot: -1,
 	}
 	if !initiator {
 		t.spiI, t.spiR = t.spiR, t.spiI

@@ -13,6 +13,7 @@ type Environment struct {
 	Gateways      []netip.Addr   // next hops of default routes
 	Upstreams     []netip.Addr   // our DNS upstreams
 	Networks      []netip.Prefix // the networks we are on: their broadcast addresses are nobody's
+	Pools         []netip.Prefix // what this host assigns to clients behind a NAT: no name leads there
 	InternalZones []string       // canonical, with the final dot: zones that may claim private addresses
 }
 
@@ -67,6 +68,9 @@ func Claimable(addr netip.Addr, env Environment, name string) (ok bool, why stri
 		return false, "the default gateway"
 	case slices.Contains(env.Upstreams, addr):
 		return false, "our DNS upstream"
+	}
+	if slices.ContainsFunc(env.Pools, func(p netip.Prefix) bool { return p.Contains(addr) }) {
+		return false, "an address for clients behind a NAT"
 	}
 	for _, n := range env.Networks {
 		if isBroadcast(addr, n) {

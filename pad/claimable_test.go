@@ -22,6 +22,7 @@ func TestClaimable(t *testing.T) {
 		Gateways:      addrs("198.51.100.1", "2001:db8::1"),
 		Upstreams:     addrs("198.51.100.53"),
 		Networks:      []netip.Prefix{netip.MustParsePrefix("198.51.100.7/24"), netip.MustParsePrefix("203.0.113.2/31")},
+		Pools:         []netip.Prefix{netip.MustParsePrefix("198.19.0.0/16")},
 		InternalZones: []string{"corp.example.", "lan."},
 	}
 	for _, tt := range []struct {
@@ -45,6 +46,8 @@ func TestClaimable(t *testing.T) {
 		{"198.51.100.1", "evil.example.", "gateway"},
 		{"198.51.100.53", "evil.example.", "upstream"},
 		{"198.51.100.54", "bob.example.", ""},
+		{"198.19.7.7", "evil.example.", "clients behind a NAT"},
+		{"198.18.7.7", "bob.example.", ""},
 		{"::", "evil.example.", "unspecified"},
 		{"::1", "evil.example.", "loopback"},
 		{"::ffff:192.0.2.1", "evil.example.", "IPv4-mapped"},

@@ -34,7 +34,7 @@ func openPlane(cfg *daemon.Config, file *config.Config) error {
 	if err != nil {
 		return err
 	}
-	cfg.Dataplane, cfg.DataplaneName, cfg.Encapsulate = plane, "tun", true
+	cfg.Dataplane, cfg.DataplaneName, cfg.Encapsulate, cfg.Inner = plane, "tun", true, true
 	return nil
 }
 

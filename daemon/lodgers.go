@@ -1,0 +1,169 @@
+package daemon
+
+import (
+	"math/rand/v2"
+	"net/netip"
+	"slices"
+	"time"
+
+	"tacit/ike"
+	"tacit/ipsec"
+	"tacit/pad"
+)
+
+// Clients behind a NAT (TRUST.md R7, A-29). The address that they are seen at is not theirs alone, and the one that they have may be another's too, so each
+// gets one of ours for as long as its IKE SA lives (`nat-pool`), and is a peer at that. It is nobody in particular: no name leads to such an address, and
+// none that it tells is looked up. Traffic with the NAT's own address, and with others behind it, is none of its business.
+
+const (
+	maxLodgers   = 256  // of one address
+	lodgingTries = 4096 // addresses that are looked at for one that is free
+)
+
+// lodger is an IKE SA that an address was assigned to.
+type lodger struct{ inner, outer netip.Addr }
+
+// lodgers are those of a loop, which assigns addresses only that are its own (shards.go).
+type lodgers struct {
+	of    map[ike.SAID]lodger
+	taken map[netip.Addr]bool
+	at    map[netip.Addr]int // how many there are, by the address that they are seen at
+	last  map[netip.Prefix]netip.Addr
+}
+
+func newLodgers() lodgers {
+	return lodgers{map[ike.SAID]lodger{}, map[netip.Addr]bool{}, map[netip.Addr]int{}, map[netip.Prefix]netip.Addr{}}
+}
+
+// lodge answers AuthorizationWanted of a client that is behind a NAT and asks for an address. Connections that this host had with an earlier one at the
+// same address are ended before.
+func (l *loop) lodge(now time.Time, e ike.AuthorizationWanted) {
+	local, outer := e.Local.Addr().Unmap(), e.Remote.Addr().Unmap()
+	if !l.d.rules.Load().ForAddr(outer).AcceptAnonymous {
+		l.refuse(now, e, "no anonymous clients are accepted, and behind a NAT nobody is anything else")
+		return
+	}
+	a := ike.Authorization{Mode: ipsec.Tunnel, Anonymous: true}
+	if e.More { // only Refuse counts
+		l.output(now, l.engine.Authorize(now, e.SA, a))
+		return
+	}
+	inner, why := l.assign(local, outer)
+	if why != "" {
+		l.refuse(now, e, why)
+		return
+	}
+	if l.d.lodging.CompareAndSwap(false, true) {
+		go l.d.reinstruct()
+	}
+	l.lodgers.of[e.SA], l.lodgers.taken[inner] = lodger{inner, outer}, true
+	l.lodgers.at[outer]++
+	l.endAt(ipsec.Host(local, inner), time.Time{}, func(now time.Time, _ int, err error) {
+		if err != nil {
+			l.refuse(now, e, "connections with an earlier client cannot be ended: "+err.Error())
+			return
+		}
+		a.Inner = inner
+		l.output(now, l.engine.Authorize(now, e.SA, a))
+	})
+}
+
+// assign finds an address for a client, the one after the last: what was somebody's is not soon another's.
+func (l *loop) assign(local, outer netip.Addr) (inner netip.Addr, why string) {
+	pools := l.d.host.environment().Pools
+	i := slices.IndexFunc(pools, func(p netip.Prefix) bool { return p.Addr().Is4() == local.Is4() })
+	switch {
+	case i < 0:
+		return inner, "it is behind a NAT, and there is no nat-pool of its family"
+	case l.lodgers.at[outer] >= maxLodgers:
+		return inner, "too many clients are behind its NAT"
+	}
+	pool := pools[i]
+	at, ok := l.lodgers.last[pool]
+	if !ok {
+		at = somewhere(pool)
+	}
+	for range lodgingTries {
+		if at = at.Next(); !pool.Contains(at) {
+			at = pool.Addr().Next() // the first one is no host's in many a network
+		}
+		if !l.owns(at) || l.lodgers.taken[at] || l.peers[key{local, at}] != nil {
+			continue
+		}
+		if err := l.routed(at); err != nil { // what we send to it is routed before it is put into the tunnel
+			return inner, "it is behind a NAT, and nat-pool has no route here: " + err.Error()
+		}
+		l.lodgers.last[pool] = at
+		return at, ""
+	}
+	return inner, "no address of nat-pool is free"
+}
+
+// somewhere is an address of a prefix: a process does not begin where the one before it has begun.
+func somewhere(p netip.Prefix) netip.Addr {
+	b := p.Addr().AsSlice()
+	for i := p.Bits(); i < 8*len(b); i++ {
+		b[i/8] |= byte(rand.IntN(2)) << (7 - i%8)
+	}
+	a, _ := netip.AddrFromSlice(b)
+	return a
+}
+
+// owns reports whether what is known of an address is this loop's.
+func (l *loop) owns(addr netip.Addr) bool { return l.d.shards.of(addr) == l }
+
+// depart takes the address of an IKE SA back, if it has one.
+func (l *loop) depart(sa ike.SAID) {
+	x, ok := l.lodgers.of[sa]
+	if !ok {
+		return
+	}
+	delete(l.lodgers.of, sa)
+	delete(l.lodgers.taken, x.inner)
+	if l.lodgers.at[x.outer]--; l.lodgers.at[x.outer] == 0 {
+		delete(l.lodgers.at, x.outer)
+	}
+}
+
+// moved: valid packets of a Pair come from another address. Clients behind a NAT are followed there.
+func (l *loop) moved(now time.Time, e ipsec.Event) {
+	p := l.pairs[e.ID]
+	if p == nil || !p.outer.IsValid() {
+		l.log.Warn("a peer's packets come from another address; one that is behind no NAT is not followed", "peer", e.Remote)
+		return
+	}
+	for _, a := range p.sas {
+		if a.carries(e.ID) {
+			l.output(now, l.engine.Follow(now, a.id, e.Remote))
+		}
+	}
+}
+
+// redirect has a Pair follow its client.
+func (l *loop) redirect(e ike.Redirected) {
+	p := l.bySA[e.SA]
+	if p == nil {
+		return
+	}
+	p.outer = e.Pair.Remote
+	l.log.Info("a client's NAT has moved it", "peer", p.remote, "to", p.outer)
+	l.job("redirecting", func() error { return l.dp.Redirect(e.Pair.ID, e.Pair.Local, e.Pair.Remote) }, l.failed("redirecting", p.remote))
+}
+
+// place is the address that a peer's rule is of: that of the NAT before it, if there is one.
+func (p *peer) place() netip.Addr {
+	if p.outer.IsValid() {
+		return p.outer.Addr().Unmap()
+	}
+	return p.remote
+}
+
+// poolsOf are the pools that no network of this host's overlaps.
+func poolsOf(pools, networks []netip.Prefix) []netip.Prefix {
+	return slices.DeleteFunc(slices.Clone(pools), func(p netip.Prefix) bool { return slices.ContainsFunc(networks, p.Overlaps) })
+}
+
+// assigned reports whether an address is one for clients behind a NAT.
+func assigned(env *pad.Environment, addr netip.Addr) bool {
+	return slices.ContainsFunc(env.Pools, func(p netip.Prefix) bool { return p.Contains(addr) })
+}
