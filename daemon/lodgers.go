@@ -44,6 +44,9 @@ func (l *loop) lodge(now time.Time, e ike.AuthorizationWanted) {
 		return
 	}
 	a := ike.Authorization{Mode: ipsec.Tunnel, Anonymous: true}
+	if l.d.cfg.File.Name == "" {
+		a.Mask = l.mask(local, outer)
+	}
 	if e.More { // only Refuse counts
 		l.output(now, l.engine.Authorize(now, e.SA, a))
 		return

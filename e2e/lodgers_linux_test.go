@@ -16,8 +16,8 @@ import (
 
 // Clients behind NATs, each at an address that the server has assigned to it.
 
-// lodge makes the hosts, and starts Bob and the clients.
-func lodge(t *testing.T, moved bool) (w *natWorld, clients []*lab.Host) {
+// lodge makes the hosts, and starts Bob, on a data plane or that under test, and the clients, on tun: the kernel's ESP does not translate.
+func lodge(t *testing.T, moved bool, server string) (w *natWorld, clients []*lab.Host) {
 	t.Helper()
 	w = newNATWorld(t, func(w *natWorld) []zoneFile {
 		return []zoneFile{{"example.", bindNSEC, hostRecords("bob.example.", w.bob, &w.bobKey)}}
@@ -27,10 +27,11 @@ func lodge(t *testing.T, moved bool) (w *natWorld, clients []*lab.Host) {
 		moves(t, w.nat, 40_000)
 		moves(t, w.nat2, 40_000)
 	}
-	w.bobTac = startTacit(t, w.bob, w.anchor, options{name: "bob.example", identity: w.bobKey.pem, upstream: w.upstreamOfTheHost})
+	w.bobTac = startTacit(t, w.bob, w.anchor, options{name: "bob.example", identity: w.bobKey.pem, upstream: w.upstreamOfTheHost, dataplane: server})
+	w.plane = "tun"
 	clients = []*lab.Host{w.carol, w.dave, w.twin}
 	for _, h := range clients {
-		startTacit(t, h, w.anchor, options{upstream: w.upstreamOfTheHost})
+		w.client(h, "")
 	}
 	return w, clients
 }
@@ -80,7 +81,7 @@ func (w *natWorld) lodgersOf() map[netip.Addr][]peerStatus {
 func TestLodgers(t *testing.T) {
 	for what, moved := range map[string]bool{"ports are kept": false, "ports are moved": true} {
 		t.Run(what, func(t *testing.T) {
-			w, clients := lodge(t, moved)
+			w, clients := lodge(t, moved, "")
 			w.talk(clients...)
 			for _, h := range clients {
 				w.onlyInUDP(h, w.bob)
@@ -139,8 +140,13 @@ func (w *natWorld) backwards(of map[netip.Addr][]peerStatus) {
 //
 //tacit:attack A-30 the server follows valid ESP through a NAT that has forgotten
 func TestLodgersMove(t *testing.T) {
-	w, clients := lodge(t, true)
-	forgets(t, w.nat, w.nat2)
+	w, clients := lodge(t, true, "")
+	w.lodgersMove(clients)
+}
+
+func (w *natWorld) lodgersMove(clients []*lab.Host) {
+	t := w.t
+	t.Helper()
 	w.talk(clients...)
 	before := w.lodgersOf()
 	var says []func() error
@@ -157,6 +163,7 @@ func TestLodgersMove(t *testing.T) {
 			}
 		}
 	}
+	forgets(t, w.nat, w.nat2)
 	say()
 	for _, n := range []*lab.Host{w.nat, w.nat2} {
 		moves(t, n, 50_000)
@@ -222,6 +229,7 @@ func TestLodgersUnwanted(t *testing.T) {
 	w.routed()
 	w.bobTac = startTacit(t, w.bob, w.anchor, options{name: "bob.example", identity: w.bobKey.pem, upstream: w.upstreamOfTheHost, top: "nat-pool = [\"198.19.0.0/16\"]",
 		policy: fmt.Sprintf("[[policy]]\nmatch = [%q]\naccept-anonymous = false\n", w.nat2.Addr4())})
+	w.plane = "tun"
 	w.client(w.carol, "")
 	w.client(w.twin, "")
 	mustWithhold(t, w.twin, "bob.example") // in neither family

@@ -31,13 +31,15 @@ type swanConf struct {
 	key        identity // its own
 	peerKey    identity // of which only the public half is used
 	peer       *lab.Host
-	child      string // more lines of the children
-	ike, esp   string // proposals
-	kernel     bool   // the kernel's ESP, in transport mode
-	encap      bool   // with it: ESP in UDP though there is no NAT
-	port       int    // of IKE at both ends, with the next one for port 4500; 0: the usual ones
-	root       string // another strongSwan than the machine's: 6
-	mlkem      bool   // with it: ML-KEM
+	child      string    // more lines of the children
+	conn       [2]string // more lines of the connections of IPv4 and IPv6
+	pools      string    // the addresses that it assigns
+	ike, esp   string    // proposals
+	kernel     bool      // the kernel's ESP, in transport mode
+	encap      bool      // with it: ESP in UDP though there is no NAT
+	port       int       // of IKE at both ends, with the next one for port 4500; 0: the usual ones
+	root       string    // another strongSwan than the machine's: 6
+	mlkem      bool      // with it: ML-KEM
 }
 
 // The daemon's own packets carry a mark and are routed past its TUN device: the protected address is the IKE peer's
@@ -103,6 +105,7 @@ func startSwan(t *testing.T, h *lab.Host, c swanConf) *swan {
 		local_addrs = %s
 		remote_addrs = %s
 		%s
+		%s
 		mobike = no
 		encap = %s
 		send_certreq = no
@@ -125,10 +128,13 @@ func startSwan(t *testing.T, h *lab.Host, c swanConf) *swan {
 			}
 		}
 	}
-`, family, both(h)[i], both(c.peer)[i], ports, encap, cmp.Or(c.ike, "aes128gcm16-prfsha256-x25519,aes256-sha256-ecp256"), c.id, c.peerID,
+`, family, both(h)[i], both(c.peer)[i], ports, c.conn[i], encap, cmp.Or(c.ike, "aes128gcm16-prfsha256-x25519,aes256-sha256-ecp256"), c.id, c.peerID,
 			family, mode, cmp.Or(c.esp, "aes128gcm16,aes128gcm16-x25519"), c.child)
 	}
-	conf.WriteString("}\n")
+	conf.WriteString("}\n" + c.pools)
+	if strings.Contains(c.conn[0], "vips") {
+		daemon = strings.Replace(daemon, "install_virtual_ip = no", "install_virtual_ip = yes", 1)
+	}
 	return runSwanIn(t, h, c.root, daemon, map[string]string{
 		"private/own.pem": c.key.pem, "pubkey/own.pem": publicPEM(t, c.key), "pubkey/peer.pem": publicPEM(t, c.peerKey),
 		"swanctl.conf": conf.String(),
