@@ -144,6 +144,13 @@ func TestLodgersMove(t *testing.T) {
 	w.lodgersMove(clients)
 }
 
+// TestXFRMLodgers: the server has the kernel's ESP.
+func TestXFRMLodgers(t *testing.T) {
+	needESP(t, "nft", "nsd", "unbound", "dnssec-signzone", "ldns-signzone", "getent")
+	w, clients := lodge(t, true, "xfrm")
+	w.lodgersMove(clients)
+}
+
 func (w *natWorld) lodgersMove(clients []*lab.Host) {
 	t := w.t
 	t.Helper()
