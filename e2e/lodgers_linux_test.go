@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net/netip"
@@ -10,6 +11,7 @@ import (
 	"time"
 
 	"github.com/miekg/dns"
+	"golang.org/x/sys/unix"
 
 	"tacit/lab"
 )
@@ -106,6 +108,9 @@ func TestLodgers(t *testing.T) {
 				datagrams(t, h, w.bob, w.bob.Addr4(), 3, 1472, 9000)
 				datagrams(t, h, w.bob, w.bob.Addr6(), 3, 1472, 9000)
 			}
+			for _, to := range both(w.bob) {
+				refused(t, w.carol, to)
+			}
 			for _, f := range []*stream{startStream(t, w.erin, w.bob, w.bob.Addr4()), startStream(t, w.erin, w.bob, w.bob.Addr6())} {
 				f.goesOn(disturbed)
 			}
@@ -132,7 +137,26 @@ func (w *natWorld) backwards(of map[netip.Addr][]peerStatus) {
 				w.t.Errorf("nothing comes back from %v, which is at %v", p.Address, p.Outer)
 			}
 			c.Close()
+			refused(w.t, w.bob, p.Address)
 		}
+	}
+}
+
+// refused sends a datagram to a port that nobody has: the ICMP error must find the socket.
+func refused(t *testing.T, h *lab.Host, to netip.Addr) {
+	t.Helper()
+	c, err := h.Dial(t.Context(), "udp", netip.AddrPortFrom(to, 7).String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	_, err = c.Write([]byte("is anybody there?"))
+	if err == nil {
+		_ = c.SetReadDeadline(time.Now().Add(3 * time.Second))
+		_, err = c.Read(make([]byte, 1))
+	}
+	if !errors.Is(err, unix.ECONNREFUSED) {
+		t.Errorf("%s to %v: %v, want a refusal", h.Name, to, err)
 	}
 }
 

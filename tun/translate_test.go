@@ -8,7 +8,10 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"tacit/guard"
+	"tacit/ipsec"
 	"tacit/lab"
+	"tacit/plane"
 )
 
 var (
@@ -150,6 +153,31 @@ func TestTranslateBack(t *testing.T) {
 		sound(t, what, data)
 		if bytes.Contains(data, inner.AsSlice()) || p.dst != own.As16() {
 			t.Errorf("%s: %x", what, data)
+		}
+	}
+}
+
+// RFC 4301, 5.2: what comes out of the tunnel goes from the peer to the address that it has assigned, and is for our own then. All else is dropped: what is for our
+// own address, too, which the peer does not know.
+func TestOnlyToTheInnerAddress(t *testing.T) {
+	for _, c := range []struct {
+		what     string
+		src, dst netip.Addr
+		next     uint8
+		ok       bool
+	}{
+		{"what is meant", bob4, inner4, unix.IPPROTO_IPIP, true},
+		{"our own address", bob4, alice4, unix.IPPROTO_IPIP, false},
+		{"another's", bob4, inner4.Next(), unix.IPPROTO_IPIP, false},
+		{"from another", alice4, inner4, unix.IPPROTO_IPIP, false},
+		{"as another protocol", bob4, inner4, unix.IPPROTO_IPV6, false},
+		{"of the other family", bob6, inner6, unix.IPPROTO_IPV6, false},
+	} {
+		p, inner := &Plane{}, inner4.As16()
+		in := &inbound{mode: ipsec.Tunnel, pair: &pair{inner: &inner, flow: &flow{Flow: plane.Flow{Key: guard.Key{Own: alice4, Peer: bob4}}}}}
+		out, pkt, ok := p.unwrap(in, append(make([]byte, deviceOffset), udp(c.src, c.dst, 10)...), c.next, control{})
+		if ok != c.ok || ok && (pkt.dst != alice4.As16() || !bytes.Equal(out[deviceOffset:], udp(bob4, alice4, 10))) {
+			t.Errorf("%s: taken %v, %+v", c.what, ok, pkt)
 		}
 	}
 }
