@@ -59,12 +59,15 @@ func detect(ps []wire.Payload, spiI, spiR uint64, local, remote netip.AddrPort) 
 }
 
 // refused is a refusal of what we asked for as an initiator. The addresses that an end behind a NAT has are not those that the other sees: traffic
-// selectors with them are none for it, it may have no other to assign (inner.go), and whose port is another than IKE's it does not let in. That its end is behind one is the peer's word alone, so that
-// it explains no more than the selectors.
+// selectors with them are none for it, it may have no other to assign (inner.go), and whose port is another than IKE's it does not let in. That its end
+// is behind one is the peer's word alone, so that it explains no more than the selectors.
 func (s *sa) refused(n wire.NotifyType) error {
 	err := NotifyError{n}
 	switch {
 	case s.nat.facts().Local && (n == wire.TSUnacceptable || n == wire.AuthenticationFailed || n == wire.InternalAddressFailure || n == wire.FailedCPRequired):
+		if !s.e.cfg.Inner {
+			return fmt.Errorf("%w: we are %w, and our data plane does not translate", err, ErrNAT)
+		}
 		return fmt.Errorf("%w: we are %w", err, ErrNAT)
 	case s.nat.facts().Remote && !s.nat.wish && n == wire.TSUnacceptable:
 		return fmt.Errorf("%w: it is %w", err, ErrNAT)

@@ -86,7 +86,7 @@ func TestNATIsTheReason(t *testing.T) {
 		refusal   wire.NotifyType
 		want      string // empty: no NAT is to blame
 	}{
-		{"the initiator", 'a', false, nil, wire.TSUnacceptable, "we are behind a NAT"},
+		{"the initiator", 'a', false, nil, wire.TSUnacceptable, "we are behind a NAT, and our data plane does not translate"},
 		{"the initiator, which is not let in", 'a', false, refuses, wire.AuthenticationFailed, "we are behind a NAT"},
 		{"the responder", 'b', false, nil, wire.TSUnacceptable, "it is behind a NAT"},
 		{"the responder, which wants UDP", 'b', true, nil, wire.TSUnacceptable, "it is behind a NAT"},
