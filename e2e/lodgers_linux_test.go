@@ -24,7 +24,7 @@ func lodge(t *testing.T, moved bool, server string) (w *natWorld, clients []*lab
 	w = newNATWorld(t, func(w *natWorld) []zoneFile {
 		return []zoneFile{{"example.", bindNSEC, hostRecords("bob.example.", w.bob, &w.bobKey)}}
 	})
-	w.routed()
+	w.routed(w.bob)
 	if moved {
 		moves(t, w.nat, 40_000)
 		moves(t, w.nat2, 40_000)
@@ -38,26 +38,33 @@ func lodge(t *testing.T, moved bool, server string) (w *natWorld, clients []*lab
 	return w, clients
 }
 
-// routed gives Bob a default route, as servers have.
-func (w *natWorld) routed() {
+// routed gives hosts a default route, as servers have.
+func (w *natWorld) routed(hosts ...*lab.Host) {
 	w.t.Helper()
-	for i, flag := range []string{"-4", "-6"} {
-		output(w.t, w.bob, "ip", flag, "route", "add", "default", "via", both(w.plain)[i].String())
+	for _, h := range hosts {
+		for i, flag := range []string{"-4", "-6"} {
+			output(w.t, h, "ip", flag, "route", "add", "default", "via", both(w.plain)[i].String())
+		}
 	}
 }
 
 // talk has clients look Bob's name up and speak with him, all at once and both ways. Nothing is so long that its ESP goes in fragments: the tap shows one that a NAT has
 // put together, and taken apart again, as it came and with the addresses that it has then, and before the first.
-func (w *natWorld) talk(clients ...*lab.Host) {
+func (w *natWorld) talk(clients ...*lab.Host) { w.talkTo([]*lab.Host{w.bob}, clients...) }
+
+// talkTo is talk with several servers.
+func (w *natWorld) talkTo(servers []*lab.Host, clients ...*lab.Host) {
 	w.t.Helper()
 	var wg sync.WaitGroup
 	for _, h := range clients {
-		mustAnswer(w.t, h, "bob.example", both(w.bob)...)
-		for _, to := range both(w.bob) {
-			wg.Go(func() {
-				datagrams(w.t, h, w.bob, to, 3, 1, 1300)
-				transfer(w.t, h, w.bob, to, 100_000)
-			})
+		for _, s := range servers {
+			mustAnswer(w.t, h, s.Name+".example", both(s)...)
+			for _, to := range both(s) {
+				wg.Go(func() {
+					datagrams(w.t, h, s, to, 3, 1, 1300)
+					transfer(w.t, h, s, to, 100_000)
+				})
+			}
 		}
 	}
 	wg.Wait()
@@ -251,13 +258,47 @@ func connect(t *testing.T, a, b *lab.Host, addr netip.Addr) (say func() error) {
 	}
 }
 
+// TestLodgersOfTwo (newoe-25-cat-2 and -3): two servers assign the same three addresses to the same three clients, who speak with both at once. Then every client has an
+// address that another one has at the other server, or the same at both.
+func TestLodgersOfTwo(t *testing.T) {
+	var aliceKey identity
+	w := newNATWorld(t, func(w *natWorld) []zoneFile {
+		aliceKey = newIdentity(t)
+		return []zoneFile{{"example.", bindNSEC, append(hostRecords("bob.example.", w.bob, &w.bobKey), hostRecords("alice.example.", w.alice, &aliceKey)...)}}
+	})
+	servers := []*lab.Host{w.bob, w.alice}
+	w.routed(servers...)
+	for i, key := range []identity{w.bobKey, aliceKey} {
+		d := startTacit(t, servers[i], w.anchor, options{name: servers[i].Name + ".example", identity: key.pem, upstream: w.upstreamOfTheHost,
+			top: `nat-pool = ["198.19.0.0/30", "2001:2::/126"]`, env: []string{"GOMAXPROCS=1"}}) // else each processor has its part of the addresses
+		defer func() {
+			for _, p := range d.statusPeers() {
+				if p.State != "protected" || p.Address.As16()[15] > 3 {
+					t.Errorf("%s: %+v", d.host.Name, p)
+				}
+			}
+		}()
+	}
+	w.plane = "tun"
+	clients := []*lab.Host{w.carol, w.dave, w.twin}
+	for _, h := range clients {
+		w.client(h, "")
+	}
+	w.talkTo(servers, clients...)
+	for _, s := range servers {
+		for _, n := range []*lab.Host{w.nat, w.nat2} {
+			w.onlyInUDP(n, s)
+		}
+	}
+}
+
 // TestLodgersUnwanted: who takes no anonymous clients, or has no addresses to assign, takes nobody behind a NAT. The name is withheld from them, and nothing
 // leaves in clear.
 func TestLodgersUnwanted(t *testing.T) {
 	w := newNATWorld(t, func(w *natWorld) []zoneFile {
 		return []zoneFile{{"example.", bindNSEC, hostRecords("bob.example.", w.bob, &w.bobKey)}}
 	})
-	w.routed()
+	w.routed(w.bob)
 	w.bobTac = startTacit(t, w.bob, w.anchor, options{name: "bob.example", identity: w.bobKey.pem, upstream: w.upstreamOfTheHost, top: "nat-pool = [\"198.19.0.0/16\"]",
 		policy: fmt.Sprintf("[[policy]]\nmatch = [%q]\naccept-anonymous = false\n", w.nat2.Addr4())})
 	w.plane = "tun"

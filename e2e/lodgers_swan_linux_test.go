@@ -19,7 +19,7 @@ func TestLodgersOfStrongSwan(t *testing.T) {
 		carolKey = newIdentity(t)
 		return []zoneFile{{"example.", bindNSEC, hostRecords("bob.example.", w.bob, &w.bobKey)}}
 	})
-	w.routed()
+	w.routed(w.bob)
 	swan := startSwan(t, w.bob, swanConf{id: "bob.example", peerID: "carol.example", key: w.bobKey, peerKey: carolKey, peer: w.nat,
 		conn: [2]string{"pools = four", "pools = six"}, pools: "pools {\n	four { addrs = 10.7.0.0/24 }\n	six { addrs = fd07::/120 }\n}\n"})
 	o := w.named("carol.example", carolKey)
@@ -62,7 +62,7 @@ func TestStrongSwanLodges(t *testing.T) {
 	w := newNATWorld(t, func(w *natWorld) []zoneFile {
 		return []zoneFile{{"example.", bindNSEC, hostRecords("bob.example.", w.bob, &w.bobKey)}}
 	})
-	w.routed()
+	w.routed(w.bob)
 	w.bobTac = startTacit(t, w.bob, w.anchor, options{name: "bob.example", identity: w.bobKey.pem, upstream: w.upstreamOfTheHost})
 	w.plane = "tun"
 	w.client(w.twin, "")
