@@ -39,8 +39,8 @@ func newLodgers() lodgers {
 // same address are ended before.
 func (l *loop) lodge(now time.Time, e ike.AuthorizationWanted) {
 	local, outer := e.Local.Addr().Unmap(), e.Remote.Addr().Unmap()
-	if !l.d.rules.Load().ForAddr(outer).AcceptAnonymous {
-		l.refuse(now, e, "no anonymous clients are accepted, and behind a NAT nobody is anything else")
+	if why := l.unwelcome(outer); why != "" {
+		l.refuse(now, e, why)
 		return
 	}
 	a := ike.Authorization{Mode: ipsec.Tunnel, Anonymous: true}
@@ -69,6 +69,17 @@ func (l *loop) lodge(now time.Time, e ike.AuthorizationWanted) {
 		a.Inner = inner
 		l.output(now, l.engine.Authorize(now, e.SA, a))
 	})
+}
+
+// unwelcome says why no client may be at an address that it is seen at; "": it may. A name that it tells has no say: nobody proves it.
+func (l *loop) unwelcome(outer netip.Addr) string {
+	switch r := l.d.rules.Load().ForAddr(outer); {
+	case closed(r.Class):
+		return "the class of its NAT's address is " + r.Class.String()
+	case !r.AcceptAnonymous:
+		return "no anonymous clients are accepted, and behind a NAT nobody is anything else"
+	}
+	return ""
 }
 
 // assign finds an address for a client, the one after the last: what was somebody's is not soon another's.
