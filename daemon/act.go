@@ -210,7 +210,7 @@ func (l *loop) engineEvent(now time.Time, e ike.Event) {
 	case ike.ChildPreferred:
 		l.prefer(e)
 	case ike.Redirected:
-		l.redirect(e)
+		l.redirect(now, e)
 	case ike.Alive:
 		if p := l.bySA[e.SA]; p != nil {
 			l.step(now, p, e)

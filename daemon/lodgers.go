@@ -73,7 +73,10 @@ func (l *loop) lodge(now time.Time, e ike.AuthorizationWanted) {
 
 // unwelcome says why no client may be at an address that it is seen at; "": it may. A name that it tells has no say: nobody proves it.
 func (l *loop) unwelcome(outer netip.Addr) string {
+	ok, why := pad.Claimable(outer, l.d.host.forResponder(), "")
 	switch r := l.d.rules.Load().ForAddr(outer); {
+	case !ok:
+		return why
 	case closed(r.Class):
 		return "the class of its NAT's address is " + r.Class.String()
 	case !r.AcceptAnonymous:
@@ -134,16 +137,26 @@ func (l *loop) depart(sa ike.SAID) {
 	}
 	delete(l.lodgers.of, sa)
 	delete(l.lodgers.taken, x.inner)
-	if l.lodgers.at[x.outer]--; l.lodgers.at[x.outer] == 0 {
-		delete(l.lodgers.at, x.outer)
+	l.lodgers.leave(x.outer)
+}
+
+// leave counts one less at an address.
+func (l *lodgers) leave(outer netip.Addr) {
+	if l.at[outer]--; l.at[outer] == 0 {
+		delete(l.at, outer)
 	}
 }
 
-// moved: valid packets of a Pair come from another address. Clients behind a NAT are followed there.
+// moved: valid packets of a Pair come from another address. Clients behind a NAT are followed there, unless they could not begin there: whoever is between
+// us may have sent the packets on.
 func (l *loop) moved(now time.Time, e ipsec.Event) {
 	p := l.pairs[e.ID]
 	if p == nil || !p.outer.IsValid() {
 		l.log.Warn("a peer's packets come from another address; one that is behind no NAT is not followed", "peer", e.Remote)
+		return
+	}
+	if why := l.unwelcome(e.Remote.Addr().Unmap()); why != "" {
+		l.log.Warn("a client is not followed", "peer", p.remote, "to", e.Remote, "why", why)
 		return
 	}
 	for _, a := range p.sas {
@@ -153,10 +166,24 @@ func (l *loop) moved(now time.Time, e ipsec.Event) {
 	}
 }
 
-// redirect has a Pair follow its client.
-func (l *loop) redirect(e ike.Redirected) {
-	p := l.bySA[e.SA]
+// redirect has a Pair follow its client. Who has said himself that he is where he could not begin ends.
+func (l *loop) redirect(now time.Time, e ike.Redirected) {
+	p, outer := l.bySA[e.SA], e.Pair.Remote.Addr().Unmap()
 	if p == nil {
+		return
+	}
+	why := l.unwelcome(outer)
+	if x, ok := l.lodgers.of[e.SA]; ok && x.outer != outer {
+		if why == "" && l.lodgers.at[outer] >= maxLodgers {
+			why = "too many clients are behind its NAT"
+		}
+		l.lodgers.leave(x.outer)
+		l.lodgers.at[outer]++
+		l.lodgers.of[e.SA] = lodger{x.inner, outer}
+	}
+	if why != "" {
+		l.log.Warn("a client has moved to where it may not be", "peer", p.remote, "to", e.Pair.Remote, "why", why)
+		l.output(now, l.engine.Do(now, e.SA, ike.Delete))
 		return
 	}
 	p.outer = e.Pair.Remote

@@ -2,9 +2,12 @@ package daemon
 
 import (
 	"net/netip"
+	"sync/atomic"
 	"testing"
 	"time"
 
+	"tacit/ike"
+	"tacit/ipsec"
 	"tacit/ipsec/ipsectest"
 	"tacit/pad"
 	"tacit/policy"
@@ -43,4 +46,55 @@ func TestClosedNATStaysClosed(t *testing.T) {
 			t.Errorf("%v: %d clients", class, n)
 		}
 	}
+}
+
+// A client does not get by moving where it could not begin: its packets are not followed, and if it says itself that it is there, it ends. How many there are at
+// an address is counted where they are.
+func TestLodgerMovesWhereItMayNotBe(t *testing.T) {
+	t.Parallel()
+	elsewhere := netip.MustParseAddr("198.51.100.10")
+	m := newLodging(t, 1)
+	if o := outcomeOf(t, m.clients[0].lookup(m.bob)); !o.ok {
+		t.Fatal(o.why)
+	}
+	var sa ike.SAID
+	var said atomic.Int32
+	m.bob.OnSend(func(d ipsectest.Datagram) {
+		said.Add(1)
+		d.Local = netip.AddrPortFrom(m.clients[0].addr, d.Local.Port()-10_000)
+		m.clients[0].Deliver(d)
+	})
+	m.bob.do(t, func(now time.Time) {
+		l := m.bob.l
+		for sa = range l.lodgers.of {
+			l.output(now, l.engine.Follow(now, sa, netip.AddrPortFrom(elsewhere, 14_500)))
+		}
+		if l.lodgers.at[elsewhere] != 1 || l.lodgers.at[theNAT] != 0 || l.lodgers.of[sa].outer != elsewhere {
+			t.Errorf("counted at %v", l.lodgers.at)
+		}
+		l.output(now, l.engine.Follow(now, sa, netip.AddrPortFrom(theNAT, 14_500)))
+		r := policy.Default()
+		r.Prefixes, r.Class = []netip.Prefix{netip.PrefixFrom(elsewhere, 32)}, policy.Block
+		l.d.cfg.File.Policy = append([]policy.Rule{r}, l.d.cfg.File.Policy...)
+		if err := l.d.obey(l.d.cfg.File); err != nil {
+			t.Fatal(err)
+		}
+		said.Store(0)
+		for _, to := range []netip.Addr{elsewhere, netip.MustParseAddr("127.0.0.1")} {
+			for id := range l.pairs {
+				l.moved(now, ipsec.Event{Kind: ipsec.Moved, ID: id, Remote: netip.AddrPortFrom(to, 14_500)})
+			}
+		}
+		for _, p := range l.peers {
+			if p.outer.Addr() != theNAT || said.Load() > 0 {
+				t.Errorf("its packets are followed to %v, %d messages", p.outer, said.Load())
+			}
+		}
+		l.output(now, l.engine.Follow(now, sa, netip.AddrPortFrom(elsewhere, 14_500)))
+	})
+	await(t, "it has ended", func() bool {
+		left := 1
+		m.bob.do(t, func(time.Time) { left = len(m.bob.l.lodgers.of) + len(m.bob.l.lodgers.at) + len(m.bob.l.lodgers.taken) })
+		return left == 0
+	})
 }
