@@ -57,7 +57,7 @@ func (l *loop) lodge(now time.Time, e ike.AuthorizationWanted) {
 		return
 	}
 	if l.d.lodging.CompareAndSwap(false, true) {
-		go l.d.reinstruct()
+		go l.shutPools(inner)
 	}
 	l.lodgers.of[e.SA], l.lodgers.taken[inner] = lodger{inner, outer}, true
 	l.lodgers.at[outer]++
@@ -83,6 +83,14 @@ func (l *loop) unwelcome(outer netip.Addr) string {
 		return "no anonymous clients are accepted, and behind a NAT nobody is anything else"
 	}
 	return ""
+}
+
+// shutPools has the data plane refuse what no SA carries to addresses that clients are assigned, of which one is or was. If it cannot, the next one has it try again.
+func (s *shared) shutPools(inner netip.Addr) {
+	var err error
+	if s.beside("rules for packets", inner, func() { err = s.d.reinstruct() }) != nil || err != nil {
+		s.d.lodging.Store(false)
+	}
 }
 
 // assign finds an address for a client, the one after the last: what was somebody's is not soon another's.

@@ -98,3 +98,39 @@ func TestLodgerMovesWhereItMayNotBe(t *testing.T) {
 		return left == 0
 	})
 }
+
+// What no SA carries to the addresses of clients is refused, to port 53 as well: as soon as there is one, when that failed as soon as there is the next, and when
+// a process before us had some.
+func TestPoolsAreShut(t *testing.T) {
+	t.Parallel()
+	shut := func(e *end) func() bool {
+		return func() bool {
+			r := e.Rules()
+			return len(r) == 2 && r[0].Action == ipsec.Block && r[0].ProtectDNS && e.l.d.cfg.File.NATPool[0] == r[0].Remote
+		}
+	}
+	m := newLodging(t, 2)
+	m.bob.FailOn("SetRules", ipsectest.ErrInjected)
+	if o := outcomeOf(t, m.clients[0].lookup(m.bob)); !o.ok {
+		t.Fatal(o.why)
+	}
+	await(t, "it was tried", func() bool {
+		c := m.bob.Calls("SetRules")
+		return len(c) > 0 && c[len(c)-1].Err != nil && !m.bob.l.d.lodging.Load()
+	})
+	m.bob.FailOn("SetRules", nil)
+	if o := outcomeOf(t, m.clients[1].lookup(m.bob)); !o.ok {
+		t.Fatal(o.why)
+	}
+	await(t, "the next one has them shut", shut(m.bob))
+
+	e := newEnd(t, "192.0.2.1", "")
+	remote := e.l.d.cfg.File.NATPool[0].Addr().Next()
+	e.SetExisting(ipsec.Pair{Selector: ipsec.Host(e.addr, remote), Until: time.Now().Add(time.Hour)})
+	if err := e.l.d.takeOver(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if !shut(e)() {
+		t.Errorf("after a process before us: %v", e.Rules())
+	}
+}

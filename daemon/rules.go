@@ -34,7 +34,7 @@ func (d *Daemon) instruct(t *policy.Table) error {
 			if slices.ContainsFunc(rules, func(r ipsec.Rule) bool { return r.Remote == p }) {
 				continue
 			}
-			rules = append(rules, ipsec.Rule{Remote: p, Action: ipsec.Block})
+			rules = append(rules, ipsec.Rule{Remote: p, Action: ipsec.Block, ProtectDNS: true})
 		}
 	}
 	if err := d.cfg.Dataplane.SetRules(rules); err != nil {
@@ -60,16 +60,18 @@ func (d *Daemon) moved() {
 		}
 	}
 	d.upstream.Renew()
-	d.reinstruct()
+	_ = d.reinstruct()
 }
 
-// reinstruct gives the data plane the rules anew, after something else than the table has changed.
-func (d *Daemon) reinstruct() {
+// reinstruct gives the data plane the rules anew, after something else than the table has changed. An error is logged.
+func (d *Daemon) reinstruct() error {
 	d.changing.Lock()
 	defer d.changing.Unlock()
-	if err := d.instruct(d.rules.Load()); err != nil {
+	err := d.instruct(d.rules.Load())
+	if err != nil {
 		d.log.Error("the rules for packets are as they were before", "err", err)
 	}
+	return err
 }
 
 // acknowledged waits until the data plane has done what the loops have asked for so far.
