@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"errors"
 	"net/netip"
 	"sync/atomic"
 	"testing"
@@ -133,4 +134,26 @@ func TestPoolsAreShut(t *testing.T) {
 	if !shut(e)() {
 		t.Errorf("after a process before us: %v", e.Rules())
 	}
+}
+
+// Where the data plane could not follow a client it is asked again when the client speaks from there again: the engine knew the place already.
+func TestLodgerIsFollowedAfterAFailure(t *testing.T) {
+	t.Parallel()
+	m := newLodging(t, 1)
+	if o := outcomeOf(t, m.clients[0].lookup(m.bob)); !o.ok {
+		t.Fatal(o.why)
+	}
+	m.clients[0].OnSend(func(ipsectest.Datagram) {}) // no message moves it back
+	to := netip.AddrPortFrom(theNAT, 24_500)
+	followed := func(err error) bool {
+		for id := range m.bob.Pairs() {
+			m.bob.Raise(ipsec.Event{Kind: ipsec.Moved, ID: id, Remote: to})
+		}
+		c := m.bob.Calls("Redirect")
+		return len(c) > 0 && c[len(c)-1].Remote == to && errors.Is(c[len(c)-1].Err, err)
+	}
+	m.bob.FailOn("Redirect", ipsectest.ErrInjected)
+	await(t, "it cannot follow", func() bool { return followed(ipsectest.ErrInjected) })
+	m.bob.FailOn("Redirect", nil)
+	await(t, "it has followed", func() bool { return followed(nil) })
 }

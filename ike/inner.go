@@ -80,21 +80,26 @@ func (s *sa) replyInner() []wire.Payload {
 }
 
 // Follow tells that valid ESP of the SA comes from another address: the NAT before the peer has forgotten the last one. Who is not at an address that we have
-// assigned is not followed by his ESP (TRUST.md A-30). Redirected follows for each of the SA's Pairs.
+// assigned is not followed by his ESP (TRUST.md A-30). Redirected follows for each of the SA's Pairs, also if we knew: then the data plane does not.
 func (e *Endpoint) Follow(now time.Time, id SAID, remote netip.AddrPort) Output {
 	return e.with(now, id, func(s *sa) {
 		if s.lodges() && remote.Addr().Is4() == s.remote.Addr().Unmap().Is4() {
-			s.moveTo(remote)
+			s.remote = remote
+			s.redirect()
 		}
 	})
 }
 
 // moveTo notes where the peer is, and has its Pairs follow if a NAT is before it.
 func (s *sa) moveTo(remote netip.AddrPort) {
-	if s.remote == remote {
-		return
+	if s.remote != remote {
+		s.remote = remote
+		s.redirect()
 	}
-	s.remote = remote
+}
+
+// redirect has the Pairs of a peer behind a NAT follow it.
+func (s *sa) redirect() {
 	if !s.lodges() || !s.open() {
 		return
 	}
