@@ -113,16 +113,23 @@ func Environment(f *config.Config) (pad.Environment, error) {
 			e.Networks = append(e.Networks, netip.PrefixFrom(n.Unmap(), ones))
 		}
 	}
-	e.Pools = poolsOf(f.NATPool, e.Networks)
 	routes, err := whole(func() ([]netlink.Route, error) { return netlink.RouteList(nil, netlink.FAMILY_ALL) })
 	if err != nil {
 		return e, fmt.Errorf("reading the host's routes: %w", err)
 	}
+	var ways []netip.Prefix
 	for _, r := range routes {
 		if ip, ok := netip.AddrFromSlice(r.Gw); ok && (r.Dst == nil || r.Dst.IP.IsUnspecified()) {
 			e.Gateways = append(e.Gateways, ip.Unmap())
 		}
+		if r.Dst != nil {
+			if ip, ok := netip.AddrFromSlice(r.Dst.IP); ok {
+				ones, _ := r.Dst.Mask.Size()
+				ways = append(ways, netip.PrefixFrom(ip.Unmap(), ones))
+			}
+		}
 	}
+	e.Pools = poolsOf(f.NATPool, e.Networks, ways)
 	for _, u := range f.DNS.Upstream {
 		if u.Addr.IsValid() {
 			e.Upstreams = append(e.Upstreams, u.Addr.Addr())
@@ -144,7 +151,7 @@ func whole[T any](list func() ([]T, error)) (all []T, err error) {
 	return all, err
 }
 
-// watch reads again at each of the kernel's notices, until ctx ends. moved is called when the host's addresses or gateways have changed.
+// watch reads again at each of the kernel's notices, until ctx ends. moved is called when the host's addresses or gateways have changed, or what it may assign.
 func (h *host) watch(ctx context.Context, log *slog.Logger, moved func()) {
 	done := make(chan struct{})
 	defer close(done)
@@ -178,7 +185,7 @@ func (h *host) watch(ctx context.Context, log *slog.Logger, moved func()) {
 		if err := h.read(); err != nil {
 			log.Warn("the host's addresses are not known", "err", err)
 		}
-		if e := h.environment(); !reflect.DeepEqual(e.Own, old.Own) || !reflect.DeepEqual(e.Gateways, old.Gateways) {
+		if e := h.environment(); !reflect.DeepEqual(e.Own, old.Own) || !reflect.DeepEqual(e.Gateways, old.Gateways) || !reflect.DeepEqual(e.Pools, old.Pools) {
 			moved()
 		}
 	}

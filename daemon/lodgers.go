@@ -207,9 +207,11 @@ func (p *peer) place() netip.Addr {
 	return p.remote
 }
 
-// poolsOf are the pools that no network of this host's overlaps.
-func poolsOf(pools, networks []netip.Prefix) []netip.Prefix {
-	return slices.DeleteFunc(slices.Clone(pools), func(p netip.Prefix) bool { return slices.ContainsFunc(networks, p.Overlaps) })
+// poolsOf are the pools that no network of this host's overlaps, and into which it has no route: where one leads to a part of a pool there are hosts.
+func poolsOf(pools, networks, routes []netip.Prefix) []netip.Prefix {
+	return slices.DeleteFunc(slices.Clone(pools), func(p netip.Prefix) bool {
+		return slices.ContainsFunc(networks, p.Overlaps) || slices.ContainsFunc(routes, func(r netip.Prefix) bool { return r.Bits() > p.Bits() && p.Contains(r.Addr()) })
+	})
 }
 
 // assigned reports whether an address is one for clients behind a NAT.

@@ -188,12 +188,17 @@ func TestAssign(t *testing.T) {
 	}
 }
 
-// A pool that a network of the host's overlaps is none: its addresses have hosts.
+// A pool that a network of the host's overlaps is none, and none that a route leads into: its addresses have hosts. A route to all of it, and more, may be there for the pool.
 func TestPoolsOf(t *testing.T) {
 	pools := []netip.Prefix{netip.MustParsePrefix("198.19.0.0/16"), netip.MustParsePrefix("2001:2:0:7ac1::/64")}
 	for network, want := range map[string]int{"192.0.2.0/24": 2, "198.19.3.0/24": 1, "198.18.0.0/15": 1, "2001:2:0:7ac1::1/128": 1, "198.20.0.0/16": 2} {
-		if got := poolsOf(pools, []netip.Prefix{netip.MustParsePrefix(network)}); len(got) != want {
+		if got := poolsOf(pools, []netip.Prefix{netip.MustParsePrefix(network)}, nil); len(got) != want {
 			t.Errorf("%s: %v", network, got)
+		}
+	}
+	for route, want := range map[string]int{"0.0.0.0/0": 2, "::/0": 2, "198.18.0.0/15": 2, "198.19.0.0/16": 2, "198.19.3.0/24": 1, "2001:2:0:7ac1::8/128": 1, "198.20.0.0/24": 2} {
+		if got := poolsOf(pools, nil, []netip.Prefix{netip.MustParsePrefix(route)}); len(got) != want {
+			t.Errorf("a route to %s: %v", route, got)
 		}
 	}
 	if len(pools) != 2 {
