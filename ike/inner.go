@@ -52,7 +52,7 @@ func (s *sa) takeInner(ps []wire.Payload) error {
 	if !a.IsGlobalUnicast() || a.Is4In6() || a == own || a == s.remote.Addr().Unmap() { // global but for its scope: private ones are
 		return fmt.Errorf("%w: we are %w, and it has assigned %v to us", ErrProtocol, ErrNAT, a)
 	}
-	s.inner = a
+	s.inner = &a
 	return nil
 }
 
@@ -69,14 +69,14 @@ func (s *sa) wantsInner() bool {
 }
 
 // lodges reports whether the peer is at an address that we have assigned.
-func (s *sa) lodges() bool { return s.guest && s.inner.IsValid() }
+func (s *sa) lodges() bool { return s.guest && s.inner != nil }
 
 // replyInner tells the initiator its address.
 func (s *sa) replyInner() []wire.Payload {
 	if !s.lodges() {
 		return nil
 	}
-	return []wire.Payload{&wire.Config{Type: wire.ConfigReply, Addresses: []wire.InternalAddress{{V6: s.inner.Is6(), Addr: s.inner}}}}
+	return []wire.Payload{&wire.Config{Type: wire.ConfigReply, Addresses: []wire.InternalAddress{{V6: s.inner.Is6(), Addr: *s.inner}}}}
 }
 
 // Follow tells that valid ESP of the SA comes from another address: the NAT before the peer has forgotten the last one. Who is not at an address that we have

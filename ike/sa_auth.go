@@ -369,7 +369,9 @@ func (s *sa) authorize(auth Authorization) {
 	} else {
 		ps = a.offer
 	}
-	s.inner = auth.Inner
+	if inner := auth.Inner; inner.IsValid() {
+		s.inner = &inner
+	}
 	s.emitEstablished(0)
 	s.keepToken(ps)
 	s.onInitialContact(ps)

@@ -131,8 +131,8 @@ func (s *sa) pairOf(p *child, c *childSA) ipsec.Pair {
 		ID: p.id, Local: local, Remote: remote, Mode: p.mode, Selector: p.selector, Authenticated: s.key != nil,
 		In: ipsec.SA{SPI: c.in}, Out: ipsec.SA{SPI: c.out},
 	}
-	if s.inner.IsValid() && !s.guest {
-		pair.Inner, pair.Selector.Local = s.inner, single(s.local.Addr().Unmap())
+	if s.inner != nil && !s.guest {
+		pair.Inner, pair.Selector.Local = *s.inner, single(s.local.Addr().Unmap())
 	}
 	return pair
 }
@@ -173,7 +173,7 @@ func (s *sa) firstChild(ps []wire.Payload) {
 			s.reject(err, bye())
 			return
 		}
-		n.selector.Local = single(s.inner)
+		n.selector.Local = single(*s.inner)
 	}
 	s.child.grant = grant{n.selector, n.mode}
 	suite, out, ok := s.e.offer.acceptESP(sap, groupNone)

@@ -6,11 +6,11 @@ import (
 	"runtime/metrics"
 )
 
-// How much garbage there may be. Most of what is in use is caches, which stay: in a large heap half of the default costs little time, and a hundred
+// How much garbage there may be. Most of what is in use is caches, which stay: in a large heap less than half of the default costs little time, and a hundred
 // thousand cached names take less than 100 MB. A small heap would be collected for every hundredth of thousands of peers that come at
 // once, each time as a whole; in calm the daemon gives its garbage back anyway.
 const (
-	garbagePercent = 50       // of what is in use
+	garbagePercent = 40       // of what is in use
 	garbageLeast   = 16 << 20 // octets, in any case
 )
 
