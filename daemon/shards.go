@@ -2,6 +2,8 @@ package daemon
 
 import (
 	"context"
+	"crypto"
+	"crypto/ed25519"
 	"crypto/rand"
 	"errors"
 	"fmt"
@@ -57,6 +59,14 @@ func shardCount() int {
 	return min(1<<(bits.Len(uint(runtime.GOMAXPROCS(0)))-1), maxShards)
 }
 
+// warm uses a key once. A process computes the tables of Ed25519 when it needs them first: nearly a millisecond, which is not to be the first peer's.
+func warm(key crypto.Signer) {
+	var message [32]byte
+	if signature, err := key.Sign(rand.Reader, message[:], crypto.Hash(0)); err == nil {
+		ed25519.Verify(key.Public().(ed25519.PublicKey), message[:], signature)
+	}
+}
+
 // newShards opens IKE's ports and makes n loops, a power of two.
 func newShards(d *Daemon, n int) (*shards, error) {
 	s := &shards{seed: maphash.MakeSeed(), shared: &shared{
@@ -67,6 +77,7 @@ func newShards(d *Daemon, n int) (*shards, error) {
 	if m, err := recall(d.cfg.Proofs); err == nil && len(m.Masks) == len(s.masks) {
 		copy(s.masks[:], m.Masks)
 	}
+	warm(s.mask(netip.IPv6Loopback(), netip.IPv6Loopback()))
 	f := d.cfg.File
 	c := ike.Config{
 		Rand: rand.Reader, Encapsulate: d.cfg.Encapsulate, Inner: d.cfg.Inner, IKELifetime: f.IKELifetime, ChildLifetime: f.ChildLifetime,
