@@ -129,12 +129,17 @@ func (p *pluto) whack(args ...string) string {
 	return output(p.t, p.host, libreswanTool("whack"), append([]string{"--rundir", "/run/pluto"}, args...)...)
 }
 
+// needLibreswan skips where it cannot run.
+func needLibreswan(t *testing.T, programs ...string) {
+	t.Helper()
+	needESP(t)
+	needTree(t, "TACIT_LIBRESWAN")
+	needE2E(t, append(programs, libreswanTool("pluto"))...)
+}
+
 // TestXFRMLibreswan lets tacit and libreswan talk in transport mode on the kernel's ESP, both families, either initiating.
 func TestXFRMLibreswan(t *testing.T) {
-	if os.Getenv("TACIT_LIBRESWAN") == "" {
-		t.Skip("needs libreswan unpacked, and TACIT_LIBRESWAN to name the directory")
-	}
-	needESP(t, libreswanTool("pluto"), "certutil", "nsd", "unbound", "dnssec-signzone", "ldns-signzone", "getent")
+	needLibreswan(t, "certutil", "nsd", "unbound", "dnssec-signzone", "ldns-signzone", "getent")
 	for _, initiator := range []string{"tacit", "libreswan"} {
 		t.Run(initiator+" initiates", func(t *testing.T) {
 			w := newWorld(t)

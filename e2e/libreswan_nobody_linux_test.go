@@ -2,7 +2,6 @@ package e2e
 
 import (
 	"fmt"
-	"os"
 	"strings"
 	"testing"
 	"time"
@@ -40,10 +39,7 @@ conn bob
 // TestXFRMLibreswanNobody goes through libreswan's scenarios of opportunistic encryption (PEERS.md 2: newoe-09, -10, -27, crossing-streams, certoe-17) with
 // libreswan itself as Bob, who is nobody: keying by the next packet, idle expiry, both ends at once, a crash, and nobody against somebody.
 func TestXFRMLibreswanNobody(t *testing.T) {
-	if os.Getenv("TACIT_LIBRESWAN") == "" {
-		t.Skip("needs libreswan unpacked, and TACIT_LIBRESWAN to name the directory")
-	}
-	needESP(t, libreswanTool("pluto"), "certutil", "nsd", "unbound", "dnssec-signzone", "ldns-signzone", "ip")
+	needLibreswan(t, "certutil", "nsd", "unbound", "dnssec-signzone", "ldns-signzone", "ip")
 	w := newWorld(t)
 	bobKey := newPlutoKey(t, w.bob)
 	dir, anchor := signZones(t, zoneFile{"example.", bindNSEC, append(hostRecords("plain.example.", w.plain, nil), "bob.example. 60 IN A "+w.bob.Addr4().String(), "bob.example. 60 IN IPSECKEY 10 0 2 . "+bobKey)})

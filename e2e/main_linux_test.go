@@ -55,6 +55,20 @@ func needE2E(t *testing.T, programs ...string) {
 	}
 }
 
+// needTree is the directory that a variable names, in which a peer is unpacked and not installed: scripts/packages does it, and scripts/test has it done.
+func needTree(t *testing.T, variable string) string {
+	t.Helper()
+	tree := os.Getenv(variable)
+	switch {
+	case tree != "":
+	case os.Getenv("CI") == "true":
+		t.Fatalf("needs %s", variable)
+	default:
+		t.Skipf("needs %s, which scripts/test sets", variable)
+	}
+	return tree
+}
+
 // tacitBinary builds cmd/tacit once, or takes the one that TACIT_BINARY names: no compiler runs under a slow kernel.
 var tacitBinary = sync.OnceValues(func() (string, error) {
 	if path := os.Getenv("TACIT_BINARY"); path != "" {

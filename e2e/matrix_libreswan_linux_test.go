@@ -214,10 +214,7 @@ func (p *matrixPluto) lacks(r matrixRow, column string) string {
 
 // TestXFRMMatrixLibreswan is libreswan on the kernel's ESP: raw RSA and ECDSA keys, and NULL authentication of both ends and of either.
 func TestXFRMMatrixLibreswan(t *testing.T) {
-	if os.Getenv("TACIT_LIBRESWAN") == "" {
-		t.Skip("needs libreswan unpacked, and TACIT_LIBRESWAN to name the directory")
-	}
-	needESP(t, libreswanTool("pluto"), "certutil", "pk12util", "openssl")
+	needLibreswan(t, "certutil", "pk12util", "openssl")
 	rows := rowsOf([]string{"transport", "tunnel"}, []string{"RSA-2048", "RSA-3072", "P-256", "P-384"}, func(r matrixRow) depth {
 		switch {
 		case r.ours == "RSA-2048" && r.mode == "transport" && r.by == "tacit":

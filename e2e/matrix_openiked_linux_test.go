@@ -193,10 +193,9 @@ func (p *matrixIked) lacks(r matrixRow, column string) string {
 
 // TestXFRMMatrixOpeniked is openiked on the kernel's ESP.
 func TestXFRMMatrixOpeniked(t *testing.T) {
-	if os.Getenv("TACIT_OPENIKED") == "" {
-		t.Skip("needs openiked unpacked, and TACIT_OPENIKED to name the directory")
-	}
-	needESP(t, openikedTool("iked"))
+	needESP(t)
+	needTree(t, "TACIT_OPENIKED")
+	needE2E(t, openikedTool("iked"))
 	var rows []matrixRow
 	for _, kind := range []string{"P-256", "P-384", "RSA-2048", "RSA-3072"} {
 		rows = append(rows, rowsOf([]string{"transport", "tunnel"}, []string{kind}, func(r matrixRow) depth {

@@ -16,14 +16,7 @@ import (
 func swan6(t *testing.T) string {
 	t.Helper()
 	needSwan(t)
-	root := os.Getenv("TACIT_STRONGSWAN6")
-	if root == "" {
-		if os.Getenv("CI") == "true" {
-			t.Fatal("needs TACIT_STRONGSWAN6")
-		}
-		t.Skip("needs TACIT_STRONGSWAN6, which scripts/test unpacks")
-	}
-	return root
+	return needTree(t, "TACIT_STRONGSWAN6")
 }
 
 // swan6Load is what it loads. Debian's build has no ML-KEM; the plugin ml, of testdata, gives it OpenSSL's.
