@@ -1,10 +1,15 @@
 package daemon
 
 import (
+	"bytes"
+	"context"
+	"log/slog"
 	"net/netip"
+	"strings"
 	"testing"
 	"time"
 
+	"tacit/config"
 	"tacit/ipsec"
 	"tacit/ipsec/ipsectest"
 	"tacit/pad"
@@ -83,5 +88,18 @@ func TestJudgementsAreContained(t *testing.T) {
 	}
 	if n := x.l.panics.Load(); n != 2 {
 		t.Errorf("%d panics, want 2", n)
+	}
+}
+
+// An endpoint whose name cannot be judged has no place for now: the daemon goes on, and looks again.
+func TestEndpointsAreContained(t *testing.T) {
+	x := newTraffic(t, policy.Rule{Class: policy.Private})
+	var said bytes.Buffer
+	x.l.d.log, x.l.d.shards = slog.New(slog.NewTextHandler(&said, nil)), &shards{shared: x.l.shared}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	x.l.d.keep(ctx, config.Peer{Name: "bob.example."}) // there is no resolver
+	if n := x.l.panics.Load(); n != 1 || !strings.Contains(said.String(), "endpoint without a place") {
+		t.Errorf("%d panics, want 1; said %q", n, said.String())
 	}
 }

@@ -32,7 +32,8 @@ func (d *Daemon) keep(ctx context.Context, p config.Peer) {
 	defer ticker.Stop()
 	for {
 		if now := d.now(); !now.Before(due) {
-			found, why := d.endpoint(ctx, now, p)
+			found, why := []pad.Claim(nil), "an internal error"
+			_ = d.shards.beside("endpoint", p.Address, func() { found, why = d.endpoint(ctx, now, p) })
 			due = now.Add(lookAgain)
 			if len(found) > 0 {
 				claims = found
