@@ -103,7 +103,7 @@ var rootCauses = []rootCause{
 		"t.End.Less(last) {\n\t\tlast = t.End\n\t}\n\treturn p.Masked().Addr(), lastAddr(p), true"},
 	{"A-28: everybody's traffic", "ike", "TestWideSelectorIsNarrowed", "selector.go", "	first, last = p.Masked().Addr(), lastAddr(p)\n", "	first, last = t.Start, t.End\n"},
 	{"A-29: an assigned address that cannot be ours", "ike", "TestSillyInner", "inner.go", "if !a.IsGlobalUnicast() || a.Is4In6() || a == own || a == s.remote.Addr().Unmap() {", "if a.Is4In6() {"},
-	{"A-29: an assigned address, and the traffic of another", "ike", "TestSillyInner", "sa_child.go", "n.selector.Local = single(s.inner)", "n.selector.Local = single(tsi.Selectors[0].Start)"},
+	{"A-29: an assigned address, and the traffic of another", "ike", "TestSillyInner", "sa_child.go", "n.selector.Local = single(*s.inner)", "n.selector.Local = single(tsi.Selectors[0].Start)"},
 	{"A-29: clients of one NAT taken for one", "ike", "TestInnersAreApart", "peers.go", "if s.lodges() {", "if false {"},
 	{"A-30: somebody behind no NAT followed", "ike", "TestInnerMoves", "inner.go", "if s.lodges() && remote.Addr()", "if remote.Addr()"},
 	{"A-52: the name for nobody", "ike", "TestNobodyLearnsNoName", "second_auth.go", "if a.remoteKey == nil {", "if false {"},
