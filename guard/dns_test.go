@@ -11,7 +11,6 @@ import (
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
-	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
 
@@ -403,16 +402,7 @@ func TestFlowsAreRecordedAtOneHook(t *testing.T) {
 
 // TestFlowsInTheKernel: the kernel takes the sets as they are meant, and records what is sent with the timeout of its protocol.
 func TestFlowsInTheKernel(t *testing.T) {
-	newNamespace(t)
-	link := &netlink.Veth{LinkAttrs: netlink.NewLinkAttrs(), PeerName: "eth1"}
-	link.Name = "eth0"
-	if err := netlink.LinkAdd(link); err != nil {
-		t.Fatal(err)
-	}
-	addr := &netlink.Addr{IPNet: &net.IPNet{IP: key4.Own.AsSlice(), Mask: net.CIDRMask(24, 32)}}
-	if err := errors.Join(netlink.AddrAdd(link, addr), netlink.LinkSetUp(link)); err != nil {
-		t.Fatal(err)
-	}
+	newNetwork(t)
 	g, _, err := Open(Config{Device: "tacit0"})
 	if err != nil {
 		t.Fatal(err)

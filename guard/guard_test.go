@@ -2,6 +2,7 @@ package guard
 
 import (
 	"errors"
+	"net"
 	"net/netip"
 	"os"
 	"runtime"
@@ -9,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
 
@@ -22,6 +24,21 @@ func newNamespace(t *testing.T) {
 	runtime.LockOSThread()
 	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
 		t.Fatalf("unshare: %v", err)
+	}
+}
+
+// newNetwork is a namespace with the own address of key4, whose network leads nowhere.
+func newNetwork(t *testing.T) {
+	t.Helper()
+	newNamespace(t)
+	link := &netlink.Veth{LinkAttrs: netlink.NewLinkAttrs(), PeerName: "eth1"}
+	link.Name = "eth0"
+	if err := netlink.LinkAdd(link); err != nil {
+		t.Fatal(err)
+	}
+	addr := &netlink.Addr{IPNet: &net.IPNet{IP: key4.Own.AsSlice(), Mask: net.CIDRMask(24, 32)}}
+	if err := errors.Join(netlink.AddrAdd(link, addr), netlink.LinkSetUp(link)); err != nil {
+		t.Fatal(err)
 	}
 }
 

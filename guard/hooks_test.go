@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"github.com/google/nftables"
-	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
 
@@ -252,16 +251,7 @@ func TestHooksAfterErrors(t *testing.T) {
 
 // No packet gets out between the return of what refuses it and the end of that, however often the hooks come and go.
 func TestHooksAreInForceAtOnce(t *testing.T) {
-	newNamespace(t)
-	link := &netlink.Veth{LinkAttrs: netlink.NewLinkAttrs(), PeerName: "eth1"}
-	link.Name = "eth0"
-	if err := netlink.LinkAdd(link); err != nil {
-		t.Fatal(err)
-	}
-	addr := &netlink.Addr{IPNet: &net.IPNet{IP: key4.Own.AsSlice(), Mask: net.CIDRMask(24, 32)}}
-	if err := errors.Join(netlink.AddrAdd(link, addr), netlink.LinkSetUp(link)); err != nil {
-		t.Fatal(err)
-	}
+	newNetwork(t)
 	g, _, err := Open(Config{Device: "tacit0"})
 	if err != nil {
 		t.Fatal(err)

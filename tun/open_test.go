@@ -52,24 +52,31 @@ func ours(t *testing.T, h *lab.Host) (n int) {
 	return n
 }
 
-// TestOpenErrors: an Open that fails says what to do, and leaves nothing.
-func TestOpenErrors(t *testing.T) {
+// newHost is alone in a lab.
+func newHost(t *testing.T, name string) *lab.Host {
+	t.Helper()
 	needLab(t)
-	l, err := lab.New("open")
+	l, err := lab.New(name)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer func() {
+	t.Cleanup(func() {
 		if err := l.Close(); err != nil {
 			t.Error(err)
 		}
-	}()
+	})
 	h, err := l.Host("host", lab.Prefixes("192.0.2.1/24")...)
 	if err != nil {
 		t.Fatal(err)
 	}
+	return h
+}
+
+// TestOpenErrors: an Open that fails says what to do, and leaves nothing.
+func TestOpenErrors(t *testing.T) {
+	h := newHost(t, "open")
 	var p *Plane
-	open := func() error { p, err = Open(Config{}); return err }
+	open := func() (err error) { p, err = Open(Config{}); return err }
 
 	taken, err := h.ListenPacket("udp4", "192.0.2.1:4500")
 	if err != nil {

@@ -38,26 +38,13 @@ func inTheWay(t *testing.T, h *lab.Host) (rules int, hooks bool) {
 // TestNothingInTheWay: rules of routing and hooks come with what stands first and go a minute after the last; what a dead process left has them, and a successor
 // takes them over, or away if nothing stands.
 func TestNothingInTheWay(t *testing.T) {
-	needLab(t)
-	l, err := lab.New("rest")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() {
-		if err := l.Close(); err != nil {
-			t.Error(err)
-		}
-	}()
-	h, err := l.Host("host", lab.Prefixes("192.0.2.1/24")...)
-	if err != nil {
-		t.Fatal(err)
-	}
+	h := newHost(t, "rest")
 	var late atomic.Int64
 	now := func() time.Time { return time.Now().Add(time.Duration(late.Load())) }
 	var p *Plane
 	open := func() {
 		t.Helper()
-		if err := h.Do(func() error { p, err = Open(Config{Now: now}); return err }); err != nil {
+		if err := h.Do(func() (err error) { p, err = Open(Config{Now: now}); return err }); err != nil {
 			t.Fatal(err)
 		}
 	}
