@@ -136,6 +136,7 @@ func (l *loop) initiate(now time.Time, p *peer, a doInitiate) {
 			peer.Tell = ike.TellFirst
 		}
 	}
+	l.job("preparing for an SA", l.dp.Prepare, func(time.Time, error) {}) // beside the exchanges; what fails is tried again, and said, with the SA
 	id, out := l.engine.Initiate(now, peer)
 	l.bySA[id] = p
 	if c.Gateway.IsValid() {

@@ -60,18 +60,27 @@ func (g *Guard) flush(stands bool) error {
 	if !stands {
 		return g.conn.Flush()
 	}
-	g.idle = time.Time{}
-	if g.hooks != awake {
-		g.hooks = unsure
-		if err := g.route(true); err != nil {
-			return err
-		}
-		if err := g.setHooks(true); err != nil {
-			return err
-		}
-		g.hooks = awake
+	if err := g.Wake(); err != nil {
+		return err
 	}
 	return g.conn.Flush()
+}
+
+// Wake has the hooks there before anything stands, for a minute at least: it takes longer than to add what they find.
+func (g *Guard) Wake() error {
+	g.idle = time.Time{}
+	if g.hooks == awake {
+		return nil
+	}
+	g.hooks = unsure
+	if err := g.route(true); err != nil {
+		return err
+	}
+	if err := g.setHooks(true); err != nil {
+		return err
+	}
+	g.hooks = awake
+	return nil
 }
 
 func (g *Guard) route(marked bool) error {

@@ -293,3 +293,32 @@ func TestHooksAreInForceAtOnce(t *testing.T) {
 		t.Errorf("at rest: %v", err)
 	}
 }
+
+// Hooks that were brought before anything stands go like the others, after a minute without.
+func TestHooksThatWereCalled(t *testing.T) {
+	newNamespace(t)
+	r := &router{t: t}
+	g, _, err := Open(Config{Device: "tacit0", Routing: r.route})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = g.Close(false) }()
+	checkHooks(t, "at first", false)
+	r.err = errors.New("no rule")
+	if err := g.Wake(); !errors.Is(err, r.err) {
+		t.Errorf("no routing: %v", err)
+	}
+	checkHooks(t, "without routing", false)
+	r.err = nil
+	now := time.Unix(1000, 0)
+	for range 2 {
+		if err := errors.Join(g.Wake(), g.Rest(now), g.Rest(now.Add(restAfter-1)), g.Wake(), g.Rest(now.Add(restAfter))); err != nil {
+			t.Fatal(err)
+		}
+		checkHooks(t, "called", true)
+		if err := g.Rest(now.Add(2 * restAfter)); err != nil {
+			t.Fatal(err)
+		}
+		checkHooks(t, "a minute later", false)
+	}
+}

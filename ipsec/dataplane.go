@@ -13,6 +13,9 @@ type Dataplane interface {
 	// IKE messages without the non-ESP marker (RFC 3948, 2.2).
 	Conn(local netip.AddrPort) (Conn, error)
 
+	// Prepare does beforehand what the first Pair needs and a later one finds done: IKE has begun, and a Pair is likely to come. Where it fails, InstallInbound
+	// or InstallOutbound tries again.
+	Prepare() error
 	// InstallInbound accepts p.In. Its first valid packet arms the Pair in the packet path: p.Out is used, clear packets from
 	// the peer are dropped, FirstPacket is raised. Until then the peer is answered as it asked (TRUST.md R10). For an ID that
 	// is up already this is a rekey: both inbound SAs are accepted, and the first valid packet on the new one

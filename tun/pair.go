@@ -56,6 +56,16 @@ func (p *Plane) addressed(out *outbound) {
 	}
 }
 
+// Prepare brings the hooks of the packet filter; see [ipsec.Dataplane].
+func (p *Plane) Prepare() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.closed {
+		return plane.ErrClosed
+	}
+	return p.policies.Guard.Wake()
+}
+
 // InstallInbound accepts p.In; see [ipsec.Dataplane].
 func (p *Plane) InstallInbound(spec ipsec.Pair) error {
 	p.mu.Lock()

@@ -219,6 +219,9 @@ func (f *Fake) InstallInbound(p ipsec.Pair) error {
 	})
 }
 
+// Prepare has nothing to do.
+func (f *Fake) Prepare() error { return nil }
+
 // InstallOutbound records the Pair and arms it.
 func (f *Fake) InstallOutbound(p ipsec.Pair) error {
 	return f.do(Call{Method: "InstallOutbound", ID: p.ID, SPI: p.Out.SPI, Pair: p}, func() error {
