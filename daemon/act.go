@@ -130,8 +130,8 @@ func (l *loop) initiate(now time.Time, p *peer, a doInitiate) {
 		peer.RemoteID = ike.ID{Kind: ike.IDFQDN, Value: strings.TrimSuffix(c.Name, ".")}
 	}
 	// An address that has begun with us knows us by our name, and would take another for somebody else. One that has refused it knows us by our mask.
-	if (!a.anybody || p.called) && !(a.unnamed && p.talks()) && l.tellsName(p, c) {
-		peer.LocalID, peer.Tell = ike.ID{Kind: ike.IDFQDN, Value: l.d.cfg.File.Name}, ike.TellAfter
+	if tells, behindNAT := l.tellsName(p, c); tells && (!a.anybody || p.called) && !(a.unnamed && p.talks()) {
+		peer.LocalID, peer.Tell, peer.TellBehindNAT = ike.ID{Kind: ike.IDFQDN, Value: l.d.cfg.File.Name}, ike.TellAfter, behindNAT
 		if a.anybody { // it need not prove itself before
 			peer.Tell = ike.TellFirst
 		}
@@ -148,21 +148,24 @@ func (l *loop) initiate(now time.Time, p *peer, a doInitiate) {
 
 // tellsName decides whether the peer may learn our name (A-52): by `identify`, or because it knows it: a responder of ours has
 // authenticated itself to this address already. In that case we also must: an address that proved a key is spoken for by that
-// key alone, so the peer would refuse us as nobody. From an address that our name does not publish nobody would believe it. Where no name has led to the address, but
+// key alone, so the peer would refuse us as nobody. From an address that our name does not publish nobody would believe it, unless behindNAT: that of a NAT which
+// it publishes may be before it. Where no name has led to the address, but
 // its own zone or the administrator says what it must prove, it is the address that a rule has to name.
-func (l *loop) tellsName(p *peer, c pad.Claim) bool {
+func (l *loop) tellsName(p *peer, c pad.Claim) (tells, behindNAT bool) {
 	f := l.d.cfg.File
 	identify, rules := *l.d.identify.Load(), l.d.rules.Load()
 	switch {
 	case f.Name == "" || l.d.cfg.Signer == nil || identify == "never":
-		return false
+		return false, false
 	case p.called:
-		return true
+		return true, false
 	case !l.d.publishes(p.local) && len(rules.PinsAt(p.remote)) == 0: // who is known without DNS may know us so, too
-		return false
+		if behindNAT = l.d.publishesNAT(p.local); !behindNAT {
+			return false, false
+		}
 	}
 	own := c.Source == pad.Reverse || c.Source == pad.Administrator
-	return identify == "all" || rules.Named(c.Name) || rules.Endpoint(c.Name) || own && rules.NamedAddr(p.remote)
+	return identify == "all" || rules.Named(c.Name) || rules.Endpoint(c.Name) || own && rules.NamedAddr(p.remote), behindNAT
 }
 
 // engineEvent takes one event of the IKE engine.

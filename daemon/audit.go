@@ -181,6 +181,9 @@ func (p *peer) face() (f face) {
 
 // event is one about a peer that has, or had, that face.
 func (p *peer) event(kind control.Kind, f face, why string) doAudit {
+	if p.outer.IsValid() {
+		why = join(why, "behind a NAT at "+p.outer.String())
+	}
 	e := control.Event{Kind: kind, Address: p.remote, Local: p.local, Name: f.name, Assurance: f.level, Why: why}
 	if f.a != nil {
 		e.Suite = f.a.suite

@@ -66,10 +66,6 @@ func (l *loop) admit(now time.Time, e ike.AuthorizationWanted) {
 		l.refuse(now, e, why)
 		return
 	}
-	if e.Inner {
-		l.lodge(now, e)
-		return
-	}
 	if e.Null {
 		l.judge(now, e, pad.Claim{}, "")
 		return
@@ -79,12 +75,15 @@ func (l *loop) admit(now time.Time, e ike.AuthorizationWanted) {
 		c.name = dns.CanonicalName(e.ID.Value)
 	}
 	known, ok := l.d.pinned(c)
-	if ok || c.name == "" {
+	switch {
+	case ok && e.Inner && l.d.pins[c] == nil: // whoever is behind that
+		l.judge(now, e, pad.Claim{}, "the administrator has said who its NAT's address is")
+		return
+	case ok, c.name == "":
 		l.judge(now, e, known, "")
 		return
 	}
-	p := l.peers[key{e.Local.Addr().Unmap(), c.remote}]
-	if p != nil {
+	if p := l.incumbent(e); p != nil {
 		if known, ok := p.pad.Claimed(now, c.name); ok {
 			l.judge(now, e, known, "")
 			return
@@ -109,7 +108,7 @@ func (l *loop) admitAsNobody(now time.Time, w *caller) {
 	}
 	if a, _ := l.verdict(now, w.AuthorizationWanted, pad.Claim{}); a.Anonymous && !another(a, w.AuthorizationWanted) {
 		w.answered, a.Pending = true, true
-		l.output(now, l.engine.Authorize(now, w.SA, a))
+		l.authorize(now, w.AuthorizationWanted, a)
 	}
 }
 
@@ -144,7 +143,7 @@ func (l *loop) inquire(c calling) (q *inquiry, why string) {
 
 // askAgain finds out whether a name is still the peer's. Where it cannot be asked now it is later.
 func (l *loop) askAgain(p *peer, name string) {
-	if q, _ := l.inquire(calling{name, p.remote}); q != nil {
+	if q, _ := l.inquire(calling{name, p.place()}); q != nil {
 		q.again = append(q.again, p)
 	}
 }
@@ -170,11 +169,12 @@ func (l *loop) inquired(now time.Time, c calling, claim pad.Claim, why string) {
 	}
 	for _, p := range q.again {
 		if len(claim.Keys) > 0 && l.peers[p.key] == p {
+			claim.Addr = p.remote
 			l.step(now, p, evClaim{claim})
 		}
 	}
 	for _, w := range q.sas {
-		if !w.answered {
+		if !w.answered || l.lodgers.waits(w.SA) {
 			w.answered = true
 			l.judge(now, w.AuthorizationWanted, claim, why)
 			continue
@@ -188,6 +188,9 @@ func (l *loop) promote(now time.Time, e ike.AuthorizationWanted, claim pad.Claim
 	p := l.bySA[e.SA]
 	if p == nil {
 		return // it ended meanwhile
+	}
+	if len(claim.Keys) > 0 && e.Inner && p.place() != e.Remote.Addr().Unmap() {
+		claim, why = pad.Claim{}, "it has moved to "+p.place().String()
 	}
 	if len(claim.Keys) == 0 {
 		l.log.Info("initiator not promoted", "peer", p.remote, "name", e.ID.Value, "why", why)
@@ -224,6 +227,14 @@ func (l *loop) barred(e ike.AuthorizationWanted) string {
 // closed reports whether nobody comes in.
 func closed(c policy.Class) bool { return c == policy.Clear || c == policy.Block }
 
+// incumbent is the peer that an initiator may be; nil: there is none, as behind a NAT, where every IKE SA has an address of its own.
+func (l *loop) incumbent(e ike.AuthorizationWanted) *peer {
+	if e.Inner {
+		return nil
+	}
+	return l.peers[key{e.Local.Addr().Unmap(), e.Remote.Addr().Unmap()}]
+}
+
 // verdict is what an initiator may be of whom DNS says the claim (TRUST.md R2, R3, A-19). Where the address proved a key no longer ago than linger,
 // only that key may come in: nobody displaces somebody, nor takes his place. contest: the incumbent is to be asked whether it still stands.
 func (l *loop) verdict(now time.Time, e ike.AuthorizationWanted, claim pad.Claim) (a ike.Authorization, contest bool) {
@@ -233,7 +244,10 @@ func (l *loop) verdict(now time.Time, e ike.AuthorizationWanted, claim pad.Claim
 	if l.d.cfg.File.Name == "" {
 		a.Mask = l.mask(e.Local.Addr().Unmap(), remote)
 	}
-	p := l.peers[key{e.Local.Addr().Unmap(), remote}]
+	if e.Inner {
+		a.Mode = ipsec.Tunnel
+	}
+	p := l.incumbent(e)
 	if p == nil {
 		return a, false
 	}
@@ -262,7 +276,7 @@ func (l *loop) judge(now time.Time, e ike.AuthorizationWanted, claim pad.Claim, 
 	}
 	a, contest := l.verdict(now, e, claim)
 	if contest {
-		l.disputed(now, l.peers[key{e.Local.Addr().Unmap(), e.Remote.Addr().Unmap()}], e, claim)
+		l.disputed(now, l.incumbent(e), e, claim)
 	}
 	if len(a.Keys) == 0 && a.Known == nil && !a.Anonymous && !e.More {
 		if why == "" {
@@ -272,13 +286,13 @@ func (l *loop) judge(now time.Time, e ike.AuthorizationWanted, claim pad.Claim, 
 		return
 	}
 	if len(a.Keys) == 0 && a.Known == nil && !e.More && another(a, e) {
-		l.step(now, l.peers[key{e.Local.Addr().Unmap(), e.Remote.Addr().Unmap()}], evKnock{e})
+		l.step(now, l.incumbent(e), evKnock{e})
 		return
 	}
 	if why != "" {
 		l.log.Info("the initiator's name is not proven", "peer", e.Remote, "name", e.ID.Value, "why", why)
 	}
-	l.output(now, l.engine.Authorize(now, e.SA, a))
+	l.authorize(now, e, a)
 }
 
 // disputed has the incumbent of an address asked (R3): somebody else stands there, or it has forgotten us.
@@ -304,13 +318,15 @@ func (l *loop) refuse(now time.Time, e ike.AuthorizationWanted, why string) {
 	l.output(now, l.engine.Authorize(now, e.SA, ike.Authorization{Refuse: true}))
 }
 
-// named gives the peer the claim that its SA's key proved, if it is one of the claim's.
+// named gives the peer the claim that its SA's key proved, if it is one of the claim's. Behind a NAT it is one on the address that we have assigned, never on
+// the NAT's (TRUST.md R7).
 func (l *loop) named(now time.Time, p *peer, sa ike.SAID, key crypto.PublicKey) {
 	c, ok := l.callers.claims[sa]
 	if !ok {
 		return
 	}
 	delete(l.callers.claims, sa)
+	c.Addr = p.remote
 	if key != nil && c.Has(ipseckey.Fingerprint(key)) {
 		l.step(now, p, evNamed{sa, c})
 	}

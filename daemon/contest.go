@@ -113,9 +113,10 @@ func (p *peer) lose(now time.Time, a *association) []action {
 	return append(do, p.revive(now)...)
 }
 
-// revive asks a held address for the key that it proved: the key stays good for as long as the hold, whatever became of the records.
+// revive asks a held address for the key that it proved: the key stays good for as long as the hold, whatever became of the records. A client behind a NAT
+// cannot be asked.
 func (p *peer) revive(now time.Time) []action {
-	if p.last.Name == "" || !p.pad.Held(now) {
+	if p.last.Name == "" || !p.pad.Held(now) || p.outer.IsValid() {
 		return nil
 	}
 	c := p.again()

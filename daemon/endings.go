@@ -119,7 +119,7 @@ func (p *peer) staysShut(now time.Time, onFailure string, rules *policy.Table) b
 	}
 	rule := rules.ForAddr(p.place())
 	if p.last.Name != "" {
-		rule = rules.For(p.last.Name, p.remote)
+		rule = rules.For(p.last.Name, p.place())
 	}
 	return rule.Class == policy.Private || onFailure == "closed" && p.holdUntil(now).After(now)
 }

@@ -12,16 +12,20 @@ import (
 )
 
 // Clients behind a NAT (TRUST.md R7, A-29). The address that they are seen at is not theirs alone, and the one that they have may be another's too, so each
-// gets one of ours for as long as its IKE SA lives (`nat-pool`), and is a peer at that. It is nobody in particular: no name leads to such an address, and
-// none that it tells is looked up. Traffic with the NAT's own address, and with others behind it, is none of its business.
+// gets one of ours for as long as its IKE SA lives (`nat-pool`), and is a peer at that. No name leads to such an address. One that it tells counts as any
+// initiator's does (callers.go), if the address that it is seen at is the name's: for its own address, and nothing else. Traffic with the NAT's own address,
+// and with others behind it, is none of its business.
 
 const (
 	maxLodgers   = 256  // of one address
 	lodgingTries = 4096 // addresses that are looked at for one that is free
 )
 
-// lodger is an IKE SA that an address was assigned to.
-type lodger struct{ inner, outer netip.Addr }
+// lodger is an IKE SA that an address was assigned to. waits is what it may be, while connections with an earlier one at the address are being ended.
+type lodger struct {
+	inner, outer netip.Addr
+	waits        *ike.Authorization
+}
 
 // lodgers are those of a loop, which assigns addresses only that are its own (shards.go).
 type lodgers struct {
@@ -35,20 +39,21 @@ func newLodgers() lodgers {
 	return lodgers{map[ike.SAID]lodger{}, map[netip.Addr]bool{}, map[netip.Addr]int{}, map[netip.Prefix]netip.Addr{}}
 }
 
-// lodge answers AuthorizationWanted of a client that is behind a NAT and asks for an address. Connections that this host had with an earlier one at the
-// same address are ended before.
-func (l *loop) lodge(now time.Time, e ike.AuthorizationWanted) {
-	local, outer := e.Local.Addr().Unmap(), e.Remote.Addr().Unmap()
-	if why := l.unwelcome(outer); why != "" {
-		l.refuse(now, e, why)
+// authorize lets an initiator try.
+func (l *loop) authorize(now time.Time, e ike.AuthorizationWanted, a ike.Authorization) {
+	if e.Inner && !e.More { // of the answer to the first of two only Refuse counts
+		l.lodge(now, e, a)
 		return
 	}
-	a := ike.Authorization{Mode: ipsec.Tunnel, Anonymous: true}
-	if l.d.cfg.File.Name == "" {
-		a.Mask = l.mask(local, outer)
-	}
-	if e.More { // only Refuse counts
-		l.output(now, l.engine.Authorize(now, e.SA, a))
+	l.output(now, l.engine.Authorize(now, e.SA, a))
+}
+
+// lodge lets a client try that is behind a NAT, at an address that it is assigned. Connections that this host had with an earlier one at the same address are
+// ended before. What it may be can change meanwhile: its name has been found.
+func (l *loop) lodge(now time.Time, e ike.AuthorizationWanted, a ike.Authorization) {
+	local, outer := e.Local.Addr().Unmap(), e.Remote.Addr().Unmap()
+	if x, ok := l.lodgers.of[e.SA]; ok {
+		*x.waits = a
 		return
 	}
 	inner, why := l.assign(local, outer)
@@ -59,20 +64,33 @@ func (l *loop) lodge(now time.Time, e ike.AuthorizationWanted) {
 	if l.d.lodging.CompareAndSwap(false, true) {
 		go l.shutPools(inner)
 	}
-	l.lodgers.of[e.SA], l.lodgers.taken[inner] = lodger{inner, outer}, true
+	l.lodgers.of[e.SA], l.lodgers.taken[inner] = lodger{inner, outer, &a}, true
 	l.lodgers.at[outer]++
 	l.endAt(ipsec.Host(local, inner), time.Time{}, func(now time.Time, _ int, err error) {
 		if err != nil {
 			l.refuse(now, e, "connections with an earlier client cannot be ended: "+err.Error())
 			return
 		}
+		if x, ok := l.lodgers.of[e.SA]; ok {
+			x.waits = nil
+			l.lodgers.of[e.SA] = x
+		}
 		a.Inner = inner
 		l.output(now, l.engine.Authorize(now, e.SA, a))
 	})
 }
 
-// unwelcome says why no client may be at an address that it is seen at; "": it may. A name that it tells has no say: nobody proves it.
-func (l *loop) unwelcome(outer netip.Addr) string {
+// waits reports whether an IKE SA has not been told yet what it may be, since its address is not free yet.
+func (l *lodgers) waits(sa ike.SAID) bool { return l.of[sa].waits != nil }
+
+// unwelcome says why a client may not come to be at an address that it is seen at; "": it may. Who has proved a name has proved it of the address where he began.
+func (l *loop) unwelcome(p *peer, outer netip.Addr) string {
+	if slices.ContainsFunc(p.sas, func(a *association) bool { return a.key != nil }) {
+		if outer != p.place() {
+			return "what it has proved is proven of " + p.place().String()
+		}
+		return ""
+	}
 	ok, why := pad.Claimable(outer, l.d.host.forResponder(), "")
 	switch r := l.d.rules.Load().ForAddr(outer); {
 	case !ok:
@@ -80,7 +98,7 @@ func (l *loop) unwelcome(outer netip.Addr) string {
 	case closed(r.Class):
 		return "the class of its NAT's address is " + r.Class.String()
 	case !r.AcceptAnonymous:
-		return "no anonymous clients are accepted, and behind a NAT nobody is anything else"
+		return "no anonymous clients are accepted"
 	}
 	return ""
 }
@@ -163,7 +181,7 @@ func (l *loop) moved(now time.Time, e ipsec.Event) {
 		l.log.Warn("a peer's packets come from another address; one that is behind no NAT is not followed", "peer", e.Remote)
 		return
 	}
-	if why := l.unwelcome(e.Remote.Addr().Unmap()); why != "" {
+	if why := l.unwelcome(p, e.Remote.Addr().Unmap()); why != "" {
 		l.log.Warn("a client is not followed", "peer", p.remote, "to", e.Remote, "why", why)
 		return
 	}
@@ -180,14 +198,15 @@ func (l *loop) redirect(now time.Time, e ike.Redirected) {
 	if p == nil {
 		return
 	}
-	why := l.unwelcome(outer)
+	why := l.unwelcome(p, outer)
 	if x, ok := l.lodgers.of[e.SA]; ok && x.outer != outer {
 		if why == "" && l.lodgers.at[outer] >= maxLodgers {
 			why = "too many clients are behind its NAT"
 		}
 		l.lodgers.leave(x.outer)
 		l.lodgers.at[outer]++
-		l.lodgers.of[e.SA] = lodger{x.inner, outer}
+		x.outer = outer
+		l.lodgers.of[e.SA] = x
 	}
 	if why != "" {
 		l.log.Warn("a client has moved to where it may not be", "peer", p.remote, "to", e.Pair.Remote, "why", why)

@@ -20,15 +20,7 @@ func TestClosedNATStaysClosed(t *testing.T) {
 	t.Parallel()
 	for _, class := range []policy.Class{policy.Block, policy.Clear} {
 		m := newLodging(t, 0)
-		c := newEnd(t, "10.0.0.1", "alice.example")
-		c.l.d.cfg.File.Identify = "all"
-		c.l.d.published.Store(&published{c.addr})
-		close(c.gate)
-		m.clients = append(m.clients, c)
-		c.OnSend(func(d ipsectest.Datagram) {
-			d.Remote = netip.AddrPortFrom(theNAT, d.Remote.Port()+10_000)
-			m.bob.Deliver(d)
-		})
+		c := m.add("alice.example")
 		m.bob.do(t, func(time.Time) {
 			r, named := policy.Default(), policy.Default()
 			r.Prefixes, r.Class = []netip.Prefix{netip.PrefixFrom(theNAT, 32)}, class

@@ -10,7 +10,6 @@ import (
 	"time"
 
 	"tacit/flows"
-	"tacit/ike"
 	"tacit/ipsec"
 	"tacit/ipsec/ipsectest"
 	"tacit/pad"
@@ -31,14 +30,8 @@ func newLodging(t *testing.T, n int) *lodging {
 	m := &lodging{t: t, bob: newEnd(t, "192.0.2.2", "bob.example")}
 	m.bob.do(t, func(time.Time) { m.bob.s.routed = func(netip.Addr) error { return nil } })
 	close(m.bob.gate)
-	for i := range n {
-		c := newEnd(t, "10.0.0.1", "")
-		close(c.gate)
-		m.clients = append(m.clients, c)
-		c.OnSend(func(d ipsectest.Datagram) {
-			d.Remote = netip.AddrPortFrom(theNAT, d.Remote.Port()+uint16(i+1)*10_000)
-			m.bob.Deliver(d)
-		})
+	for range n {
+		m.add("")
 	}
 	m.bob.OnSend(func(d ipsectest.Datagram) {
 		i := d.Local.Port()/10_000 - 1
@@ -46,6 +39,24 @@ func newLodging(t *testing.T, n int) *lodging {
 		m.clients[i].Deliver(d)
 	})
 	return m
+}
+
+// add adds a client. One with a name tells it, since it publishes the NAT's address.
+func (m *lodging) add(name string) *end {
+	m.t.Helper()
+	c := newEnd(m.t, "10.0.0.1", name)
+	if name != "" {
+		c.l.d.cfg.File.Identify = "all"
+		c.l.d.published.Store(&published{theNAT})
+	}
+	close(c.gate)
+	m.clients = append(m.clients, c)
+	port := uint16(len(m.clients)) * 10_000
+	c.OnSend(func(d ipsectest.Datagram) {
+		d.Remote = netip.AddrPortFrom(theNAT, d.Remote.Port()+port)
+		m.bob.Deliver(d)
+	})
+	return c
 }
 
 // rows are bob's lines of status of clients behind NATs, by the port that they are seen at.
@@ -258,42 +269,4 @@ func TestLodgerObeysTheRuleOfItsNAT(t *testing.T) {
 		t.Fatal(err)
 	}
 	await(t, "it is gone", func() bool { return len(m.bob.Pairs()) == 0 })
-}
-
-// A name that a client behind a NAT tells is nobody's, and is not looked up (R7).
-func TestLodgersHaveNoName(t *testing.T) {
-	t.Parallel()
-	m := newLodging(t, 0)
-	c := newEnd(t, "10.0.0.1", "alice.example")
-	c.l.d.cfg.File.Identify = "all"
-	c.l.d.published.Store(&published{c.addr})
-	close(c.gate)
-	m.clients = append(m.clients, c)
-	c.OnSend(func(d ipsectest.Datagram) {
-		d.Remote = netip.AddrPortFrom(theNAT, d.Remote.Port()+10_000)
-		m.bob.Deliver(d)
-	})
-	m.bob.l.d.find = func(name string, remote netip.Addr) (pad.Claim, string) {
-		t.Errorf("%s at %v is looked up", name, remote)
-		return pad.Claim{Name: "alice.example.", Addr: remote, Keys: c.claim.Keys, Until: time.Now().Add(time.Hour)}, ""
-	}
-	if o := outcomeOf(t, c.lookup(m.bob)); !o.ok {
-		t.Fatal(o.why)
-	}
-	told := false
-	m.bob.do(t, func(time.Time) {
-		for _, p := range m.bob.l.peers {
-			for _, a := range p.sas {
-				told = told || a.remoteID == ike.ID{Kind: ike.IDFQDN, Value: "alice.example"}
-			}
-		}
-	})
-	for _, r := range m.rows() {
-		if r.assurance != "anonymous" || strings.Contains(r.names, "alice") {
-			t.Errorf("%+v", r)
-		}
-	}
-	if !told {
-		t.Error("it has told no name: the test tests nothing")
-	}
 }

@@ -12,7 +12,7 @@ import (
 )
 
 // Our name is told from addresses that it publishes only: a peer believes it from no other (TRUST.md R7), and a temporary address of IPv6 that says whose
-// it is would be temporary for nothing. So this host finds out what DNS says of itself.
+// it is would be temporary for nothing. What it publishes that is no address of this host may be a NAT's, from behind which it is told too. So this host finds out what DNS says of itself.
 
 // published are the addresses that the name of this host has in DNS.
 type published []netip.Addr
@@ -62,6 +62,12 @@ func (d *Daemon) lookUpName(ctx context.Context, now time.Time) (again time.Time
 	}
 	d.published.Store(&all)
 	return latest(again, now.Add(lookAgain))
+}
+
+// publishesNAT reports whether our name publishes an address of the family of one of ours that may be that of a NAT before us: this host has it not.
+func (d *Daemon) publishesNAT(local netip.Addr) bool {
+	p, own := d.published.Load(), d.host.environment().Own
+	return p != nil && slices.ContainsFunc(*p, func(a netip.Addr) bool { return a.Is4() == local.Is4() && !slices.Contains(own, a) })
 }
 
 // publishes reports whether our name may be told from the address.

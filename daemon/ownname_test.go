@@ -29,7 +29,8 @@ func TestNameFromPublishedAddressesOnly(t *testing.T) {
 			}
 			l.d.published.Store(&all)
 		}
-		return l.tellsName(p.p, pad.Claim{Name: "bob.example."})
+		tells, behindNAT := l.tellsName(p.p, pad.Claim{Name: "bob.example."})
+		return tells && !behindNAT
 	}
 	at := config.Pins{"192.0.2.2": {id(1)}}
 	for _, tt := range []struct {
@@ -50,6 +51,36 @@ func TestNameFromPublishedAddressesOnly(t *testing.T) {
 	} {
 		if tt.got != tt.want {
 			t.Errorf("%s: told %v, want %v", tt.what, tt.got, tt.want)
+		}
+	}
+}
+
+// From behind a NAT whose address it may be our name leaves where it publishes one that this host has not, of the family; from a temporary address beside the
+// one that it publishes it does not.
+func TestNameFromBehindANAT(t *testing.T) {
+	p := newPlay(t)
+	l := idleLoop(t, p)
+	l.d.cfg.File.Name, l.d.cfg.File.Identify = "alice.example", "all"
+	l.d.cfg.Signer = l.mask(p.p.local, p.p.remote) // any key
+	other := netip.MustParseAddr("192.0.2.77")
+	l.d.host.env.Store(&pad.Environment{Own: []netip.Addr{p.p.local, other}})
+	for _, tt := range []struct {
+		what   string
+		addrs  published
+		called bool
+		want   [2]bool
+	}{
+		{"it publishes the NAT's", published{theNAT}, false, [2]bool{true, true}},
+		{"and another of ours", published{other, theNAT}, false, [2]bool{true, true}},
+		{"only another of ours", published{other}, false, [2]bool{}},
+		{"only of the other family", published{netip.MustParseAddr("2001:db8::9")}, false, [2]bool{}},
+		{"the NAT's and this", published{theNAT, p.p.local}, false, [2]bool{true, false}},
+		{"the NAT's, and the peer knows it", published{theNAT}, true, [2]bool{true, false}},
+	} {
+		p.p.called = tt.called
+		l.d.published.Store(&tt.addrs)
+		if tells, behindNAT := l.tellsName(p.p, pad.Claim{Name: "bob.example."}); [2]bool{tells, behindNAT} != tt.want {
+			t.Errorf("%s: told %v, only behind a NAT %v; want %v", tt.what, tells, behindNAT, tt.want)
 		}
 	}
 }
@@ -87,7 +118,7 @@ func TestAddressIsMatched(t *testing.T) {
 		}
 		f.Identify, f.Policy = tt.identify, []policy.Rule{r, {Class: policy.PrivateOrClear, Prefixes: []netip.Prefix{netip.MustParsePrefix("0.0.0.0/0")}}, policy.Default()}
 		l.d.obey(&f)
-		if got := l.tellsName(p.p, tt.claim); got != tt.want {
+		if got, _ := l.tellsName(p.p, tt.claim); got != tt.want {
 			t.Errorf("%s, with a rule for %s: %+v is told: %v, want %v", tt.identify, tt.match, tt.claim, got, tt.want)
 		}
 	}

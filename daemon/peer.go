@@ -358,6 +358,9 @@ func (p *peer) childDown(now time.Time, e ike.ChildDown) (do []action) {
 		if a.lose(e.Pair) {
 			if p.authenticated() == nil {
 				p.pad.Lost()
+				if p.outer.IsValid() { // an address that we have assigned is its SA's: the pool is shut, and nobody else gets it before its connections are ended
+					p.pad, p.last = pad.NewAddress(p.linger), noClaim
+				}
 				p.contested, p.stood = 0, 0
 			}
 			p.broken = latest(p.broken, p.breaks(now, a, e.Err))

@@ -52,10 +52,10 @@ type proven struct {
 	Gateway netip.Addr `json:"gateway,omitzero"`
 }
 
-// proof is what the peer's address showed last, without the key, if it still counts. The time is rounded up, so that it does not change with every packet.
+// proof is what the peer's address showed last, without the key, if it still counts; of an address that we have assigned nothing does without its SA. The time is rounded up, so that it does not change with every packet.
 func (p *peer) proof(now time.Time) (x proven, k pad.Key, ok bool) {
 	k, at, ok := p.pad.Key()
-	if !ok || k.Public == nil || p.last.Name == "" || !p.pad.Held(now) {
+	if !ok || k.Public == nil || p.last.Name == "" || !p.pad.Held(now) || p.outer.IsValid() {
 		return x, k, false
 	}
 	step := max(p.linger/rememberSteps, time.Second)

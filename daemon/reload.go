@@ -68,7 +68,7 @@ func (l *loop) reconsider(now time.Time, old, rules *policy.Table) {
 		}
 		clear := closed(rules.ForAddr(p.place()).Class)
 		if p.last.Name != "" {
-			clear = closed(rules.For(p.last.Name, p.remote).Class)
+			clear = closed(rules.For(p.last.Name, p.place()).Class)
 		}
 		l.step(now, p, evRules{allowed, clear})
 		l.repin(now, p, rules)
@@ -78,7 +78,7 @@ func (l *loop) reconsider(now time.Time, old, rules *policy.Table) {
 // pinned reports whether the association's key is one that the administrator has named for its name and address, if he has.
 func (a *association) pinned(p *peer, rules *policy.Table) bool {
 	name := cmp.Or(a.claim.Name, p.last.Name)
-	pins, pinned := rules.Pins(name, name, p.remote)
+	pins, pinned := rules.Pins(name, name, p.place())
 	return !pinned || slices.Contains(pins, ipseckey.Fingerprint(a.key))
 }
 
@@ -86,7 +86,7 @@ func (a *association) pinned(p *peer, rules *policy.Table) bool {
 func (l *loop) repin(now time.Time, p *peer, rules *policy.Table) {
 	pins, pinned := rules.Pins(p.last.Name, p.last.Name, p.remote)
 	k, _, ok := p.pad.Key()
-	if !pinned || !ok || slices.Contains(pins, k.ID) {
+	if !pinned || !ok || slices.Contains(pins, k.ID) || p.outer.IsValid() {
 		return
 	}
 	c := *p.last
@@ -110,9 +110,9 @@ func (p *peer) repinned(e evPinned) {
 func (a *association) rule(p *peer, rules *policy.Table) policy.Rule {
 	switch {
 	case a.claim.Name != "":
-		return rules.For(a.claim.Name, p.remote)
+		return rules.For(a.claim.Name, p.place())
 	case a.key != nil && p.last.Name != "":
-		return rules.For(p.last.Name, p.remote)
+		return rules.For(p.last.Name, p.place())
 	}
 	return rules.ForAddr(p.place())
 }

@@ -39,7 +39,7 @@ func (p *peer) elsewhere(e evElsewhere) (do []action) {
 // proof has become a good deal newer, or our addresses have changed.
 func (l *loop) spread(now time.Time, p *peer) bool {
 	k, at, ok := p.pad.Key()
-	if !ok || !p.pad.Held(now) || p.last.Name == "" || !p.proves(k) {
+	if !ok || !p.pad.Held(now) || p.last.Name == "" || !p.proves(k) || p.outer.IsValid() { // what is assigned is so by one of our addresses
 		return false
 	}
 	env := l.d.host.environment()

@@ -277,57 +277,6 @@ func clientsBehindNAT(w *natWorld, keeps, again bool, clients ...*lab.Host) {
 	}
 }
 
-// TestNameBehindNAT (certoe-11, TRUST.md R7): Carol's name publishes the NAT's addresses and her key, and the NAT keeps her ports, so that all that can be
-// proven of her name is. The NAT's address is not hers for that: nothing stands on it, Erin behind it is not disturbed, and who looks Carol's name up is withheld it.
-//
-//tacit:attack A-18 a name whose key and address are proven from behind a NAT: the NAT's address is not its own
-func TestNameBehindNAT(t *testing.T) {
-	t.Parallel()
-	var carolKey identity
-	w := newNATWorld(t, func(w *natWorld) []zoneFile {
-		carolKey = newIdentity(t)
-		return []zoneFile{{"example.", bindNSEC, append(hostRecords("bob.example.", w.bob, &w.bobKey), hostRecords("carol.example.", w.nat, &carolKey)...)}}
-	})
-	w.server(onlyNamed)
-	carol := startTacit(t, w.carol, w.anchor, w.named("carol.example", carolKey))
-	for _, a := range both(w.bob) { // a host tells its name from no address that is not the name's, but to whom it has pinned
-		if _, err := carol.run("pin", a.String(), w.bobKey.fingerprint(t)); err != nil {
-			t.Fatal(err)
-		}
-	}
-	atBob := watchElements(t, w.bob)
-	flows := []*stream{startStream(t, w.erin, w.bob, w.bob.Addr4()), startStream(t, w.erin, w.bob, w.bob.Addr6())}
-	goOn := func() {
-		t.Helper()
-		for _, f := range flows {
-			f.goesOn(disturbed)
-		}
-	}
-	w.refused("bob.example", w.bob, w.carol)
-	if !strings.Contains(w.bobTac.log(), "behind a NAT nobody is anything else") {
-		t.Error("bob's log does not say that Carol's name counts for nothing")
-	}
-	goOn()
-	for _, kind := range []uint16{dns.TypeA, dns.TypeAAAA} { // what Bob sends comes to Carol, by the mapping that she has made
-		a := ask(t, w.bob, "carol.example", kind)
-		_, why := a.ede()
-		t.Logf("bob: carol.example %s: %s in %v, %q", dns.Type(kind), dns.RcodeToString[a.Rcode], a.took.Round(time.Millisecond), why)
-		if a.Rcode != dns.RcodeServerFailure || why == "" {
-			t.Errorf("bob: carol.example: got\n%v\nwant SERVFAIL, and why", a.Msg)
-		}
-	}
-	goOn()
-	if list := atBob(); len(list) > 0 {
-		t.Errorf("on bob there were for a while: %v", list)
-	}
-	for _, p := range w.bobTac.peers(w.nat) {
-		if p.State != "clear" || p.Assurance != "none" {
-			t.Errorf("bob's status of the NAT: %+v", p)
-		}
-	}
-	w.wantNothing(w.carol, w.bob)
-}
-
 // TestOpportunisticBehindNAT (newoe-22, newoe-25-cat-1 to -3): no keys are published, and all would encrypt with anybody, without a lookup. Two clients behind a
 // NAT fall back to clear with their first packet, and lose none; a third, for which everything is private, sends nothing. The host beside the server, which is behind no
 // NAT, is encrypted.

@@ -82,6 +82,7 @@ type Peer struct {
 	RemoteID      ID             // the IDr that we require (TRUST.md A-14)
 	LocalID       ID             // IDNull: NULL authentication (RFC 7619); IDFQDN: Config.Name, signed with our key
 	Tell          Tell           // when the peer learns LocalID
+	TellBehindNAT bool           // and it does only if a NAT is before us and the peer is asked for an address: LocalID has none of ours
 	Childless     bool           // no Child SA, if the responder can do without (RFC 6023): only the proof is wanted
 	Auth          Authorization  // what the peer must prove
 }

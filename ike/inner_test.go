@@ -193,3 +193,35 @@ func TestInnersAreApart(t *testing.T) {
 		t.Errorf("left: %v, %v", b.e.networks, b.e.peers)
 	}
 }
+
+// TRUST.md A-52: a name that has the NAT's address, and none of ours, is told from behind the NAT only, and where an address can be asked for.
+//
+//tacit:attack A-52 a name that publishes the address of a NAT is told from behind one only
+func TestNameToldBehindNAT(t *testing.T) {
+	for what, tt := range map[string]struct{ behind, inner, told bool }{
+		"behind a NAT": {true, true, true}, "no NAT": {false, true, false}, "a data plane that does not translate": {true, false, false},
+	} {
+		for _, tell := range []Tell{TellFirst, TellAfter} {
+			a, b, w, p := toldPair(t, tell)
+			a.e.cfg.Inner, p.TellBehindNAT = tt.inner, true
+			shift := uint16(20_000)
+			if tt.behind {
+				translate(w, a, outsideNAT, &shift)
+			}
+			told, asked := false, false
+			b.authorize = func(e AuthorizationWanted) Authorization {
+				told, asked = told || e.ID.Kind == IDFQDN, true
+				auth := Authorization{Anonymous: true}
+				if e.Inner {
+					auth.Inner = innerA
+				}
+				return auth
+			}
+			w.initiate(a, p)
+			w.run(time.Second)
+			if up := count[ChildUp](a) > 0; told != tt.told || !asked || up != tt.inner {
+				t.Errorf("%s, tell %d: told %v, up %v\n%s", what, tell, told, up, a.dump())
+			}
+		}
+	}
+}
