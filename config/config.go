@@ -33,6 +33,7 @@ type Config struct {
 	IKELifetime   time.Duration
 	ChildLifetime time.Duration
 	NATPool       []netip.Prefix // what clients behind a NAT are assigned: one of a family at most
+	NATAddresses  []netip.Addr   // of NATs that lead IKE's ports to us: one of a family at most
 	MaxPeers      int            // addresses of peers, in pairs with ours, that are known at once
 	DNS           DNS
 	Policy        []policy.Rule // in the file's order, the built-in default last

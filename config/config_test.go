@@ -57,15 +57,16 @@ func TestParseFull(t *testing.T) {
 	first.Names = []string{"*.example.", ".tree.example.", "host.example.", "*."}
 	first.Prefixes = []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24"), netip.MustParsePrefix("198.51.100.1/32"),
 		netip.MustParsePrefix("2001:db8::/32")}
-	first.Class, first.AcceptAnonymous, first.Line = policy.Clear, false, 28
+	first.Class, first.AcceptAnonymous, first.Line = policy.Clear, false, 29
 	first.Packets, first.ClearPorts, first.ProtectDNS = true, []ipsec.Port{{Proto: 6, Number: 22}, {Proto: 17, Number: 123}}, true
-	second.Line = 36
+	second.Line = 37
 	third := policy.Default()
-	third.Prefixes, third.Class, third.Anonymous, third.Line = []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}, policy.Private, true, 38
+	third.Prefixes, third.Class, third.Anonymous, third.Line = []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}, policy.Private, true, 39
 	want := &Config{
 		Name: "alice.example", Identity: "/etc/tacit/key.pem", Identify: "all", Dataplane: "tun", Socket: "/run/t.sock", PostQuantum: "before",
 		Linger: 90 * time.Second, IKELifetime: 90 * time.Minute, ChildLifetime: 2 * time.Second, MaxPeers: 4096,
-		NATPool: []netip.Prefix{netip.MustParsePrefix("2001:db8:1::/64"), netip.MustParsePrefix("198.51.100.0/25")},
+		NATPool:      []netip.Prefix{netip.MustParsePrefix("2001:db8:1::/64"), netip.MustParsePrefix("198.51.100.0/25")},
+		NATAddresses: []netip.Addr{netip.MustParseAddr("192.0.2.9"), netip.MustParseAddr("2001:db8::9")},
 		DNS: DNS{
 			Listen: servers("127.0.0.1:53", "[::1]:5353"),
 			Upstream: upstreams("192.0.2.53", "2001:db8::53", "192.0.2.54:5300", "tls://dns.example:853",
@@ -95,6 +96,20 @@ func TestNATPool(t *testing.T) {
 	} {
 		c, err := Parse([]byte("nat-pool = "+text+"\n"), "t.toml")
 		if want == "" && err == nil || want != "" && (err != nil || fmt.Sprint(c.NATPool) != want) {
+			t.Errorf("%s: %+v, %v", text, c, err)
+		}
+	}
+}
+
+func TestNATAddresses(t *testing.T) {
+	for text, want := range map[string]string{
+		`[]`: "[]", `["192.0.2.9"]`: "[192.0.2.9]", `["2001:db8::9", "10.0.0.1"]`: "[2001:db8::9 10.0.0.1]",
+		`"192.0.2.9"`: "", `["192.0.2.0/24"]`: "", `["192.0.2.9", "192.0.2.8"]`: "", `["0.0.0.0"]`: "", `["127.0.0.1"]`: "", `["224.0.0.1"]`: "",
+		`["fe80::1%eth0"]`: "", `["2001:db8::1%eth0"]`: "", `["::ffff:192.0.2.9"]`: "", `[5]`: "", `["nat.example"]`: "",
+		"[\"192.0.2.9\"]\ndataplane = \"xfrm\"": "", "[\"192.0.2.9\"]\ndataplane = \"auto\"": "[192.0.2.9]",
+	} {
+		c, err := Parse([]byte("nat-addresses = "+text+"\n"), "t.toml")
+		if want == "" && err == nil || want != "" && (err != nil || fmt.Sprint(c.NATAddresses) != want) {
 			t.Errorf("%s: %+v, %v", text, c, err)
 		}
 	}

@@ -58,6 +58,7 @@ type parser struct {
 	packets  map[int][]value // keys of a rule that say something of packets
 	upstream unstable.Range  // where dns.upstream is
 	trustAD  unstable.Range  // and dns.trust-ad
+	nats     unstable.Range  // and nat-addresses
 	peers    []unstable.Range
 }
 
@@ -222,6 +223,9 @@ func (p *parser) finish() {
 	}
 	if c.DNS.TrustAD {
 		p.checkTrustAD()
+	}
+	if len(c.NATAddresses) > 0 && c.Dataplane == "xfrm" {
+		p.errorf(p.nats, "nat-addresses", "the kernel's ESP does not translate: want dataplane = \"tun\", or \"auto\"")
 	}
 	p.finishRules()
 	p.finishPeers()

@@ -28,6 +28,7 @@ var settings = map[string]func(p *parser, v value){
 	"ike-lifetime":   func(p *parser, v value) { p.duration(v, &p.config.IKELifetime, time.Second, 7*24*time.Hour) },
 	"child-lifetime": func(p *parser, v value) { p.duration(v, &p.config.ChildLifetime, time.Second, 24*time.Hour) },
 	"nat-pool":       (*parser).setNATPool,
+	"nat-addresses":  (*parser).setNATAddresses,
 	"max-peers":      func(p *parser, v value) { p.number(v, &p.config.MaxPeers, 16, 65536) },
 	// DNS. A hold of more than 10 s would outlast every stub resolver's patience.
 	"dns.listen":             func(p *parser, v value) { p.listeners(v, &p.config.DNS.Listen) },
@@ -249,6 +250,25 @@ func (p *parser) setNATPool(v value) {
 		}
 	})
 	p.config.NATPool = all
+}
+
+// setNATAddresses reads the addresses of NATs that lead to this host.
+func (p *parser) setNATAddresses(v value) {
+	var all []netip.Addr
+	p.list(v, func(s string, at unstable.Range) {
+		a, err := netip.ParseAddr(s)
+		switch {
+		case err != nil || a.Zone() != "":
+			p.errorf(at, v.key, "want an address, not %q", s)
+		case !a.IsGlobalUnicast() || a.Is4In6():
+			p.errorf(at, v.key, "%q: want the address of a host", s)
+		case slices.ContainsFunc(all, func(b netip.Addr) bool { return a.Is4() == b.Is4() }):
+			p.errorf(at, v.key, "%q: one address of each family", s)
+		default:
+			all = append(all, a)
+		}
+	})
+	p.config.NATAddresses, p.nats = all, v.at
 }
 
 // boolean reads true or false.

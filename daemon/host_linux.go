@@ -99,7 +99,7 @@ func (h *host) renew() {
 
 // Environment is what this host must never take for a peer (TRUST.md R6), as the kernel and the configuration say now.
 func Environment(f *config.Config) (pad.Environment, error) {
-	e := pad.Environment{InternalZones: f.DNS.InternalZones}
+	e := pad.Environment{NATs: f.NATAddresses, InternalZones: f.DNS.InternalZones}
 	addrs, err := whole(func() ([]netlink.Addr, error) { return netlink.AddrList(nil, netlink.FAMILY_ALL) })
 	if err != nil {
 		return e, fmt.Errorf("reading the host's addresses: %w", err)

@@ -80,7 +80,7 @@ func newShards(d *Daemon, n int) (*shards, error) {
 	warm(s.mask(netip.IPv6Loopback(), netip.IPv6Loopback()))
 	f := d.cfg.File
 	c := ike.Config{
-		Rand: rand.Reader, Encapsulate: d.cfg.Encapsulate, Inner: d.cfg.Inner, IKELifetime: f.IKELifetime, ChildLifetime: f.ChildLifetime,
+		Rand: rand.Reader, Encapsulate: d.cfg.Encapsulate, Inner: d.cfg.Inner, Outside: f.NATAddresses, IKELifetime: f.IKELifetime, ChildLifetime: f.ChildLifetime,
 		Liveness:   f.Linger / 2,
 		InitSends:  initSends,
 		Retransmit: []time.Duration{500 * time.Millisecond, time.Second, 2 * time.Second, 3 * time.Second},

@@ -342,37 +342,6 @@ func (w *natWorld) first(h *lab.Host, to netip.Addr, comes bool) {
 	}
 }
 
-// TestServerBehindNAT (certoe-12): the name of a server has the address of a NAT that leads to it, and the server's key. What the server can be asked for is not what
-// it has: the name is withheld from everybody, with the reason; by a name without a key it is reached in clear.
-func TestServerBehindNAT(t *testing.T) {
-	t.Parallel()
-	var key identity
-	w := newNATWorld(t, func(w *natWorld) []zoneFile {
-		key = newIdentity(t)
-		return []zoneFile{{"example.", bindNSEC, hostRecords("carol.example.", w.nat, &key)}, {"plain.", unsigned, hostRecords("carol.plain.", w.nat, nil)}}
-	})
-	for family, to := range map[string]netip.Addr{"ip": w.carol.Addr4(), "ip6": w.carol.Addr6()} {
-		own := both(w.nat)[index(to)]
-		output(t, w.nat, "nft", fmt.Sprintf("table %[1]s leads { chain pre { type nat hook prerouting priority dstnat; %[1]s daddr %[2]v dnat to %[3]v; }; }", family, own, to))
-	}
-	startTacit(t, w.carol, w.anchor, options{name: "carol.example", identity: key.pem, upstream: w.upstreamOfTheHost})
-	w.aliceTac = w.client(w.alice, "")
-	w.refused("carol.example", w.nat, w.alice)
-	mustAnswer(t, w.alice, "carol.plain", both(w.nat)...)
-	echo(t, w.carol, both(w.carol)...)
-	for _, to := range both(w.nat) {
-		c, err := w.alice.Dial(t.Context(), "udp", netip.AddrPortFrom(to, 7000).String())
-		if err != nil {
-			t.Fatal(err)
-		}
-		if !sendNumber(c, 1, 3*time.Second) {
-			t.Errorf("%v: in clear nothing comes back", to)
-		}
-		c.Close()
-	}
-	wantNoElements(t, w.alice, w.carol)
-}
-
 // TestMovesBehindNAT (ikev2-switchnat-01): Alice has proven Bob's key when she moves behind a NAT. What she sends from there is not in clear, and his name is withheld, with
 // the reason; when she is back, she is keyed as before.
 func TestMovesBehindNAT(t *testing.T) {

@@ -22,7 +22,7 @@ import (
 // transfer sends n bytes each way, both at once, over one TCP connection from a to b and compares their SHA-256.
 func transfer(t *testing.T, a, b *lab.Host, addr netip.Addr, n int64) {
 	t.Helper()
-	l, err := b.Listen("tcp", netip.AddrPortFrom(addr, 0).String())
+	l, err := b.Listen("tcp", netip.AddrPortFrom(listenAt(b, addr), 0).String())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -45,7 +45,7 @@ func transfer(t *testing.T, a, b *lab.Host, addr netip.Addr, n int64) {
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 	defer cancel()
 	began := time.Now()
-	c, err := a.Dial(ctx, "tcp", l.Addr().String())
+	c, err := a.Dial(ctx, "tcp", portAt(addr, l.Addr()))
 	if err != nil {
 		t.Fatalf("%s connects to %s at %v: %v", a.Name, b.Name, addr, err)
 	}
@@ -59,6 +59,22 @@ func transfer(t *testing.T, a, b *lab.Host, addr netip.Addr, n int64) {
 		t.Errorf("TCP %s to %s at %v: the checksums differ", a.Name, b.Name, addr)
 	}
 	t.Logf("TCP %s to %s at %v: %d bytes each way in %v", a.Name, b.Name, addr, n, time.Since(began).Round(time.Millisecond))
+}
+
+// listenAt is where a host hears what is sent to an address: behind a NAT that leads it to the host that is another one.
+func listenAt(h *lab.Host, addr netip.Addr) netip.Addr {
+	switch {
+	case has(h, addr):
+		return addr
+	case addr.Is4():
+		return netip.IPv4Unspecified()
+	}
+	return netip.IPv6Unspecified()
+}
+
+// portAt is the address with the port of a socket.
+func portAt(addr netip.Addr, of net.Addr) string {
+	return netip.AddrPortFrom(addr, netip.MustParseAddrPort(of.String()).Port()).String()
 }
 
 // exchange sends n bytes and receives n bytes at once, and returns the SHA-256 of both.
@@ -97,13 +113,13 @@ func (r *noise) Read(b []byte) (int, error) {
 // datagrams sends each size count times from a to b, who sends it back, one at a time; none may be lost or changed.
 func datagrams(t *testing.T, a, b *lab.Host, addr netip.Addr, count int, sizes ...int) {
 	t.Helper()
-	srv, err := b.ListenPacket("udp", netip.AddrPortFrom(addr, 0).String())
+	srv, err := b.ListenPacket("udp", netip.AddrPortFrom(listenAt(b, addr), 0).String())
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer srv.Close()
 	go bounce(srv)
-	c, err := a.Dial(t.Context(), "udp", srv.LocalAddr().String())
+	c, err := a.Dial(t.Context(), "udp", portAt(addr, srv.LocalAddr()))
 	if err != nil {
 		t.Fatal(err)
 	}

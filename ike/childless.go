@@ -26,7 +26,7 @@ func (s *sa) asksNone(ps []wire.Payload) bool {
 // peer's for a while.
 func (s *sa) stayChildless() {
 	auth := s.hs.auth
-	s.child.grant = grant{allowed(auth, s.local.Addr(), s.remote.Addr()), auth.Mode}
+	s.child.grant = grant{allowed(auth, s.own(), s.remote.Addr()), auth.Mode}
 	s.timer.childless = 0
 	if !s.initiator {
 		s.timer.childless = s.e.now.Add(childlessPeer)

@@ -59,6 +59,7 @@ type Config struct {
 	AskKeys       bool            // ask initiators for their raw keys (RFC 7670): Authorization.Known will want them
 	Encapsulate   bool            // ask for ESP in UDP also where there is no NAT (by the NAT detection hash)
 	Inner         bool            // behind a NAT ask the responder for an address: the caller's data plane translates (ipsec.Pair.Inner)
+	Outside       []netip.Addr    // addresses of NATs that lead our ports to us (outside.go); with Inner only
 	IKELifetime   time.Duration   // 0: 8 h
 	ChildLifetime time.Duration   // soft, for children that we initiated; a responder's is half as long again; 0: 1 h
 	Liveness      time.Duration   // an SA that is silent for so long is probed by Do(Probe) of the caller or by itself; 0: never by itself

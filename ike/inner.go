@@ -19,11 +19,25 @@ import (
 // The address stays for the life of the IKE SA and of its heirs. In this package a Child SA's selector has it, on both ends; to an initiator's data plane it
 // is ipsec.Pair.Inner, and the selector has the host's own address (sa.pairOf).
 
+// inner is what stands for an address inside of a tunnel.
+type inner struct {
+	theirs netip.Addr // for the initiator's: we have assigned it
+	ours   netip.Addr // for ours: the responder has assigned it, or it is a NAT's that leads to us (outside.go)
+}
+
+// inside is the IKE SA's inner, to be changed.
+func (s *sa) inside() *inner {
+	if s.inner == nil {
+		s.inner = &inner{}
+	}
+	return s.inner
+}
+
 // single is the prefix of one address.
 func single(a netip.Addr) netip.Prefix { return netip.PrefixFrom(a, a.BitLen()) }
 
-// needsInner decides, as initiator, to ask for an address. Who goes by a gateway, or wants no Child SA, does not.
-func (s *sa) needsInner() bool {
+// translates reports whether another address is to stand for ours: a NAT is before us. Who goes by a gateway has none.
+func (s *sa) translates() bool {
 	return s.e.cfg.Inner && s.nat.supported && s.nat.local && s.hs.auth.Selector == (ipsec.Selector{})
 }
 
@@ -52,7 +66,7 @@ func (s *sa) takeInner(ps []wire.Payload) error {
 	if !a.IsGlobalUnicast() || a.Is4In6() || a == own || a == s.remote.Addr().Unmap() { // global but for its scope: private ones are
 		return fmt.Errorf("%w: we are %w, and it has assigned %v to us", ErrProtocol, ErrNAT, a)
 	}
-	s.inner = &a
+	s.inside().ours = a
 	return nil
 }
 
@@ -69,14 +83,14 @@ func (s *sa) wantsInner() bool {
 }
 
 // lodges reports whether the peer is at an address that we have assigned.
-func (s *sa) lodges() bool { return s.guest && s.inner != nil }
+func (s *sa) lodges() bool { return s.inner != nil && s.inner.theirs.IsValid() }
 
 // replyInner tells the initiator its address.
 func (s *sa) replyInner() []wire.Payload {
 	if !s.lodges() {
 		return nil
 	}
-	return []wire.Payload{&wire.Config{Type: wire.ConfigReply, Addresses: []wire.InternalAddress{{V6: s.inner.Is6(), Addr: *s.inner}}}}
+	return []wire.Payload{&wire.Config{Type: wire.ConfigReply, Addresses: []wire.InternalAddress{{V6: s.inner.theirs.Is6(), Addr: s.inner.theirs}}}}
 }
 
 // Follow tells that valid ESP of the SA comes from another address: the NAT before the peer has forgotten the last one. Who is not at an address that we have

@@ -123,9 +123,9 @@ func (s *sa) keepAlive() {
 }
 
 // follow takes the source of a fresh authenticated message as the peer's address: any port, but another address only from a
-// peer that is behind a NAT (RFC 7296, 2.23; TRUST.md A-30).
+// peer that is behind a NAT (RFC 7296, 2.23; TRUST.md A-30) and has begun: who was asked is where he was found.
 func (s *sa) follow(d Datagram) {
-	if d.Remote.Addr() == s.remote.Addr() || s.nat.remote {
+	if d.Remote.Addr() == s.remote.Addr() || s.nat.remote && s.guest {
 		s.moveTo(d.Remote)
 	}
 	if d.Local.Addr() == s.local.Addr() {

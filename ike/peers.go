@@ -28,7 +28,7 @@ type pairOfHosts struct{ local, remote netip.Addr }
 func (s *sa) hosts() pairOfHosts {
 	remote := s.remote.Addr().Unmap().WithZone("")
 	if s.lodges() {
-		remote = *s.inner
+		remote = s.inner.theirs
 	}
 	return pairOfHosts{s.local.Addr().Unmap(), remote}
 }

@@ -88,7 +88,7 @@ type sa struct {
 	local, remote netip.AddrPort
 	origin        netip.AddrPort // remote, when the SA began
 	nat           nat
-	inner         *netip.Addr // that the responder has assigned (inner.go); nil: none, as most have
+	inner         *inner // nil: no other addresses than these, as most have
 	frag          fragments
 	hybrid        bool       // the peer has shown that it knows additional key exchanges, and we ask for them
 	keys          *saCrypto  // nil in initSent

@@ -147,11 +147,14 @@ func (s *sa) sendAuth() {
 
 // offerFirstChild is the offer of the first Child SA.
 func (s *sa) offerFirstChild() []wire.Payload {
-	want := allowed(s.hs.auth, s.local.Addr(), s.remote.Addr())
+	want := allowed(s.hs.auth, s.own(), s.remote.Addr())
 	n := &negotiation{fresh: &childSA{initiator: true, in: s.e.newSPI()}, mode: s.hs.auth.Mode, selector: want}
 	s.child.mine = n
 	var ps []wire.Payload
-	if s.needsInner() {
+	switch {
+	case s.outside():
+		n.mode = ipsec.Tunnel
+	case s.translates():
 		ps = append(ps, s.askInner(n))
 	}
 	if n.mode == ipsec.Transport {
@@ -370,7 +373,7 @@ func (s *sa) authorize(auth Authorization) {
 		ps = a.offer
 	}
 	if inner := auth.Inner; inner.IsValid() {
-		s.inner = &inner
+		s.inside().theirs = inner
 	}
 	s.emitEstablished(0)
 	s.keepToken(ps)

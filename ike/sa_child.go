@@ -131,8 +131,8 @@ func (s *sa) pairOf(p *child, c *childSA) ipsec.Pair {
 		ID: p.id, Local: local, Remote: remote, Mode: p.mode, Selector: p.selector, Authenticated: s.key != nil,
 		In: ipsec.SA{SPI: c.in}, Out: ipsec.SA{SPI: c.out},
 	}
-	if s.inner != nil && !s.guest {
-		pair.Inner, pair.Selector.Local = *s.inner, single(s.local.Addr().Unmap())
+	if in := s.inner; in != nil && p.selector.Local == single(in.ours) {
+		pair.Inner, pair.Selector.Local = in.ours, single(s.local.Addr().Unmap())
 	}
 	return pair
 }
@@ -173,7 +173,7 @@ func (s *sa) firstChild(ps []wire.Payload) {
 			s.reject(err, bye())
 			return
 		}
-		n.selector.Local = single(*s.inner)
+		n.selector.Local = single(s.own())
 	}
 	s.child.grant = grant{n.selector, n.mode}
 	suite, out, ok := s.e.offer.acceptESP(sap, groupNone)
@@ -193,7 +193,7 @@ func (s *sa) firstChild(ps []wire.Payload) {
 // after the data plane's word otherwise.
 func (s *sa) answerFirstChild(ps []wire.Payload) {
 	a, auth := &s.hs.auths, s.hs.auth
-	s.child.grant = grant{allowed(auth, s.local.Addr(), s.remote.Addr()), auth.Mode}
+	s.child.grant = grant{allowed(auth, s.own(), s.remote.Addr()), auth.Mode}
 	n, suite, err := s.chooseChild(ps, nil, nil)
 	if err != nil {
 		a.child = []wire.Payload{answer(err)}

@@ -238,6 +238,7 @@ func (s *sa) agreed(d Datagram, h wire.Header, ps []wire.Payload, suite ikeSuite
 	s.hs.nr, s.hs.message1, s.hs.message2 = nonce, request, d.Data
 	s.hs.attempts = nil
 	s.nat = detect(ps, s.spiI, s.spiR, d.Local, d.Remote)
+	s.seenOutside(ps, s.spiR, d.Local)
 	s.answered()
 	if s.encapsulates() {
 		s.local, s.remote = float(s.local), float(s.remote)
@@ -431,6 +432,7 @@ func (s *sa) finishInit(d Datagram, ps []wire.Payload, suite ikeSuite, sap *wire
 	}
 	out := []wire.Payload{sap, &wire.KE{Group: suite.group, Data: r.share.public()}, &wire.Nonce{Data: nr}}
 	s.nat = detect(ps, s.spiI, 0, d.Local, d.Remote)
+	s.seenOutside(ps, 0, d.Local)
 	if s.nat.supported {
 		out = append(out, e.natPayloads(s.spiI, s.spiR, d.Local, d.Remote)...)
 	}

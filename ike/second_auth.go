@@ -60,7 +60,7 @@ func (s *sa) asksSecond() bool {
 // tellsNow decides whether the first IKE_AUTH request has our name in it, and prepares the second if not.
 func (s *sa) tellsNow() bool {
 	a := &s.hs.auths
-	if s.hs.peer.TellBehindNAT && !s.needsInner() {
+	if s.hs.peer.TellBehindNAT && !s.translates() {
 		return false
 	}
 	if s.asksSecond() && a.methods {

@@ -10,6 +10,7 @@ import (
 // network changes.
 type Environment struct {
 	Own           []netip.Addr   // all of this host's own addresses
+	NATs          []netip.Addr   // those of NATs that lead to it
 	Gateways      []netip.Addr   // next hops of default routes
 	Upstreams     []netip.Addr   // our DNS upstreams
 	Networks      []netip.Prefix // the networks we are on: their broadcast addresses are nobody's
@@ -62,7 +63,7 @@ func Claimable(addr netip.Addr, env Environment, name string) (ok bool, why stri
 	}
 	addr = addr.WithZone("")
 	switch {
-	case slices.Contains(env.Own, addr):
+	case slices.Contains(env.Own, addr), slices.Contains(env.NATs, addr):
 		return false, "our own address"
 	case slices.Contains(env.Gateways, addr):
 		return false, "the default gateway"

@@ -19,6 +19,7 @@ func addrs(s ...string) (all []netip.Addr) {
 func TestClaimable(t *testing.T) {
 	env := Environment{
 		Own:           addrs("198.51.100.7", "2001:db8::7"),
+		NATs:          addrs("203.0.113.9"),
 		Gateways:      addrs("198.51.100.1", "2001:db8::1"),
 		Upstreams:     addrs("198.51.100.53"),
 		Networks:      []netip.Prefix{netip.MustParsePrefix("198.51.100.7/24"), netip.MustParsePrefix("203.0.113.2/31")},
@@ -43,6 +44,7 @@ func TestClaimable(t *testing.T) {
 		{"198.51.100.0", "evil.example.", "broadcast"},
 		{"203.0.113.3", "bob.example.", ""}, // RFC 3021
 		{"198.51.100.7", "evil.example.", "our own"},
+		{"203.0.113.9", "evil.example.", "our own"},
 		{"198.51.100.1", "evil.example.", "gateway"},
 		{"198.51.100.53", "evil.example.", "upstream"},
 		{"198.51.100.54", "bob.example.", ""},

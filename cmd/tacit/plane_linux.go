@@ -12,11 +12,15 @@ import (
 )
 
 // openPlane opens the data plane that the configuration asks for: the only place that knows which there are. "auto" is the kernel's
-// ESP, and ours in user space where the kernel has none.
+// ESP, and ours in user space where the kernel has none, or a NAT leads to us, whose address the kernel's does not translate.
 func openPlane(cfg *daemon.Config, file *config.Config) error {
 	cfg.DNSMark = int(guard.MarkOwn)
 	cfg.DataplaneWhy = "the configuration says so"
-	if file.Dataplane != "tun" {
+	switch {
+	case file.Dataplane == "tun":
+	case file.Dataplane == "auto" && len(file.NATAddresses) > 0:
+		cfg.DataplaneWhy = "auto: the kernel's ESP does not translate nat-addresses"
+	default:
 		plane, err := xfrm.Open(xfrm.Config{Linger: file.Linger, SALife: saLife(file), Log: cfg.Log})
 		if err == nil {
 			cfg.Dataplane, cfg.DataplaneName = plane, "xfrm"
