@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net/netip"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -18,13 +19,10 @@ import (
 
 // Clients behind NATs, each at an address that the server has assigned to it.
 
-// lodge makes the hosts, and starts Bob, on a data plane or that under test, and the clients, on tun: the kernel's ESP does not translate.
-func lodge(t *testing.T, moved bool, server string) (w *natWorld, clients []*lab.Host) {
+// lodge makes the hosts, and starts Bob, on a data plane or that under test, and the clients, on tun: the kernel's ESP does not translate. Carol may have a name.
+func lodge(t *testing.T, moved, named bool, server string) (w *natWorld, clients []*lab.Host) {
 	t.Helper()
-	w = newNATWorld(t, func(w *natWorld) []zoneFile {
-		return []zoneFile{{"example.", bindNSEC, hostRecords("bob.example.", w.bob, &w.bobKey)}}
-	})
-	w.routed(w.bob)
+	w, carolKey := namedWorld(t)
 	if moved {
 		moves(t, w.nat, 40_000)
 		moves(t, w.nat2, 40_000)
@@ -33,6 +31,10 @@ func lodge(t *testing.T, moved bool, server string) (w *natWorld, clients []*lab
 	w.plane = "tun"
 	clients = []*lab.Host{w.carol, w.dave, w.twin}
 	for _, h := range clients {
+		if named && h == w.carol {
+			w.saysCarol(h, carolKey)
+			continue
+		}
 		w.client(h, "")
 	}
 	return w, clients
@@ -90,7 +92,7 @@ func (w *natWorld) lodgersOf() map[netip.Addr][]peerStatus {
 func TestLodgers(t *testing.T) {
 	for what, moved := range map[string]bool{"ports are kept": false, "ports are moved": true} {
 		t.Run(what, func(t *testing.T) {
-			w, clients := lodge(t, moved, "")
+			w, clients := lodge(t, moved, false, "")
 			w.talk(clients...)
 			for _, h := range clients {
 				w.onlyInUDP(h, w.bob)
@@ -171,15 +173,26 @@ func refused(t *testing.T, h *lab.Host, to netip.Addr) {
 //
 //tacit:attack A-30 the server follows valid ESP through a NAT that has forgotten
 func TestLodgersMove(t *testing.T) {
-	w, clients := lodge(t, true, "")
+	w, clients := lodge(t, true, false, "")
 	w.lodgersMove(clients)
 }
 
-// TestXFRMLodgers: the server has the kernel's ESP.
+// TestXFRMLodgers: the server has the kernel's ESP, and one of the clients a name.
 func TestXFRMLodgers(t *testing.T) {
 	needESP(t, "nft", "nsd", "unbound", "dnssec-signzone", "ldns-signzone", "getent")
-	w, clients := lodge(t, true, "xfrm")
+	w, clients := lodge(t, true, true, "xfrm")
 	w.lodgersMove(clients)
+	for a, list := range w.lodgersOf() {
+		named := 0
+		for _, p := range list {
+			if p.Assurance == "authenticated" && slices.Equal(p.Names, []string{"carol.example"}) {
+				named++
+			}
+		}
+		if want := map[bool]int{false: 0, true: 1}[has(w.nat, a)]; named != want {
+			t.Errorf("at %v are %+v, of whom %d are Carol, want %d", a, list, named, want)
+		}
+	}
 }
 
 func (w *natWorld) lodgersMove(clients []*lab.Host) {

@@ -31,14 +31,6 @@ func TestNameBehindNAT(t *testing.T) {
 	}
 }
 
-// TestXFRMNameBehindNAT: the server has the kernel's ESP.
-func TestXFRMNameBehindNAT(t *testing.T) {
-	needESP(t, "nft", "nsd", "unbound", "dnssec-signzone", "ldns-signzone", "getent")
-	w, carolKey := namedWorld(t)
-	w.bobTac = startTacit(t, w.bob, w.anchor, options{name: "bob.example", identity: w.bobKey.pem, upstream: w.upstreamOfTheHost, dataplane: "xfrm"})
-	w.nameBehindNAT(carolKey, true)
-}
-
 // namedWorld has a name for Carol, at the NAT's addresses.
 func namedWorld(t *testing.T) (w *natWorld, carolKey identity) {
 	t.Helper()
@@ -53,14 +45,8 @@ func namedWorld(t *testing.T) (w *natWorld, carolKey identity) {
 func (w *natWorld) nameBehindNAT(carolKey identity, anybody bool) {
 	t := w.t
 	t.Helper()
-	client := func(h *lab.Host, key identity) {
-		o := w.named("carol.example", key)
-		o.dataplane = "tun"
-		d := startTacit(t, h, w.anchor, o)
-		eventually(t, 5*time.Second, h.Name+" knows what its name publishes", func() bool { return strings.Contains(d.log(), "our name publishes") })
-	}
-	client(w.carol, carolKey)
-	client(w.dave, newIdentity(t))
+	w.saysCarol(w.carol, carolKey)
+	w.saysCarol(w.dave, newIdentity(t))
 	atBob := watchElements(t, w.bob)
 	w.talk(w.carol)
 	w.onlyInUDP(w.carol, w.bob)
@@ -102,6 +88,15 @@ func (w *natWorld) nameBehindNAT(carolKey identity, anybody bool) {
 	if log := w.bobTac.log(); !strings.Contains(log, "proved the key of carol.example: behind a NAT at "+w.nat.Addr4().String()) {
 		t.Error("bob's log does not say that Carol is behind a NAT")
 	}
+}
+
+// saysCarol starts the tacit of a host that says that it is Carol.
+func (w *natWorld) saysCarol(h *lab.Host, key identity) {
+	w.t.Helper()
+	o := w.named("carol.example", key)
+	o.dataplane = "tun"
+	d := startTacit(w.t, h, w.anchor, o)
+	eventually(w.t, slower(5*time.Second), h.Name+" knows what its name publishes", func() bool { return strings.Contains(d.log(), "our name publishes") })
 }
 
 // knowsCarol fails the test unless Bob's status has Carol by her name in each family, at an address that he has assigned, and Dave as nobody, if he may be.
