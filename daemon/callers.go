@@ -103,7 +103,7 @@ func (l *loop) admit(now time.Time, e ike.AuthorizationWanted) {
 
 // admitAsNobody lets an initiator in whose name has not been found yet, if it still may.
 func (l *loop) admitAsNobody(now time.Time, w *caller) {
-	if w.answered {
+	if w.answered || !l.asks(w.SA) {
 		return
 	}
 	if a, _ := l.verdict(now, w.AuthorizationWanted, pad.Claim{}); a.Anonymous && !another(a, w.AuthorizationWanted) {
@@ -175,7 +175,9 @@ func (l *loop) inquired(now time.Time, c calling, claim pad.Claim, why string) {
 	}
 	for _, w := range q.sas {
 		if !w.answered || l.lodgers.waits(w.SA) {
-			w.answered = true
+			if w.answered = true; !l.asks(w.SA) {
+				continue
+			}
 			l.judge(now, w.AuthorizationWanted, claim, why)
 			continue
 		}

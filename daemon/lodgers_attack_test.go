@@ -149,3 +149,33 @@ func TestLodgerIsFollowedAfterAFailure(t *testing.T) {
 	m.bob.FailOn("Redirect", nil)
 	await(t, "it has followed", func() bool { return followed(nil) })
 }
+
+// What is found of the name of a client that is not there any more lets nobody in: it has no address, and counts nowhere.
+func TestLodgerIsGoneWhenItsNameIsFound(t *testing.T) {
+	t.Parallel()
+	m := newLodging(t, 0)
+	alice := m.add("alice.example")
+	m.namedOnly()
+	found := make(chan struct{})
+	m.bob.l.d.find = func(_ string, remote netip.Addr) (pad.Claim, string) {
+		<-found
+		c := alice.claim
+		c.Addr = remote
+		return c, ""
+	}
+	alice.lookup(m.bob)
+	await(t, "its name is looked up", func() bool { return m.looking() == 1 })
+	alice.OnSend(func(ipsectest.Datagram) {}) // it does not begin again
+	m.bob.do(t, func(now time.Time) {
+		for sa := range m.bob.l.refusals.asked {
+			m.bob.l.output(now, m.bob.l.engine.Do(now, sa, ike.Delete))
+		}
+	})
+	close(found)
+	await(t, "it is found", func() bool { return m.looking() == 0 })
+	m.bob.do(t, func(time.Time) {
+		if l := m.bob.l; len(l.lodgers.of)+len(l.lodgers.taken)+len(l.lodgers.at)+len(l.callers.claims) > 0 {
+			t.Errorf("left: %v at %v, %v", l.lodgers.of, l.lodgers.at, l.callers.claims)
+		}
+	})
+}

@@ -46,6 +46,12 @@ func (l *loop) over(now time.Time, sa ike.SAID, err error) {
 	}
 }
 
+// asks reports whether a negotiation that asked whom we believe is not over. What one that is over were given would never be taken back.
+func (l *loop) asks(sa ike.SAID) bool {
+	_, ok := l.refusals.asked[sa]
+	return ok
+}
+
 func (l *loop) sayRefused(now time.Time, what string, remote netip.AddrPort, name, why string) {
 	r := &l.refusals
 	if now.Sub(r.since) >= refusalEvery {
