@@ -2,9 +2,11 @@ package ike
 
 import (
 	"net/netip"
+	"slices"
 	"testing"
 	"time"
 
+	"tacit/ike/wire"
 	"tacit/ipsec"
 )
 
@@ -223,5 +225,54 @@ func TestNameToldBehindNAT(t *testing.T) {
 				t.Errorf("%s, tell %d: told %v, up %v\n%s", what, tell, told, up, a.dump())
 			}
 		}
+	}
+}
+
+// Whichever way the peer's move becomes known, its Pairs are told of: also if it is by the first message of an heir that the peer has decided for before us.
+func TestInnerMovesWithHeir(t *testing.T) {
+	to := netip.MustParseAddr("198.51.100.10")
+	moved := 0
+	for seed := uint64(0); seed < 8; seed++ {
+		a, b, w := classic(t)
+		a.e.cfg.Rand, b.e.cfg.Rand, a.e.cfg.Inner = newSeeded(seed), newSeeded(seed+1000), true
+		b.authorize = func(AuthorizationWanted) Authorization { return Authorization{Anonymous: true, Inner: innerA} }
+		shift := uint16(20_000)
+		translate(w, a, outsideNAT, &shift)
+		id := w.initiate(a, peerOf(a, b))
+		if !w.until(time.Second, bothUp(a, b)) {
+			t.Fatal("not up")
+		}
+		old, bID := only(t, a), only(t, b).id
+		nat := w.tap
+		w.take(a, a.e.Do(w.now, id, RekeyIKE))
+		w.take(b, b.e.Do(w.now, bID, RekeyIKE))
+		drive(w, time.Millisecond, time.Millisecond)
+		w.queue = slices.DeleteFunc(w.queue, func(f flight) bool { return f.spi == 0 && f.d.Local.Addr() == addrB.Addr() }) // a's answer
+		w.tap = func(from *host, d *Datagram) bool {
+			h, _ := wire.ParseHeader(d.Data)
+			if from == a && h.InitiatorSPI == old.spiI {
+				return false
+			}
+			nat(from, d)
+			if from == a {
+				d.Local = netip.AddrPortFrom(to, d.Local.Port())
+			} else if d.Remote.Addr() == to {
+				d.Remote = netip.AddrPortFrom(addrA.Addr(), d.Remote.Port()-shift)
+			}
+			return true
+		}
+		drive(w, 10*time.Millisecond, time.Millisecond)
+		w.take(a, a.e.Do(w.now, id, Probe))
+		drive(w, 100*time.Millisecond, time.Millisecond)
+		s := b.e.find(bID)
+		r, _ := find[Redirected](b)
+		if s.remote.Addr() == to {
+			if moved++; r.Pair.Remote != s.remote {
+				t.Errorf("seed %d: the peer is at %v, and its Pairs at %v", seed, s.remote, r.Pair.Remote)
+			}
+		}
+	}
+	if moved == 0 {
+		t.Error("it has never moved")
 	}
 }

@@ -262,6 +262,9 @@ func (s *sa) succeed(t *sa) {
 	s.out.wantProbe, s.out.wantDelete = false, false
 	s.quiet, t.quiet = true, false
 	t.emit(Rekeyed{SA: t.id, Initiator: t.initiator, Summary: t.e.summary(t.keys.suite)})
+	if t.remote != s.remote { // one of the two was followed, and only s had Pairs
+		t.redirect()
+	}
 	s.e.schedule(t)
 }
 
