@@ -174,14 +174,14 @@ func (b *dnsBench) oneByOne(h *lab.Host, file string) perf {
 	return b.dnsperf(h, file, "-n", "1", "-q", "1", "-v", "-Q", "300")
 }
 
-// place has all threads that a server has, and those that they make, run on the first processors.
-func place(t *testing.T, server *lab.Cmd, processors int) {
+// place has all threads that a process has, and those that they make, run on the first processors.
+func place(t *testing.T, pid, processors int) {
 	t.Helper()
 	var set unix.CPUSet
 	for i := range processors {
 		set.Set(i)
 	}
-	tasks, err := os.ReadDir(fmt.Sprintf("/proc/%d/task", server.Process.Pid))
+	tasks, err := os.ReadDir(fmt.Sprintf("/proc/%d/task", pid))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -209,8 +209,8 @@ func benchDNSCached(t *testing.T) {
 		server := b.tacit(fmt.Sprint("tacit", n), 10*n, n, "")
 		ours := server.host
 		theirs, unbound := b.unbound(fmt.Sprint("unbound", n), 10*n+1, n)
-		place(t, server.cmd, n)
-		place(t, unbound, n)
+		place(t, server.cmd.Process.Pid, n)
+		place(t, unbound.Process.Pid, n)
 		var rate, latency [2]samples
 		for i := range rounds + 1 {
 			for k, h := range []*lab.Host{ours, theirs} {
