@@ -13,9 +13,9 @@ func TestPostQuantum(t *testing.T) {
 		top, log string // of both; in their logs
 		hybrid   bool
 	}{
-		{`post-quantum = "after"`, `suite="aes-gcm-16-128 prf-sha256 x25519"`, true},
-		{`post-quantum = "before"`, `suite="aes-gcm-16-128 prf-sha256 x25519+mlkem768"`, true},
-		{`post-quantum = "off"`, `suite="aes-gcm-16-128 prf-sha256 x25519"`, false},
+		{`post-quantum = "after"`, `suite="chacha20-poly1305 prf-sha256 x25519"`, true},
+		{`post-quantum = "before"`, `suite="chacha20-poly1305 prf-sha256 x25519+mlkem768"`, true},
+		{`post-quantum = "off"`, `suite="chacha20-poly1305 prf-sha256 x25519"`, false},
 	} {
 		t.Run(c.top, func(t *testing.T) {
 			w, alice, bob := jobWorld(t, "bob.example", c.top)

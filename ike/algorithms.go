@@ -22,11 +22,20 @@ type cipherSuite struct {
 	integ  ipsec.Integrity
 }
 
-// ciphers serve IKE and ESP alike.
-var ciphers = []cipherSuite{
+// espCiphers are for packets, of which processors with instructions for AES encrypt more that way.
+var espCiphers = []cipherSuite{
 	{cipher: ipsec.AESGCM16, bits: 128},
 	{cipher: ipsec.AESGCM16, bits: 256},
 	{cipher: ipsec.ChaCha20Poly1305},
+	{cipher: ipsec.AESCBC, bits: 256},
+	{cipher: ipsec.AESCBC, bits: 128},
+}
+
+// ikeCiphers are the same for messages, which are few and short: what counts is what a key needs before it is used, and ChaCha20 needs nothing.
+var ikeCiphers = []cipherSuite{
+	{cipher: ipsec.ChaCha20Poly1305},
+	{cipher: ipsec.AESGCM16, bits: 128},
+	{cipher: ipsec.AESGCM16, bits: 256},
 	{cipher: ipsec.AESCBC, bits: 256},
 	{cipher: ipsec.AESCBC, bits: 128},
 }

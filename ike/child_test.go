@@ -94,7 +94,7 @@ func TestChildNotFound(t *testing.T) {
 func TestChildNotFoundNorCreated(t *testing.T) {
 	a, b, w := pairOf(t)
 	id := establish(t, w, a, b, peerOf(a, b))
-	only(t, b).child.all, b.e.offer.ciphers = nil, nil
+	only(t, b).child.all, b.e.offer.esp = nil, nil
 	w.take(a, a.e.Do(w.now, id, RekeyChild))
 	w.run(time.Second)
 	if d, ok := find[ChildDown](a); !ok || d.Err != (NotifyError{wire.NoProposalChosen}) {

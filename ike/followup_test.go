@@ -40,7 +40,7 @@ func TestHybridAfter(t *testing.T) {
 	w.run(30 * time.Second) // for who answers repeats on the old SA
 	for _, h := range []*host{a, b} {
 		r, ok := find[Rekeyed](h)
-		if !ok || count[Rekeyed](h) != 1 || r.Initiator != (h == a) || r.Summary != "aes-gcm-16-128 prf-sha256 x25519+mlkem768" {
+		if !ok || count[Rekeyed](h) != 1 || r.Initiator != (h == a) || r.Summary != "chacha20-poly1305 prf-sha256 x25519+mlkem768" {
 			t.Errorf("%s", h.dump())
 		}
 		if count[ChildUp](h) != 2 || count[ChildRetired](h) != 1 || h.lost != 0 || h.took == 0 || h.e.Stats().SAs != 1 {
@@ -100,7 +100,7 @@ func TestHybridAfterRefused(t *testing.T) {
 	w.until(time.Second, bothUp(a, b))
 	b.e.cfg.PostQuantum = Off
 	w.run(time.Minute)
-	if r, _ := find[Rekeyed](a); count[Rekeyed](a) != 1 || r.Summary != "aes-gcm-16-128 prf-sha256 x25519" || count[ChildUp](a) != 1 {
+	if r, _ := find[Rekeyed](a); count[Rekeyed](a) != 1 || r.Summary != "chacha20-poly1305 prf-sha256 x25519" || count[ChildUp](a) != 1 {
 		t.Errorf("%s", a.dump())
 	}
 	checkPaired(t, a, b)
@@ -108,8 +108,8 @@ func TestHybridAfterRefused(t *testing.T) {
 
 // RFC 9370, 2.2.4: "SKEYSEED = prf(SK_d, SK(0) | Ni | Nr | SK(1))".
 func TestFollowUpKeys(t *testing.T) {
-	s := &sa{keys: &saCrypto{suite: ikeSuite{cipher: ciphers[0], prf: crypto.SHA256}, d: []byte("SK_d")}}
-	suite := ikeSuite{cipher: ciphers[0], prf: crypto.SHA384}
+	s := &sa{keys: &saCrypto{suite: ikeSuite{cipher: ikeCiphers[0], prf: crypto.SHA256}, d: []byte("SK_d")}}
+	suite := ikeSuite{cipher: ikeCiphers[0], prf: crypto.SHA384}
 	got := s.rekeySA(suite, []byte("SK(0)"), []byte("SK(1)"), []byte("Ni"), []byte("Nr"), 1, 2)
 	seed := prf(crypto.SHA256, []byte("SK_d"), []byte("SK(0)NiNrSK(1)"))
 	want := prf(crypto.SHA384, seed, concat([]byte("NiNr"), spiBytes(1), spiBytes(2), []byte{1}))
@@ -256,8 +256,8 @@ func TestHybridChild(t *testing.T) {
 		t.Fatal(err)
 	}
 	s := only(t, a)
-	k := deriveChild(s.keys.suite.prf, s.keys.d, ciphers[0], get[*wire.Nonce](request).Data, get[*wire.Nonce](got).Data, shared, added)
-	in, out := k.pair(espSuite{cipher: ciphers[0]}, false, 0, 0)
+	k := deriveChild(s.keys.suite.prf, s.keys.d, espCiphers[0], get[*wire.Nonce](request).Data, get[*wire.Nonce](got).Data, shared, added)
+	in, out := k.pair(espSuite{cipher: espCiphers[0]}, false, 0, 0)
 	if !bytes.Equal(in.Key, wanted.Pair.In.Key) || !bytes.Equal(out.Key, wanted.Pair.Out.Key) || !wanted.Rekey {
 		t.Error("the keys are not those of both exchanges")
 	}

@@ -54,15 +54,15 @@ func TestHybridBeforeWithAll(t *testing.T) {
 		prepare func(a, b *host)
 		suite   string
 	}{
-		"cookie":    {func(a, b *host) { b.e.cfg.CookieAbove = -1 }, "aes-gcm-16-128 prf-sha256 x25519+mlkem768"},
-		"other KE":  {func(a, b *host) { b.e.offer.groups = []uint16{groupP384} }, "aes-gcm-16-128 prf-sha256 p384+mlkem768"},
-		"MODP":      {func(a, b *host) { b.e.offer.groups = []uint16{groupMODP2048} }, "aes-gcm-16-128 prf-sha256 modp2048+mlkem768"},
-		"ChaCha20":  {func(a, b *host) { b.e.offer = offering(ciphers[2], groupX25519) }, "chacha20-poly1305 prf-sha256 x25519+mlkem768"},
+		"cookie":    {func(a, b *host) { b.e.cfg.CookieAbove = -1 }, "chacha20-poly1305 prf-sha256 x25519+mlkem768"},
+		"other KE":  {func(a, b *host) { b.e.offer.groups = []uint16{groupP384} }, "chacha20-poly1305 prf-sha256 p384+mlkem768"},
+		"MODP":      {func(a, b *host) { b.e.offer.groups = []uint16{groupMODP2048} }, "chacha20-poly1305 prf-sha256 modp2048+mlkem768"},
+		"AES-GCM":   {func(a, b *host) { b.e.offer = offering(espCiphers[0], groupX25519) }, "aes-gcm-16-128 prf-sha256 x25519+mlkem768"},
 		"CBC alone": {func(a, b *host) { b.e.offer = offering(suites()[3], groupX25519) }, "aes-cbc-256 hmac-sha2-256-128 prf-sha256 x25519"},
 		"IPv6": {func(a, b *host) {
 			a.addr, b.addr = netip.MustParseAddrPort("[2001:db8::1]:500"), netip.MustParseAddrPort("[2001:db8::2]:500")
-		}, "aes-gcm-16-128 prf-sha256 x25519+mlkem768"},
-		"small path": {func(a, b *host) { a.e.cfg.Path, b.e.cfg.Path = 576, 576 }, "aes-gcm-16-128 prf-sha256 x25519+mlkem768"},
+		}, "chacha20-poly1305 prf-sha256 x25519+mlkem768"},
+		"small path": {func(a, b *host) { a.e.cfg.Path, b.e.cfg.Path = 576, 576 }, "chacha20-poly1305 prf-sha256 x25519+mlkem768"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			a := newHost(t, "alice.example", addrA, testKeys()["other"], Config{PostQuantum: Before})

@@ -37,7 +37,7 @@ func TestKeyDerivationCAVP(t *testing.T) {
 		"a670bde3f10d6b027113936a5c55b648a194ae587b0088d52204b702c979fa280870d2ed41efa9c549fd11198af1670b143d384bd275c5f594cf26"+
 		"6b05ebadca855e4249520a441a81157435a7a56cc4")
 	// AES-128-GCM: 20 octets of key and salt, so that DKM falls into SK_d, SK_ei, SK_er, SK_pi and SK_pr of 20 octets each.
-	k := deriveSA(ikeSuite{cipher: ciphers[0], prf: h}, ni, nr, gir, spiI, spiR)
+	k := deriveSA(ikeSuite{cipher: espCiphers[0], prf: h}, ni, nr, gir, spiI, spiR)
 	for i, got := range []ipsec.Secret{k.d, k.ei, k.er, k.pi, k.pr} {
 		if want := dkm[20*i : 20*i+20]; !bytes.Equal(got, want) {
 			t.Errorf("key %d: %x, want %x", i, []byte(got), want)
@@ -141,7 +141,7 @@ func TestKeyExchangeVectors(t *testing.T) {
 
 // suites are all ways to encrypt and authenticate.
 func suites() (all []cipherSuite) {
-	for _, c := range ciphers {
+	for _, c := range espCiphers {
 		if c.cipher.Combined() {
 			all = append(all, c)
 			continue

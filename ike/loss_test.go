@@ -156,7 +156,7 @@ func TestProbe(t *testing.T) {
 func TestIKELifetime(t *testing.T) {
 	a, b, w := pairWith(t, Config{IKELifetime: time.Hour}, Config{IKELifetime: time.Hour})
 	establish(t, w, a, b, peerOf(a, b))
-	b.e.offer.ciphers = nil
+	b.e.offer.ike, b.e.offer.esp = nil, nil
 	w.run(59 * time.Minute)
 	if count[Closed](a)+count[Closed](b) != 0 {
 		t.Fatal("closed too early")

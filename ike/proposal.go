@@ -11,20 +11,28 @@ import (
 
 // offer is the set of algorithms that an Endpoint proposes and accepts, each list best first.
 type offer struct {
-	ciphers     []cipherSuite
+	ike, esp    []cipherSuite
 	integrities []ipsec.Integrity
 	groups      []uint16
 }
 
-var defaultOffer = offer{ciphers, integrities, groups}
+var defaultOffer = offer{ikeCiphers, espCiphers, integrities, groups}
 
 func (o offer) has(group uint16) bool { return slices.Contains(o.groups, group) }
 
+// ciphers are those for a protocol.
+func (o offer) ciphers(protocol wire.Protocol) []cipherSuite {
+	if protocol == wire.ProtocolIKE {
+		return o.ike
+	}
+	return o.esp
+}
+
 // protection lists the ciphers of one kind as transforms: those that are combined-mode, or the others with their integrity algorithms.
 // The two kinds need a proposal each (RFC 7296, 3.3.3).
-func (o offer) protection(combined bool) []wire.Transform {
+func (o offer) protection(protocol wire.Protocol, combined bool) []wire.Transform {
 	ts := make([]wire.Transform, 0, 16)
-	for _, c := range o.ciphers {
+	for _, c := range o.ciphers(protocol) {
 		if c.cipher.Combined() == combined {
 			ts = append(ts, wire.Transform{Type: wire.TransformEncr, ID: uint16(c.cipher), KeyLength: c.bits})
 		}
@@ -41,7 +49,7 @@ func (o offer) protection(combined bool) []wire.Transform {
 func (o offer) kinds(protocol wire.Protocol, spi []byte, with []wire.Transform) *wire.SA {
 	sa := &wire.SA{}
 	for _, combined := range []bool{true, false} {
-		if ts := o.protection(combined); len(ts) > 0 {
+		if ts := o.protection(protocol, combined); len(ts) > 0 {
 			sa.Proposals = append(sa.Proposals, wire.Proposal{
 				Number: uint8(len(sa.Proposals) + 1), Protocol: protocol, SPI: spi, Transforms: append(ts, with...),
 			})
@@ -175,7 +183,7 @@ func (o offer) choose(p wire.Proposal, want uint16, hybrid bool) chosen {
 		}
 		switch t.Type {
 		case wire.TransformEncr:
-			c.takeCipher(o.ciphers, t)
+			c.takeCipher(o.ciphers(p.Protocol), t)
 		case wire.TransformPRF:
 			c.takePRF(t.ID)
 		case wire.TransformInteg:

@@ -112,19 +112,19 @@ func TestChooseESP(t *testing.T) {
 		want   espSuite
 		ok     bool
 	}{
-		"ESN first":                    {ts{gcm, yes, no}, false, 0, espSuite{ciphers[0], true, 0, 0}, true},
-		"ESN last":                     {ts{gcm, no, yes}, false, 0, espSuite{ciphers[0], false, 0, 0}, true},
-		"ESN only":                     {ts{gcm, yes}, false, 0, espSuite{ciphers[0], true, 0, 0}, true},
-		"no ESN":                       {ts{gcm, no}, false, 0, espSuite{ciphers[0], false, 0, 0}, true},
+		"ESN first":                    {ts{gcm, yes, no}, false, 0, espSuite{espCiphers[0], true, 0, 0}, true},
+		"ESN last":                     {ts{gcm, no, yes}, false, 0, espSuite{espCiphers[0], false, 0, 0}, true},
+		"ESN only":                     {ts{gcm, yes}, false, 0, espSuite{espCiphers[0], true, 0, 0}, true},
+		"no ESN":                       {ts{gcm, no}, false, 0, espSuite{espCiphers[0], false, 0, 0}, true},
 		"ESN is not there":             {ts{gcm}, false, 0, espSuite{}, false},
 		"ESN 7":                        {ts{gcm, tr(wire.TransformESN, 7)}, false, 0, espSuite{}, false},
 		"CBC":                          {ts{cbc, sha512, no}, false, 0, espSuite{cipherSuite{ipsec.AESCBC, 128, ipsec.HMACSHA512}, false, 0, 0}, true},
 		"CBC without integrity":        {ts{cbc, no}, false, 0, espSuite{}, false},
 		"NULL encryption":              {ts{encr(11, 0), sha512, no}, false, 0, espSuite{}, false},
 		"a PRF":                        {ts{gcm, no, tr(wire.TransformPRF, 5)}, false, 0, espSuite{}, false},
-		"key exchange in IKE_AUTH":     {ts{gcm, no, x}, false, 0, espSuite{ciphers[0], false, 0, 0}, true},
-		"key exchange":                 {ts{gcm, no, x}, true, groupX25519, espSuite{ciphers[0], false, groupX25519, 0}, true},
-		"key exchange, none is sent":   {ts{gcm, no, x, tr(wire.TransformKE, 0)}, true, 0, espSuite{ciphers[0], false, 0, 0}, true},
+		"key exchange in IKE_AUTH":     {ts{gcm, no, x}, false, 0, espSuite{espCiphers[0], false, 0, 0}, true},
+		"key exchange":                 {ts{gcm, no, x}, true, groupX25519, espSuite{espCiphers[0], false, groupX25519, 0}, true},
+		"key exchange, none is sent":   {ts{gcm, no, x, tr(wire.TransformKE, 0)}, true, 0, espSuite{espCiphers[0], false, 0, 0}, true},
 		"key exchange of a weak group": {ts{gcm, no, tr(wire.TransformKE, 2)}, true, 2, espSuite{}, false},
 		"unknown transform type":       {ts{gcm, no, tr(77, 0)}, false, 0, espSuite{}, false},
 	} {

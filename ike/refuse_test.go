@@ -351,7 +351,7 @@ func TestForgedAnswers(t *testing.T) {
 // The reason is told when nothing better came: after the last wait, not before.
 func TestUnauthenticatedRefusal(t *testing.T) {
 	a, b, w := pairOf(t)
-	b.e.offer = offer{ciphers: []cipherSuite{{cipher: ipsec.AESGCM16, bits: 192}}, groups: groups}
+	b.e.offer = offering(cipherSuite{cipher: ipsec.AESGCM16, bits: 192}, groupX25519)
 	w.initiate(a, peerOf(a, b))
 	w.run(10 * time.Second)
 	if count[Closed](a) != 0 {

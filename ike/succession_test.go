@@ -110,7 +110,7 @@ func TestIKERekeyInvalidKE(t *testing.T) {
 	sent := w.sent
 	w.take(a, a.e.Do(w.now, id, RekeyIKE))
 	w.run(time.Second)
-	if r, ok := find[Rekeyed](a); !ok || r.Summary != "aes-gcm-16-128 prf-sha256 p256" || w.sent-sent != 8 { // and DELETE, and a probe of the heir
+	if r, ok := find[Rekeyed](a); !ok || r.Summary != "chacha20-poly1305 prf-sha256 p256" || w.sent-sent != 8 { // and DELETE, and a probe of the heir
 		t.Errorf("%d messages\n%s", w.sent-sent, a.dump())
 	}
 	w.run(time.Minute)

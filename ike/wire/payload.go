@@ -28,9 +28,10 @@ func ParsePayloads(first PayloadType, b []byte) ([]Payload, error) {
 
 // MarshalPayloads writes a chain that is to be encrypted, and says what the Encrypted payload's First must be.
 func MarshalPayloads(ps []Payload) (first PayloadType, b []byte, err error) {
-	if len(ps) > 0 {
-		first = ps[0].PayloadType()
+	if len(ps) == 0 {
+		return PayloadNone, nil, nil
 	}
+	first = ps[0].PayloadType()
 	out := cryptobyte.NewBuilder(make([]byte, 0, usualMessage))
 	addChain(out, ps, false)
 	b, err = out.Bytes()
