@@ -29,7 +29,7 @@ var settings = map[string]func(p *parser, v value){
 	"child-lifetime": func(p *parser, v value) { p.duration(v, &p.config.ChildLifetime, time.Second, 24*time.Hour) },
 	"nat-pool":       (*parser).setNATPool,
 	"nat-addresses":  (*parser).setNATAddresses,
-	"max-peers":      func(p *parser, v value) { p.number(v, &p.config.MaxPeers, 16, 65536) },
+	"max-peers":      func(p *parser, v value) { p.number(v, &p.config.MaxPeers, 16, 200_000) },
 	// DNS. A hold of more than 10 s would outlast every stub resolver's patience.
 	"dns.listen":             func(p *parser, v value) { p.listeners(v, &p.config.DNS.Listen) },
 	"dns.upstream":           (*parser).setUpstream,
