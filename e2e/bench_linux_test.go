@@ -25,6 +25,7 @@ var benchmarks = []struct {
 	{"setup", benchSetup},
 	{"peer-memory", benchPeerMemory},
 	{"rekey-flood", benchRekeyFlood},
+	{"datagram", benchDatagrams},
 	{"dns-cached", benchDNSCached},
 	{"dns-validated", benchDNSValidated},
 	{"dns-trigger", benchDNSTrigger},

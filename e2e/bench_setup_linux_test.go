@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"tacit/ike"
 	"tacit/ipseckey"
 	"tacit/lab"
 )
@@ -182,6 +183,22 @@ func tacitResponder(t *testing.T, h, from *lab.Host, n int) *responder {
 	return r
 }
 
+// publicResponder is our daemon, which lets anybody in: pins for more than some thousand would not fit into its configuration.
+func publicResponder(t *testing.T, h, from *lab.Host) *responder {
+	t.Helper()
+	route(t, h, from)
+	own := newIdentity(t)
+	_, anchor := signZones(t)
+	r := &responder{name: "tacit", load: newLoad(t, from, newIdentity(t), func(int) string { return "" }, loadPeer(t, h, own))}
+	r.load.peer.LocalID = ike.ID{Kind: ike.IDNull}
+	r.load.speaks = true
+	r.start = func() *lab.Cmd {
+		r.daemon = startTacit(t, h, anchor, options{name: "to.example", identity: own.pem, upstream: from.Addr4().String(), top: "max-peers = 200000\n"})
+		return r.daemon.cmd
+	}
+	return r
+}
+
 // swanResponder is strongSwan with the initiators' key pinned. It logs what it logs as it comes, as ours does, and its table of SAs is made for
 // thousands.
 func swanResponder(t *testing.T, h, from *lab.Host) *responder {
@@ -201,7 +218,7 @@ func swanResponder(t *testing.T, h, from *lab.Host) *responder {
 		encap = yes
 		send_certreq = no
 		unique = never
-		proposals = aes128gcm16-prfsha256-x25519
+		proposals = chacha20poly1305-prfsha256-x25519
 		local {
 			auth = pubkey
 			pubkeys = own.pem

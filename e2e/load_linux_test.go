@@ -43,6 +43,7 @@ type load struct {
 	own        time.Duration // our processor time for the last set-ups, while they were timed
 	hurried    bool          // the last answer of a set-up is read later
 	unread     []answer      // those that are to be read yet
+	answers    int           // to probes
 	speaks     bool          // an initiator sends a packet by its SA as soon as it is up
 }
 
@@ -61,6 +62,7 @@ type initiator struct {
 	began  time.Time
 	unread bool // its last answer is in, and not read yet
 	up     bool
+	asking bool      // a probe is out
 	asked  time.Time // when it asked for a rekey
 	rekeys samples   // ms
 }
@@ -71,8 +73,10 @@ const (
 	giveUp   = 4 * time.Minute
 )
 
-// initiatorAddr is the address of the i-th initiator of at most 65,536. Each is in a network of its own, as hosts are.
-func initiatorAddr(i int) netip.Addr { return netip.AddrFrom4([4]byte{10, byte(i >> 8), byte(i), 1}) }
+// initiatorAddr is the address of the i-th initiator. The first 65,536 are each in a network of its own, as hosts are.
+func initiatorAddr(i int) netip.Addr {
+	return netip.AddrFrom4([4]byte{10, byte(i >> 8), byte(i), byte(1 + i>>16)})
+}
 
 // newLoad makes a load on h, to which all of 10.0.0.0/8 belongs, towards a responder who can route there. All initiators have one key.
 func newLoad(t *testing.T, h *lab.Host, own identity, name func(i int) string, peer ike.Peer) *load {
@@ -185,6 +189,11 @@ func (l *load) event(in *initiator, e ike.Event) {
 		case e.Rekey && !in.asked.IsZero():
 			in.rekeys.add(now.Sub(in.asked), time.Millisecond)
 			in.asked = time.Time{}
+		}
+	case ike.Alive:
+		if in.asking {
+			in.asking = false
+			l.answers++
 		}
 	case ike.Closed:
 		if in.up {
