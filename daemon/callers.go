@@ -198,6 +198,11 @@ func (l *loop) promote(now time.Time, e ike.AuthorizationWanted, claim pad.Claim
 		l.log.Info("initiator not promoted", "peer", p.remote, "name", e.ID.Value, "why", why)
 		return
 	}
+	if why := l.closedTo(e, claim); why != "" { // as judge does: it is no matter whether the name is found soon
+		l.log.Info("an initiator that came in as nobody is not let stay", "peer", p.remote, "name", e.ID.Value, "why", why)
+		l.output(now, l.engine.Do(now, e.SA, ike.Delete))
+		return
+	}
 	keys, contest := p.pad.Initiator(now, claim)
 	keys = l.d.onlyPinned(p.remote, keys)
 	if contest {
@@ -228,6 +233,15 @@ func (l *loop) barred(e ike.AuthorizationWanted) string {
 
 // closed reports whether nobody comes in.
 func closed(c policy.Class) bool { return c == policy.Clear || c == policy.Block }
+
+// closedTo says why an initiator does not come in as whom DNS says that it is; "": it may. The name that it tells may be an alias.
+func (l *loop) closedTo(e ike.AuthorizationWanted, claim pad.Claim) string {
+	class := l.d.rules.Load().ForChain(e.ID.Value, claim.Name, e.Remote.Addr().Unmap()).Class
+	if !closed(class) {
+		return ""
+	}
+	return "its class is " + class.String()
+}
 
 // incumbent is the peer that an initiator may be; nil: there is none, as behind a NAT, where every IKE SA has an address of its own.
 func (l *loop) incumbent(e ike.AuthorizationWanted) *peer {
@@ -269,9 +283,8 @@ func (l *loop) verdict(now time.Time, e ike.AuthorizationWanted, claim pad.Claim
 // judge answers AuthorizationWanted.
 func (l *loop) judge(now time.Time, e ike.AuthorizationWanted, claim pad.Claim, why string) {
 	if len(claim.Keys) > 0 {
-		remote := e.Remote.Addr().Unmap()
-		if class := l.d.rules.Load().ForChain(e.ID.Value, claim.Name, remote).Class; closed(class) {
-			l.refuse(now, e, "its class is "+class.String())
+		if why := l.closedTo(e, claim); why != "" {
+			l.refuse(now, e, why)
 			return
 		}
 		l.callers.claims[e.SA] = claim

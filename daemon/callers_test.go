@@ -14,6 +14,7 @@ import (
 	"tacit/ipsec/ipsectest"
 	"tacit/ipseckey"
 	"tacit/pad"
+	"tacit/policy"
 	"tacit/resolver"
 )
 
@@ -142,6 +143,46 @@ func TestStolenNameIsNobody(t *testing.T) {
 			if r := m.row(); o.ok != anonymous || r.assurance == "authenticated" || r.live || r.names != "" {
 				t.Errorf("%s, anonymous %v: %+v, %+v", what, anonymous, o, r)
 			}
+		}
+	}
+}
+
+// An alias is no way around the rule of the name that it leads to, however late that is found: who has come in as nobody meanwhile is not let stay.
+func TestAliasOfClosedName(t *testing.T) {
+	t.Parallel()
+	for _, late := range []bool{false, true} {
+		for _, class := range []policy.Class{policy.Block, policy.Clear} {
+			answer := make(chan struct{})
+			m := newMeeting(t, 0, func(alice *end) (pad.Claim, string) {
+				<-answer
+				c := alice.claim
+				c.Name = "closed.example."
+				return c, ""
+			})
+			f := m.bob.l.d.cfg.File
+			f.Policy = append([]policy.Rule{{Names: []string{"closed.example."}, Class: class}}, f.Policy...)
+			m.bob.l.d.obey(f)
+			reply := m.alice.lookup(m.bob)
+			if !late {
+				close(answer)
+			}
+			if o := outcomeOf(t, reply); o.ok != late {
+				t.Errorf("%v, found late %v: %+v", class, late, o)
+			}
+			if late {
+				if r := m.row(); r.assurance != "anonymous" {
+					t.Errorf("%v, before its name is found: %+v", class, r)
+				}
+				m.arrives()
+				close(answer)
+			}
+			await(t, "nothing is left of it", func() bool {
+				r := m.row()
+				if r.assurance == "authenticated" || r.live || r.names != "" {
+					t.Fatalf("%v, found late %v: %+v", class, late, r)
+				}
+				return len(m.bob.Pairs()) == 0
+			})
 		}
 	}
 }
