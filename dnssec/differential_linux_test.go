@@ -17,6 +17,8 @@ import (
 
 	"github.com/miekg/dns"
 	"golang.org/x/sync/errgroup"
+
+	"tacit/lab"
 )
 
 // fault is one of the ways in which a zone, or what is said of it, is broken.
@@ -415,14 +417,7 @@ func TestDifferential(t *testing.T) {
 	if os.Getenv("TACIT_E2E") != "1" {
 		t.Skip("needs unbound, delv and a network namespace: TACIT_E2E=1")
 	}
-	for _, oracle := range []string{"unbound", "delv", "ip"} {
-		if _, err := exec.LookPath(oracle); err != nil {
-			if os.Getenv("CI") == "true" {
-				t.Fatal(err)
-			}
-			t.Skip(err)
-		}
-	}
+	lab.Need(t, "unbound", "delv", "ip")
 	if os.Getenv("TACIT_ALONE") == "" { // once more, in a network of its own
 		cmd := exec.Command(os.Args[0], "-test.run", "^TestDifferential$", "-test.v", "-test.timeout", "30m")
 		cmd.Env = append(os.Environ(), "TACIT_ALONE=1")

@@ -39,32 +39,21 @@ func run(m *testing.M) int {
 	return m.Run()
 }
 
-// needE2E skips a test that is not asked for, or lacks a program: a reason, except under CI=true, where it fails.
+// needE2E skips a test that is not asked for, or lacks a program.
 func needE2E(t *testing.T, programs ...string) {
 	t.Helper()
 	if os.Getenv("TACIT_E2E") != "1" {
 		t.Skip("end to end: needs root and TACIT_E2E=1")
 	}
-	for _, p := range programs {
-		if _, err := exec.LookPath(p); err != nil {
-			if os.Getenv("CI") == "true" {
-				t.Fatalf("needs %s", p)
-			}
-			t.Skipf("needs %s", p)
-		}
-	}
+	lab.Need(t, programs...)
 }
 
 // needTree is the directory that a variable names, in which a peer is unpacked and not installed: scripts/packages does it, and scripts/test has it done.
 func needTree(t *testing.T, variable string) string {
 	t.Helper()
 	tree := os.Getenv(variable)
-	switch {
-	case tree != "":
-	case os.Getenv("CI") == "true":
-		t.Fatalf("needs %s", variable)
-	default:
-		t.Skipf("needs %s, which scripts/test sets", variable)
+	if tree == "" {
+		lab.Missing(t, "it needs", variable+", which scripts/test sets")
 	}
 	return tree
 }

@@ -8,6 +8,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"tacit/lab"
 )
 
 // TestParse: every prefix of the kernel's answer fails, and what is cut off never comes from the next one.
@@ -85,7 +87,7 @@ func TestEnd(t *testing.T) {
 			continue
 		}
 		if err := found[0].End(); errors.Is(err, ErrUnsupported) {
-			t.Skip(err)
+			lab.Missing(t, err)
 		} else if err != nil {
 			t.Errorf("%v: %v", tt, err)
 		}
@@ -109,7 +111,7 @@ func TestEndMapped(t *testing.T) {
 	}
 	l, err := net.Listen("tcp", "[::]:0")
 	if err != nil {
-		t.Skip(err)
+		lab.Missing(t, err)
 	}
 	defer l.Close()
 	to := netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), l.Addr().(*net.TCPAddr).AddrPort().Port())
@@ -126,7 +128,7 @@ func TestEndMapped(t *testing.T) {
 	ended := 0
 	for _, f := range mine(t, near.LocalAddr().(*net.TCPAddr).AddrPort()) {
 		if err := f.End(); errors.Is(err, ErrUnsupported) {
-			t.Skip(err)
+			lab.Missing(t, err)
 		} else if err != nil {
 			t.Error(err)
 		}

@@ -1,7 +1,6 @@
 package lab
 
 import (
-	"os/exec"
 	"strings"
 	"testing"
 )
@@ -9,9 +8,7 @@ import (
 // TestDelvValidates lets BIND's validator judge the zones, in this process and in a process of their own.
 func TestDelvValidates(t *testing.T) {
 	needLab(t)
-	if _, err := exec.LookPath("delv"); err != nil {
-		t.Skip("needs delv (bind9-dnsutils)")
-	}
+	Need(t, "delv") // Debian has it in bind9-dnsutils
 	l, _, bob := newLab(t)
 	ns, err := l.Host("ns", Prefixes("192.0.2.53/24")...)
 	if err != nil {
