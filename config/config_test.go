@@ -115,6 +115,22 @@ func TestNATAddresses(t *testing.T) {
 	}
 }
 
+// An address of a NAT before us is no client's, whichever of the two lists comes first, and also where the pool is the built-in one.
+func TestNATAddressInPool(t *testing.T) {
+	for text, want := range map[string]string{
+		"nat-pool = ['192.0.2.0/24']\nnat-addresses = ['2001:db8::9', '192.0.2.9']": "t.toml:2:33: nat-addresses: 192.0.2.9 is in 192.0.2.0/24 of nat-pool: a client behind a NAT would be assigned it",
+		"nat-addresses = [\n'2001:db8::9']\nnat-pool = ['2001:db8::/64']":           "t.toml:2:1: nat-addresses: 2001:db8::9 is in 2001:db8::/64 of nat-pool: a client behind a NAT would be assigned it",
+		"nat-addresses = ['198.19.0.1']":                                            "t.toml:1:18: nat-addresses: 198.19.0.1 is in 198.19.0.0/16 of nat-pool: a client behind a NAT would be assigned it",
+		"nat-addresses = ['198.19.0.1']\nnat-pool = []":                             "",
+		"nat-addresses = ['192.0.3.0']\nnat-pool = ['192.0.2.0/24']":                "",
+	} {
+		_, err := Parse([]byte(text), "t.toml")
+		if want == "" && err != nil || want != "" && (err == nil || err.Error() != want) {
+			t.Errorf("%s:\n%v, want\n%s", text, err, want)
+		}
+	}
+}
+
 func TestMaxPeers(t *testing.T) {
 	for text, want := range map[string]int{"16": 16, "200_000": 200_000, "15": 0, "200001": 0, "0x7fffffffffff": 0, "-20": 0, "20.0": 0, "'20'": 0} {
 		c, err := Parse([]byte("max-peers = "+text+"\n"), "t.toml")

@@ -52,13 +52,13 @@ type parser struct {
 	config *Config
 	errs   Errors
 
-	table    []string        // the [table] or [[table]] that we are in
-	skip     bool            // a table that was refused as a whole
-	matches  map[string]int  // each match of a policy rule, and its line
-	packets  map[int][]value // keys of a rule that say something of packets
-	upstream unstable.Range  // where dns.upstream is
-	trustAD  unstable.Range  // and dns.trust-ad
-	nats     unstable.Range  // and nat-addresses
+	table    []string         // the [table] or [[table]] that we are in
+	skip     bool             // a table that was refused as a whole
+	matches  map[string]int   // each match of a policy rule, and its line
+	packets  map[int][]value  // keys of a rule that say something of packets
+	upstream unstable.Range   // where dns.upstream is
+	trustAD  unstable.Range   // and dns.trust-ad
+	nats     []unstable.Range // and each of nat-addresses
 	peers    []unstable.Range
 }
 
@@ -225,7 +225,14 @@ func (p *parser) finish() {
 		p.checkTrustAD()
 	}
 	if len(c.NATAddresses) > 0 && c.Dataplane == "xfrm" {
-		p.errorf(p.nats, "nat-addresses", "the kernel's ESP does not translate: want dataplane = \"tun\", or \"auto\"")
+		p.errorf(p.nats[0], "nat-addresses", "the kernel's ESP does not translate: want dataplane = \"tun\", or \"auto\"")
+	}
+	for i, a := range c.NATAddresses {
+		for _, pool := range c.NATPool {
+			if pool.Contains(a) {
+				p.errorf(p.nats[i], "nat-addresses", "%v is in %v of nat-pool: a client behind a NAT would be assigned it", a, pool)
+			}
+		}
 	}
 	p.finishRules()
 	p.finishPeers()

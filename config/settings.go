@@ -266,9 +266,10 @@ func (p *parser) setNATAddresses(v value) {
 			p.errorf(at, v.key, "%q: one address of each family", s)
 		default:
 			all = append(all, a)
+			p.nats = append(p.nats, at)
 		}
 	})
-	p.config.NATAddresses, p.nats = all, v.at
+	p.config.NATAddresses = all
 }
 
 // boolean reads true or false.
