@@ -2,7 +2,9 @@ package daemon
 
 import (
 	"context"
+	"maps"
 	"net/netip"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -136,7 +138,7 @@ func TestESPKeepsTheNAT(t *testing.T) {
 			p.now = p.now.Add(time.Second)
 			if esp {
 				l.count(p.now, []evUsage{{pair, ipsec.Usage{LastIn: p.now, LastOut: p.now}}})
-				l.housekeep(p.now)
+				keep(l, p.now)
 			}
 			for _, d := range l.engine.Advance(p.now).Send {
 				if len(d.Data) == 1 {
@@ -166,5 +168,41 @@ func TestIdlePeerMakesNoGarbage(t *testing.T) {
 	})
 	if n > 0 {
 		t.Errorf("%v allocations", n)
+	}
+}
+
+// keep is the housekeeping of a second, at once.
+func keep(l *loop, now time.Time) {
+	l.packets.denials.expire(now, maxQuests)
+	l.housekeep(now, slices.Collect(maps.Values(l.peers)))
+}
+
+// A peer hears of its counters when they have changed, or say that it is armed, and else is left alone.
+func TestNews(t *testing.T) {
+	at := time.Unix(1000, 0)
+	later := at.Add(time.Nanosecond)
+	has := usage{readingOf(at), readingOf(at)}
+	for what, tt := range map[string]struct {
+		a    association
+		u    ipsec.Usage
+		want bool
+	}{
+		"nothing new":     {association{up: true, armed: true, usage: has}, ipsec.Usage{LastIn: at, LastOut: at, Armed: true}, false},
+		"more octets":     {association{up: true, armed: true, usage: has}, ipsec.Usage{LastIn: at, LastOut: at, Armed: true, InBytes: 7}, false},
+		"came":            {association{up: true, armed: true, usage: has}, ipsec.Usage{LastIn: later, LastOut: at, Armed: true}, true},
+		"left":            {association{up: true, armed: true, usage: has}, ipsec.Usage{LastIn: at, LastOut: later, Armed: true}, true},
+		"armed":           {association{up: true, usage: has}, ipsec.Usage{LastIn: at, LastOut: at, Armed: true}, true},
+		"not armed":       {association{up: true, usage: has}, ipsec.Usage{LastIn: at, LastOut: at}, false},
+		"not up any more": {association{usage: has}, ipsec.Usage{LastIn: later, LastOut: later, Armed: true}, false},
+		"never used":      {association{up: true, armed: true}, ipsec.Usage{Armed: true}, false},
+	} {
+		tt.a.pair.ID = 4
+		p := &peer{sas: []*association{{pair: carried{ID: 3}, up: true}, &tt.a}}
+		if got := p.news(&evUsage{4, tt.u}); got != tt.want {
+			t.Errorf("%s: %v", what, got)
+		}
+		if p.news(&evUsage{5, tt.u}) {
+			t.Errorf("%s: news of another's Pair", what)
+		}
 	}
 }

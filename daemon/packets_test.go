@@ -640,7 +640,7 @@ func TestJudgeReverse(t *testing.T) {
 func (x *traffic) pass(d time.Duration) {
 	for end := x.now.Add(d); x.now.Before(end); x.settle() {
 		x.now = x.now.Add(tick)
-		x.l.housekeep(x.now)
+		keep(x.l, x.now)
 	}
 }
 
