@@ -84,6 +84,7 @@ type Peer struct {
 	LocalID       ID             // IDNull: NULL authentication (RFC 7619); IDFQDN: Config.Name, signed with our key
 	Tell          Tell           // when the peer learns LocalID
 	TellBehindNAT bool           // and it does only if a NAT is before us and the peer is asked for an address: LocalID has none of ours
+	ClearRefused  bool           // the peer is told that packets came from it in clear and were dropped
 	Childless     bool           // no Child SA, if the responder can do without (RFC 6023): only the proof is wanted
 	Auth          Authorization  // what the peer must prove
 }
@@ -231,6 +232,7 @@ type Established struct {
 	NAT           NAT
 	Summary       string        // suite in a few words, for status
 	RTT           time.Duration // of the first exchange (initiator)
+	ClearRefused  bool          // the initiator says that it has dropped what came from us in clear
 }
 
 // NAT is what NAT detection found (RFC 7296, 2.23). Remote is the peer's word: one that wants its ESP in UDP says so too, so that only

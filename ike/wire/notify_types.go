@@ -102,6 +102,13 @@ const (
 	SAResourceInfo            NotifyType = 16444 // RFC 9611
 )
 
+// ClearRefused is a status of private use (RFC 7296, 3.10.1): packets of the responder's came in clear and were dropped. Others may mean something else by
+// the number, so its data must be ClearRefusedData.
+const (
+	ClearRefused     NotifyType = 44857
+	ClearRefusedData            = "tacit"
+)
+
 // Hash algorithms of SignatureHashAlgorithms, two octets each (RFC 7427, 7; RFC 8420, 2).
 const (
 	HashSHA1     uint16 = 1
@@ -197,4 +204,5 @@ var notifyNames = map[NotifyType]string{
 	UseAggFrag:                 "USE_AGGFRAG",
 	SupportedAuthMethods:       "SUPPORTED_AUTH_METHODS",
 	SAResourceInfo:             "SA_RESOURCE_INFO",
+	ClearRefused:               "CLEAR_REFUSED",
 }
