@@ -264,6 +264,9 @@ func (m *machine) fate(outbound bool, p packet) string {
 	if m.run("leak", p) == expr.VerdictDrop {
 		return "leaked"
 	}
+	if p.mark&MarkMask == MarkWatch { // and passes if no device takes it
+		return "watched"
+	}
 	return "clear"
 }
 

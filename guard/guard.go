@@ -36,6 +36,7 @@ const (
 	MarkMask   uint32 = 0xff00_0000
 	MarkOwn    uint32 = 0x7a00_0000 // SO_MARK of our own sockets: never diverted
 	MarkDivert uint32 = 0x7b00_0000 // packets on their way into the data plane
+	MarkWatch  uint32 = 0x7c00_0000 // the same, of Rules.Watch: if nobody is there they leave by the way that they would have taken
 )
 
 // TableName is the name of our table, in the inet family.

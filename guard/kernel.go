@@ -22,7 +22,7 @@ import (
 	fwd   out of an SA, and on to a guest that hides behind our address -> TCP's segments are made to fit, see guestSegment
 
 Whoever reads the queue lets a packet go with a changed mark: then the kernel routes it anew and finds the policy. Nobody reads:
-the packet is dropped. */
+the packet is dropped, or passes if it is only watched. */
 
 // Keys that the library has no names for (linux/netfilter/nf_tables.h).
 const (
@@ -53,6 +53,7 @@ var outward = []string{"out_exempt", "leak_exempt", "out_dns_query", "leak_dns_q
 // kernelChains are the chains where there is no device.
 func kernelChains(s sets, number uint16) []chain {
 	accept, queue := verdict(expr.VerdictAccept), &expr.Queue{Num: number}
+	passing := &expr.Queue{Num: number, Flag: expr.QueueFlagBypass}
 	first := chain{name: "in_ipsec"}
 	for i, set := range s.latch {
 		first.add(concat(loadKey(i, true), lookup(set), []expr.Any{queue}))
@@ -67,6 +68,8 @@ func kernelChains(s sets, number uint16) []chain {
 			c.rules = replaceVerdict(c.rules, jumpTo(clear.name))
 		case c.name == "out_divert":
 			c.rules = [][]expr.Any{{jump("out_exempt")}, concat(intoSA(), []expr.Any{accept}), {queue}}
+		case c.name == "rule_watch":
+			c.rules = [][]expr.Any{{jump("rule_exempt")}, {jump("out_exempt")}, concat(intoSA(), []expr.Any{accept}), {passing}}
 		case c.name == "input":
 			c.rules[deviceRule] = concat(fromSA(), []expr.Any{accept})
 		case c.name == "in":

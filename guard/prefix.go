@@ -19,6 +19,7 @@ each set there are two, and those that are not in use are filled, before they ar
 
 	out    live? -> peer is in block        -> exempt? else refused at once
 	                peer is in hold or trap -> exempt? else as with divert
+	                peer is in watch        -> exempt? else the same, but it passes if nobody is there who takes it
 	leak   live? -> peer is in hold or block (rule_shut), and about to leave in clear from one of our own addresses -> exempt? else dropped
 	input  live? -> the same -> exempt? else counted and dropped. The hook sees what is for this host, after another's rules have
 	                translated it back: what answers a masqueraded guest is forwarded, and no matter of ours
@@ -40,12 +41,13 @@ type Ports struct {
 	Ports []Port
 }
 
-// Rules are the ranges of each treatment. Those of Hold, Trap and Block do not overlap, nor do those of Ports, nor do those of DNS. None
+// Rules are the ranges of each treatment. Those of Hold, Trap, Block and Watch do not overlap, nor do those of Ports, nor do those of DNS. None
 // ends with the last address of its family.
 type Rules struct {
 	Hold  []Range // ours go to the data plane, theirs are dropped
 	Trap  []Range // ours go to the data plane, theirs pass
 	Block []Range // ours are refused, theirs are dropped
+	Watch []Range // ours go to the data plane if there is one, theirs pass
 	DNS   []Range // ports 53 and 853 are not exempt
 	Ports []Ports
 }
@@ -118,6 +120,7 @@ func (r Rules) elements(sets *generation) ruleElements {
 	put(ways, r.Hold, "rule_divert")
 	put(ways, r.Trap, "rule_divert")
 	put(ways, r.Block, "rule_refuse")
+	put(ways, r.Watch, "rule_watch")
 	put(shut, r.Hold, "")
 	put(shut, r.Block, "")
 	put(func(s *ruleSets) *nftables.Set { return s.dns }, r.DNS, "")
@@ -193,7 +196,7 @@ func (g *Guard) SetRules(r Rules, timeout time.Duration) error {
 }
 
 func (r Rules) empty() bool {
-	return len(r.Hold)+len(r.Trap)+len(r.Block)+len(r.DNS)+len(r.Ports) == 0
+	return len(r.Hold)+len(r.Trap)+len(r.Block)+len(r.Watch)+len(r.DNS)+len(r.Ports) == 0
 }
 
 // RenewRules gives the rules their time anew, if there are any.
@@ -267,8 +270,10 @@ func (g *Guard) existingRules(table *nftables.Table) (ruleElements, time.Duratio
 
 // chainOf reads where a verdict goes, as the kernel lists it.
 func chainOf(verdict []byte) string {
-	if bytes.Contains(verdict, []byte("rule_refuse\x00")) {
-		return "rule_refuse"
+	for _, other := range []string{"rule_refuse", "rule_watch"} {
+		if bytes.Contains(verdict, []byte(other+"\x00")) {
+			return other
+		}
 	}
 	return "rule_divert"
 }
@@ -299,6 +304,7 @@ func ruleChains(s sets) []chain {
 	return []chain{exempt, shut,
 		{name: "rule_divert", rules: [][]expr.Any{{jump("rule_exempt")}, {jumpTo("out_divert")}}},
 		{name: "rule_refuse", rules: [][]expr.Any{{jump("rule_exempt")}, {jumpTo("out_block")}}},
+		{name: "rule_watch", rules: [][]expr.Any{{jump("rule_exempt")}, {jump("out_exempt")}, setMark(MarkWatch)}},
 		{name: "rule_leak", rules: [][]expr.Any{{jump("rule_exempt")}, concat(addressType(true, unix.RTN_UNICAST, unix.RTN_UNICAST), accept), {jumpTo("out_leak")}}}}
 }
 

@@ -22,6 +22,7 @@ func someRules() Rules {
 	r := Rules{
 		Hold:  []Range{between("10.0.0.0", "10.0.0.255"), between("2001:db8::", "2001:db8::ffff")},
 		Block: []Range{between("10.0.1.0", "10.0.1.255")},
+		Watch: []Range{between("10.0.2.0", "10.0.2.255"), between("2001:db8::1:0", "2001:db8::1:ffff")},
 		DNS:   []Range{between("10.0.0.0", "10.0.1.255")},
 		Ports: []Ports{{between("10.0.0.0", "10.0.0.255"), []Port{{6, 22}, {17, 123}}}, {between("2001:db8::", "2001:db8::ffff"), []Port{{6, 22}}}},
 	}
@@ -39,14 +40,19 @@ func (g *Guard) count(t *testing.T, set string) (n int) {
 		if strings.TrimRight(s.Name, "_ab") != set {
 			continue
 		}
-		listed, err := g.conn.GetSetElements(s)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return len(listed)
+		return len(g.listed(t, s))
 	}
 	t.Fatalf("there is no set %s", set)
 	return 0
+}
+
+func (g *Guard) listed(t *testing.T, s *nftables.Set) []nftables.SetElement {
+	t.Helper()
+	listed, err := g.conn.GetSetElements(s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return listed
 }
 
 func (g *Guard) checkRules(t *testing.T, want map[string]int) {
@@ -68,7 +74,7 @@ func TestSetRules(t *testing.T) {
 	if g.sets.live == nil {
 		t.Fatal("the kernel refuses the rules' sets or chains")
 	}
-	whole := map[string]int{"rules4": 4 + 4*chunk, "rules6": 2, "rule_shut4": 4, "rule_shut6": 2, "rule_dns4": 2, "rule_dns6": 0, "rule_ports4": 2, "rule_ports6": 1, "live": 3}
+	whole := map[string]int{"rules4": 6 + 4*chunk, "rules6": 4, "rule_shut4": 4, "rule_shut6": 2, "rule_dns4": 2, "rule_dns6": 0, "rule_ports4": 2, "rule_ports6": 1, "live": 3}
 	for range 3 {
 		if err := g.SetRules(someRules(), time.Minute); err != nil {
 			t.Fatal(err)
@@ -95,6 +101,15 @@ func TestSetRules(t *testing.T) {
 		t.Error("no rules are left")
 	}
 	g.checkRules(t, whole)
+	ways := make(map[string]int) // of the dead process, each where it led
+	for _, e := range g.listed(t, g.sets.rules[g.generation][0].ways) {
+		if !e.IntervalEnd {
+			ways[chainOf(e.Val)]++
+		}
+	}
+	if ways["rule_divert"] != 1+2*chunk || ways["rule_refuse"] != 1 || ways["rule_watch"] != 1 {
+		t.Errorf("taken over: %v", ways)
+	}
 	if err := g.SetRules(Rules{}, time.Minute); err != nil {
 		t.Fatal(err)
 	}
@@ -155,6 +170,7 @@ func (m *machine) addressType(source bool) uint32 {
 // What rules say of packets between this host and three others that no element names, and of what is exempt.
 func TestRulesOfPrefixes(t *testing.T) {
 	const udp, tcp, icmp, icmp6 = unix.IPPROTO_UDP, unix.IPPROTO_TCP, unix.IPPROTO_ICMP, unix.IPPROTO_ICMPV6
+	watched := [2]netip.Addr{netip.MustParseAddr("192.0.2.50"), netip.MustParseAddr("2001:db8::50")}
 	held4, trapped4, blocked4 := netip.MustParseAddr("192.0.2.10"), netip.MustParseAddr("192.0.2.20"), netip.MustParseAddr("192.0.2.30")
 	held6, trapped6, blocked6 := netip.MustParseAddr("2001:db8::10"), netip.MustParseAddr("2001:db8::20"), netip.MustParseAddr("2001:db8::30")
 	ports := []Port{{tcp, 22}, {udp, 123}}
@@ -162,6 +178,7 @@ func TestRulesOfPrefixes(t *testing.T) {
 		Hold:  []Range{between("192.0.2.3", "192.0.2.19"), between("192.0.2.250", "192.0.2.255"), between("2001:db8::3", "2001:db8::19")},
 		Trap:  []Range{between("192.0.2.20", "192.0.2.29"), between("2001:db8::20", "2001:db8::29")},
 		Block: []Range{between("192.0.2.30", "192.0.2.39"), between("2001:db8::30", "2001:db8::39")},
+		Watch: []Range{between("192.0.2.50", "192.0.2.59"), between("2001:db8::50", "2001:db8::59")},
 		DNS:   []Range{between("192.0.2.20", "192.0.2.20"), between("2001:db8::20", "2001:db8::20")},
 		Ports: []Ports{{between("192.0.2.3", "192.0.2.29"), ports}, {between("2001:db8::3", "2001:db8::29"), ports}},
 	}
@@ -182,6 +199,10 @@ func TestRulesOfPrefixes(t *testing.T) {
 		"held":    {{"out", held, tcp, 4000, 80, syn, 0, "diverted"}, {"in", held, tcp, 80, 4000, syn, 0, "dropped"}, {"out", held, udp, 4000, 80, 0, MarkOwn, "clear"}},
 		"trapped": {{"out", trapped, tcp, 4000, 80, syn, 0, "diverted"}, {"in", trapped, tcp, 80, 4000, syn, 0, "clear"}},
 		"blocked": {{"out", blocked, tcp, 4000, 80, syn, 0, "refused"}, {"out", blocked, udp, 4000, 80, 0, 0, "refused"}, {"in", blocked, udp, 80, 4000, 0, 0, "dropped"}},
+		"watched": {
+			{"out", watched, tcp, 4000, 80, syn, 0, "watched"}, {"in", watched, tcp, 80, 4000, syn, 0, "clear"}, {"out", watched, udp, 4000, 80, 0, MarkOwn, "clear"},
+			{"out", watched, udp, 4000, 53, 0, 0, "clear"}, {"out", watched, udp, 500, 500, 0, 0, "clear"},
+		},
 		"other exemptions": {
 			{"out", held, udp, 500, 500, 0, 0, "clear"}, {"in", held, udp, 4500, 4500, 0, 0, "clear"},
 			{"out", held, udp, 68, 67, 0, 0, "clear"}, {"in", held, udp, 68, 67, 0, 0, "clear"},

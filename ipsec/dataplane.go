@@ -29,6 +29,9 @@ type Dataplane interface {
 	// Disarm stops sending with the Pair, for good: outbound packets go by another armed Pair, or as policies and rules say. What comes
 	// in on it is still accepted. It is no error if there is none.
 	Disarm(id uint32) error
+	// Repeat sends with an armed Pair, in their order and once, what left in clear between its two hosts under a Rule with Watch in the last 3 s: the peer
+	// has refused it. What is not repeated is forgotten. It is no error if there is no such Pair, or if it is not armed: then nothing is sent.
+	Repeat(id uint32) error
 	// Remove ends the Pair. Policies on its addresses stay as SetPolicy left them.
 	Remove(id uint32) error
 	// Redirect moves the outer addresses of the Pair, after Moved.
@@ -76,7 +79,7 @@ type EventKind uint8
 
 // The events of a Dataplane.
 const (
-	Acquire     EventKind = iota + 1 // a packet waits for a Pair: Selector
+	Acquire     EventKind = iota + 1 // a packet waits for a Pair, or is watched: Selector
 	FirstPacket                      // the first valid packet of an inbound SA: ID, SPI
 	Expiring                         // a soft limit (packets, bytes) of an SA: ID, SPI
 	Moved                            // valid packets of an encapsulated Pair come from another address: ID, Remote

@@ -70,9 +70,11 @@ const (
 	Block
 	// Trap makes ours wait as Hold does and lets theirs pass in clear. It is an action of a Rule only.
 	Trap
+	// Watch lets both pass in clear, and raises Acquire. Of ours a copy is kept (bounded, 3 s), which Repeat may send again. It is an action of a Rule only.
+	Watch
 )
 
-func (a Action) String() string { return [...]string{"bypass", "hold", "block", "trap"}[a] }
+func (a Action) String() string { return [...]string{"bypass", "hold", "block", "trap", "watch"}[a] }
 
 // Rule is what becomes of clear traffic between any of this host's own unicast addresses and those of a prefix for which
 // nothing narrower stands: no armed Pair and no policy on exactly the two addresses. Of several rules the longest prefix counts.

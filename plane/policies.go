@@ -189,6 +189,8 @@ func (p *Policies[F]) fate(b *Flow) (Fate, time.Time) {
 	switch {
 	case !b.asked && p.Rules.Waits(b.Key.Peer):
 		return Wait, time.Time{}
+	case !b.asked && p.Rules.Watches(b.Key.Peer):
+		return Copy, time.Time{}
 	case b.asked && b.policy == ipsec.Hold:
 		return Wait, b.until
 	case b.asked && b.policy == ipsec.Bypass:

@@ -5,7 +5,7 @@ import (
 	"time"
 )
 
-// Bounds of packets that wait for a Pair (TRUST.md I4).
+// Bounds of packets that wait for a Pair, and by themselves of copies of what has left (TRUST.md I4).
 const (
 	HoldTime    = 3 * time.Second
 	HoldPerPeer = 64      // packets
@@ -13,6 +13,8 @@ const (
 	HoldBytes   = 8 << 20 // octets, of all peers, where the data plane keeps them
 	// HoldAddresses are the addresses that may wait at once of which nothing is known but the rule of a prefix.
 	HoldAddresses = 1024
+	// CopyAddresses are those of them of which copies may be kept: what waits goes before.
+	CopyAddresses = HoldAddresses / 2
 
 	acquireInterval = time.Second
 )
@@ -53,13 +55,17 @@ const (
 	Wait
 	// Release lets them leave in clear.
 	Release
+	// Copy does too, and keeps copies.
+	Copy
 )
 
-// Queue are the packets of one flow that wait, in their order. Its owner locks it.
+// Queue are the packets of one flow that wait, in their order, and copies of those that left in clear. Its owner locks it.
 type Queue[P any] struct {
 	Budget *Budget
+	Copies *Budget // of copies, so that these take no room from what waits
 
 	list     []Held[P]
+	copies   []Held[P]
 	fate     Fate
 	until    time.Time // packets may wait until then; zero: as long as the fate stays
 	acquired time.Time // the last Acquire
@@ -67,6 +73,9 @@ type Queue[P any] struct {
 
 // Len is how many wait.
 func (q *Queue[P]) Len() int { return len(q.list) }
+
+// Size is how many there are, with the copies.
+func (q *Queue[P]) Size() int { return len(q.list) + len(q.copies) }
 
 // Fate is that of a packet that comes now. A queue begins with Drop.
 func (q *Queue[P]) Fate() Fate { return q.fate }
@@ -90,6 +99,24 @@ func (q *Queue[P]) Put(size int, now time.Time) (h *Held[P], acquire bool) {
 	return &q.list[len(q.list)-1], acquire
 }
 
+// Keep keeps a copy, of size octets, of a packet that leaves in clear: the caller sets its Packet. A nil one means that there is no room. acquire says that
+// the event is due.
+func (q *Queue[P]) Keep(size int, now time.Time) (h *Held[P], acquire bool) {
+	acquire = q.Due(now)
+	if len(q.copies) >= HoldPerPeer || !q.Copies.take(size) {
+		return nil, acquire
+	}
+	q.copies = append(q.copies, Held[P]{size: size, since: now})
+	return &q.copies[len(q.copies)-1], acquire
+}
+
+// Repeat takes the copies out that are not too old.
+func (q *Queue[P]) Repeat(now time.Time) []Held[P] {
+	fresh := q.copies[overdue(q.copies, now):]
+	q.copies = drop(q.copies, len(q.copies), q.Copies)
+	return fresh
+}
+
 // Due reports whether Acquire is to be raised, at most once in a while, and notes that it was.
 func (q *Queue[P]) Due(now time.Time) bool {
 	if now.Sub(q.acquired) < acquireInterval {
@@ -101,15 +128,16 @@ func (q *Queue[P]) Due(now time.Time) bool {
 
 // Take empties the queue: what may go, and what waited too long.
 func (q *Queue[P]) Take(now time.Time) (ready, late []Held[P]) {
-	n := q.overdue(now)
+	n := overdue(q.list, now)
 	late, ready = q.list[:n], q.list[n:]
 	q.remove(len(q.list))
 	return ready, late
 }
 
-// Expire takes out what waited too long.
+// Expire takes out what waited too long. It forgets old copies.
 func (q *Queue[P]) Expire(now time.Time) (late []Held[P]) {
-	n := q.overdue(now)
+	q.copies = drop(q.copies, overdue(q.copies, now), q.Copies)
+	n := overdue(q.list, now)
 	if q.shut(now) {
 		n = len(q.list)
 	}
@@ -119,29 +147,41 @@ func (q *Queue[P]) Expire(now time.Time) (late []Held[P]) {
 }
 
 // Settle says what becomes of packets from now on: with Wait they may wait until the given time, or if that is zero until it is called again.
-// Otherwise those that wait are taken out.
+// Otherwise those that wait are taken out. Copies stay, unless nothing may leave any more.
 func (q *Queue[P]) Settle(f Fate, until time.Time) (out []Held[P]) {
 	q.fate, q.until = f, until
 	if f != Wait {
 		out = q.list
 		q.remove(len(q.list))
 	}
+	if f == Drop {
+		q.copies = drop(q.copies, len(q.copies), q.Copies)
+	}
 	return out
 }
 
-func (q *Queue[P]) overdue(now time.Time) (n int) {
-	for n < len(q.list) && now.Sub(q.list[n].since) >= HoldTime {
+func (q *Queue[P]) remove(n int) {
+	q.list = drop(q.list, n, q.Budget)
+	if q.Size() == 0 {
+		q.acquired = time.Time{}
+	}
+}
+
+// overdue is how many are too old.
+func overdue[P any](list []Held[P], now time.Time) (n int) {
+	for n < len(list) && now.Sub(list[n].since) >= HoldTime {
 		n++
 	}
 	return n
 }
 
-func (q *Queue[P]) remove(n int) {
-	for _, h := range q.list[:n] {
-		q.Budget.give(h.size)
+// drop gives the first n back to their budget, and returns the others.
+func drop[P any](list []Held[P], n int, b *Budget) []Held[P] {
+	for _, h := range list[:n] {
+		b.give(h.size)
 	}
-	q.list = q.list[n:]
-	if len(q.list) == 0 {
-		q.list, q.acquired = nil, time.Time{}
+	if n == len(list) {
+		return nil
 	}
+	return list[n:]
 }

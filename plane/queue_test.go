@@ -74,3 +74,64 @@ func TestBudget(t *testing.T) {
 		t.Error("the octets are not counted right")
 	}
 }
+
+// Copies of what leaves in clear have bounds and a Budget of their own; they come out once, in their order, and not when they are old.
+func TestCopies(t *testing.T) {
+	var budget, copies Budget
+	now := time.Unix(1000, 0)
+	fresh := func() *Queue[int] {
+		q := &Queue[int]{Budget: &budget, Copies: &copies}
+		q.Settle(Copy, time.Time{})
+		return q
+	}
+	q := fresh()
+	for i := range HoldPerPeer + 5 {
+		h, acquire := q.Keep(1, now.Add(time.Duration(i)*time.Millisecond))
+		if acquire != (i == 0) || (h != nil) != (i < HoldPerPeer) {
+			t.Errorf("copy %d: acquire %v, %v", i, acquire, h)
+		}
+		if h != nil {
+			h.Packet = i
+		}
+	}
+	if p := budget.packets.Load(); p != 0 || q.Len() != 0 || q.Size() != HoldPerPeer {
+		t.Errorf("copies wait: %d packets of the budget, %d in the queue, size %d", p, q.Len(), q.Size())
+	}
+	if h, _ := q.Put(1, now); h != nil {
+		t.Error("a packet waits where copies are kept")
+	}
+	if late := q.Expire(now.Add(HoldTime + 9*time.Millisecond)); len(late) != 0 || q.Size() != HoldPerPeer-10 {
+		t.Errorf("%d dropped, %d left, want none, %d", len(late), q.Size(), HoldPerPeer-10)
+	}
+	if _, acquire := q.Keep(1, now.Add(HoldTime)); !acquire {
+		t.Error("no acquire again, later")
+	}
+	again := q.Repeat(now.Add(HoldTime + 19*time.Millisecond))
+	if len(again) != HoldPerPeer-20+1 || again[0].Packet != 20 || again[1].Packet != 21 {
+		t.Errorf("again: %v", again)
+	}
+	if len(q.Repeat(now)) != 0 || q.Size() != 0 || copies.packets.Load() != 0 || copies.bytes.Load() != 0 {
+		t.Errorf("twice, or room is taken yet: %d packets", copies.packets.Load())
+	}
+	for fate, want := range map[Fate]int{Release: 1, Wait: 1, Copy: 1, Drop: 0} { // what may not leave any more is not sent again either
+		q := fresh()
+		q.Keep(1, now)
+		if out := q.Settle(fate, time.Time{}); len(out) != 0 {
+			t.Errorf("fate %d: %d copies came out as if they had waited", fate, len(out))
+		}
+		if got := len(q.Repeat(now)); got != want {
+			t.Errorf("fate %d: %d copies, want %d", fate, got, want)
+		}
+	}
+	if copies.packets.Load() != 0 {
+		t.Errorf("%d places are taken yet", copies.packets.Load())
+	}
+	for range HoldPackets {
+		if !copies.take(1) {
+			t.Fatal("refused early")
+		}
+	}
+	if h, _ := fresh().Keep(1, now); h != nil {
+		t.Error("a copy beyond the budget")
+	}
+}

@@ -120,6 +120,8 @@ func guardRules(spans []span) (r guard.Rules) {
 			r.Trap = extend(r.Trap, s.Range)
 		case ipsec.Block:
 			r.Block = extend(r.Block, s.Range)
+		case ipsec.Watch:
+			r.Watch = extend(r.Watch, s.Range)
 		}
 		if s.rule.ProtectDNS {
 			r.DNS = extend(r.DNS, s.Range)
@@ -146,7 +148,7 @@ func extend(list []guard.Range, r guard.Range) []guard.Range {
 
 func checkRule(r ipsec.Rule) error {
 	p := r.Remote
-	if !p.IsValid() || p != p.Masked() || p.Addr().Is4In6() || r.Action > ipsec.Trap {
+	if !p.IsValid() || p != p.Masked() || p.Addr().Is4In6() || r.Action > ipsec.Watch {
 		return fmt.Errorf("%w for %v: %v", errRule, p, r.Action)
 	}
 	seen := make(map[ipsec.Port]bool)
@@ -181,11 +183,16 @@ func (r *Rules) Waits(peer netip.Addr) bool {
 	return a == ipsec.Hold || a == ipsec.Trap
 }
 
+// Watches reports whether packets to an address leave in clear, and copies of them are kept.
+func (r *Rules) Watches(peer netip.Addr) bool { return r.Action(peer) == ipsec.Watch }
+
 // Fate is that of packets to an address that only rules concern.
 func (r *Rules) Fate(peer netip.Addr) Fate {
 	switch r.Action(peer) {
 	case ipsec.Hold, ipsec.Trap:
 		return Wait
+	case ipsec.Watch:
+		return Copy
 	case ipsec.Bypass:
 		return Release
 	}

@@ -48,7 +48,7 @@ func TestFlatten(t *testing.T) {
 			return netip.PrefixFrom(a, bits).Masked()
 		}
 		for range random.IntN(12) {
-			rules = append(rules, ipsec.Rule{Remote: prefix(), Action: ipsec.Action(random.UintN(4))})
+			rules = append(rules, ipsec.Rule{Remote: prefix(), Action: ipsec.Action(random.UintN(5))})
 		}
 		for range random.IntN(3) {
 			exempt = append(exempt, prefix())
@@ -76,7 +76,7 @@ func TestFlatten(t *testing.T) {
 func checkRanges(t *testing.T, spans []span) {
 	t.Helper()
 	g := guardRules(spans)
-	for action, list := range map[ipsec.Action][]guard.Range{ipsec.Hold: g.Hold, ipsec.Trap: g.Trap, ipsec.Block: g.Block} {
+	for action, list := range map[ipsec.Action][]guard.Range{ipsec.Hold: g.Hold, ipsec.Trap: g.Trap, ipsec.Block: g.Block, ipsec.Watch: g.Watch} {
 		for i, r := range list {
 			if i > 0 && list[i-1].Last.Next() == r.First {
 				t.Fatalf("%v: %v touch", action, list)
@@ -121,6 +121,8 @@ func TestFate(t *testing.T) {
 	now := time.Unix(1000, 0)
 	p := Policies[*traffic]{Linger: 10 * time.Second, Now: func() time.Time { return now }}
 	spans := flatten([]ipsec.Rule{{Remote: netip.PrefixFrom(bob, bob.BitLen()), Action: ipsec.Trap}}, nil)
+	carol := netip.MustParseAddr("192.0.2.3")
+	spans = append(spans, flatten([]ipsec.Rule{{Remote: netip.PrefixFrom(carol, 32), Action: ipsec.Watch}}, nil)...)
 	p.Rules.spans.Store(&spans)
 	later := now.Add(time.Minute)
 	for name, tt := range map[string]struct {
@@ -132,6 +134,9 @@ func TestFate(t *testing.T) {
 		ends   time.Time
 	}{
 		"trapped":                        {peer: bob, fate: Wait},
+		"watched":                        {peer: carol, fate: Copy},
+		"let go, though watched":         {peer: carol, asked: true, policy: ipsec.Bypass, until: later, fate: Release},
+		"held, though a rule watches":    {peer: carol, asked: true, policy: ipsec.Hold, until: later, fate: Wait, ends: later},
 		"no rule":                        {peer: alice, fate: Drop},
 		"kept until it is due":           {peer: alice, until: later, fate: Drop},
 		"let go, though trapped":         {peer: bob, asked: true, policy: ipsec.Bypass, until: later, fate: Release},

@@ -6,50 +6,31 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
-	"os"
 	"sync"
 
 	"golang.org/x/sys/unix"
 
 	"tacit/guard"
+	"tacit/plane"
 )
 
-// clearSender sends packets that waited and are let go as they are: by raw sockets of our mark, so that they do not come back to us. IPv4's is the
-// first; the other is nil where the kernel has no IPv6.
+// clearSender sends packets that waited, or are watched, and are let go as they are: by raw sockets of our mark, so that they do not come back to us.
 type clearSender struct {
-	files [2]*os.File
+	plane.Raw
 	mu    sync.Mutex // the probe is connected anew for each question; few packets need one
 	probe mtuProbe
 }
 
-// clearBuffer is the room for what leaves at once, in octets.
-const clearBuffer = 4 << 20
-
 func (c *clearSender) open() (err error) {
-	for i, family := range []int{unix.AF_INET, unix.AF_INET6} {
-		fd, err := unix.Socket(family, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.IPPROTO_RAW)
-		if i == 1 && errors.Is(err, unix.EAFNOSUPPORT) {
-			break
-		}
-		if err != nil {
-			return hint("open raw socket", err)
-		}
-		c.files[i] = os.NewFile(uintptr(fd), "raw")
-		if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_MARK, int(guard.MarkOwn)); err != nil {
-			return hint("mark raw socket", err)
-		}
-		_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUFFORCE, clearBuffer) // less is no error
+	if err := c.Open(guard.MarkOwn); err != nil {
+		return hint("let packets go", err)
 	}
 	c.probe, err = openProbe()
 	return err
 }
 
 func (c *clearSender) close() {
-	for _, f := range c.files {
-		if f != nil {
-			_ = f.Close()
-		}
-	}
+	c.Close()
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.probe.close()
@@ -63,33 +44,17 @@ func (c *clearSender) mtu(to netip.Addr) int {
 	return c.probe.mtu(to)
 }
 
-// send sends one packet with its header.
-func (c *clearSender) send(pkt *packet, b []byte) error {
-	f, to := c.files[0], unix.Sockaddr(&unix.SockaddrInet4{Addr: [4]byte(pkt.dst[12:])})
-	if pkt.v6 {
-		f, to = c.files[1], &unix.SockaddrInet6{Addr: pkt.dst}
-	}
-	if f == nil {
-		return unix.EAFNOSUPPORT
-	}
-	raw, err := f.SyscallConn()
-	if err != nil {
-		return err
-	}
-	return errors.Join(raw.Control(func(fd uintptr) { err = unix.Sendto(int(fd), b, unix.MSG_DONTWAIT, to) }), err)
-}
-
-// sendClear sends a packet that waited, in clear. The device took it whole: what the way does not take is fragmented, as its sender's kernel would have.
+// sendClear sends a packet in clear. The device took it whole: what the way does not take is fragmented, as its sender's kernel would have.
 func (p *Plane) sendClear(data []byte) {
 	pkt, err := parsePacket(data)
 	if err == nil {
-		err = p.clear.send(&pkt, pkt.data)
+		err = p.clear.Send(netip.AddrFrom16(pkt.dst).Unmap(), pkt.data)
 	}
 	if errors.Is(err, unix.EMSGSIZE) {
 		var parts [][]byte
 		parts, err = fragment(&pkt, p.clear.mtu(netip.AddrFrom16(pkt.dst).Unmap()), rand.Uint32())
 		for _, b := range parts {
-			if e := p.clear.send(&pkt, b); e != nil {
+			if e := p.clear.Send(netip.AddrFrom16(pkt.dst).Unmap(), b); e != nil {
 				err = e
 			}
 		}

@@ -38,7 +38,7 @@ func (f *flow) Settle(fate plane.Fate, until time.Time) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	out := f.queue.Settle(fate, until)
-	if fate != plane.Release {
+	if fate != plane.Release && fate != plane.Copy {
 		f.plane.counts.held.Add(uint64(len(out)))
 		return
 	}

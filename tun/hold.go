@@ -36,25 +36,32 @@ func (w *waitList) take() []*flow {
 }
 
 // hold makes a packet wait for a Pair and raises Acquire. If a Pair was armed meanwhile it returns the SA to use. If the flow was let go it
-// sends the packet in clear: it came in here before.
+// sends the packet in clear: it came in here before. If the flow is watched it does so too, and keeps a copy.
 func (p *Plane) hold(f *flow, data []byte, now time.Time) *outbound {
 	f.mu.Lock()
 	if out := f.out.Load(); out != nil {
 		f.mu.Unlock()
 		return out
 	}
-	if f.queue.Fate() == plane.Release {
+	var h *plane.Held[[]byte]
+	var acquire bool
+	switch f.queue.Fate() {
+	case plane.Release:
 		p.sendClear(data)
 		f.mu.Unlock()
 		return nil
+	case plane.Copy:
+		p.sendClear(data)
+		h, acquire = f.queue.Keep(len(data), now)
+	default:
+		if h, acquire = f.queue.Put(len(data), now); h == nil {
+			p.counts.stray.Add(1)
+		}
 	}
-	h, acquire := f.queue.Put(len(data), now)
-	if h == nil {
-		p.counts.stray.Add(1)
-	} else {
+	if h != nil {
 		h.Packet = bytes.Clone(data)
 	}
-	first, empty := h != nil && f.queue.Len() == 1, f.queue.Len() == 0
+	first, empty := h != nil && f.queue.Size() == 1, f.queue.Size() == 0
 	f.mu.Unlock()
 	if empty {
 		p.unknown.leave(f)
@@ -78,23 +85,46 @@ func (p *Plane) switchTo(f *flow, out *outbound) {
 		p.addressed(out)
 		ready, late := f.queue.Take(now)
 		p.counts.held.Add(uint64(len(late)))
-		for _, h := range ready {
-			if pkt, err := parsePacket(h.Packet); err == nil {
-				p.seal(p.flusher, out, &pkt, now)
-			}
-		}
-		p.flusher.flush()
+		p.sealAll(out, ready, now)
 	}
 	f.out.Store(out)
 }
 
-// expireHeld drops what waited too long, and asks again for what still waits.
+// sealAll sends packets of a flow whose lock is held, as is the Plane's.
+func (p *Plane) sealAll(out *outbound, list []plane.Held[[]byte], now time.Time) {
+	for _, h := range list {
+		if pkt, err := parsePacket(h.Packet); err == nil {
+			p.seal(p.flusher, out, &pkt, now)
+		}
+	}
+	p.flusher.flush()
+}
+
+// Repeat sends again what has left in clear; see [ipsec.Dataplane].
+func (p *Plane) Repeat(id uint32) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	pr, ok := p.pairs[id]
+	if !ok || !pr.armed || p.closed {
+		return nil
+	}
+	f := pr.flow
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if out := f.out.Load(); out != nil { // the Pair's, or one that is preferred to it
+		now := p.now()
+		p.sealAll(out, f.queue.Repeat(now), now)
+	}
+	return nil
+}
+
+// expireHeld drops what waited too long, or is an old copy, and asks again for what still waits.
 func (p *Plane) expireHeld(now time.Time) {
 	for _, f := range p.waiting.take() {
 		f.mu.Lock()
 		p.counts.held.Add(uint64(len(f.queue.Expire(now))))
-		still := f.queue.Len() > 0
-		again := still && f.queue.Due(now)
+		still := f.queue.Size() > 0
+		again := f.queue.Len() > 0 && f.queue.Due(now)
 		f.mu.Unlock()
 		if still {
 			p.waiting.add(f)

@@ -122,13 +122,17 @@ func anywhere(family int) *net.IPNet {
 	return &net.IPNet{IP: make(net.IP, size/8), Mask: net.CIDRMask(0, size)}
 }
 
-// ruleOf is our rule: what bears MarkDivert is routed by our table.
-func ruleOf(cfg Config, family int) *netlink.Rule {
-	r := netlink.NewRule()
-	mask := guard.MarkMask
-	r.Family, r.Priority, r.Table = family, cfg.Rule, cfg.Table
-	r.Mark, r.Mask = guard.MarkDivert, &mask
-	return r
+// rulesOf are our rules: what bears MarkDivert is routed by our table. So is what bears MarkWatch by the next one, where there is no other route than that
+// into the device: when it is gone the kernel goes on to the main table.
+func rulesOf(cfg Config, family int) (all []*netlink.Rule) {
+	for i, mark := range []uint32{guard.MarkDivert, guard.MarkWatch} {
+		r := netlink.NewRule()
+		mask := guard.MarkMask
+		r.Family, r.Priority, r.Table = family, cfg.Rule, cfg.Table+i
+		r.Mark, r.Mask = mark, &mask
+		all = append(all, r)
+	}
+	return all
 }
 
 // up makes the routes, or replaces those that a dead process left.
@@ -148,9 +152,11 @@ func (n *network) up() error {
 		if family == unix.AF_INET6 {
 			way.Scope = netlink.SCOPE_UNIVERSE
 		}
-		for _, r := range []*netlink.Route{nowhere, way} {
+		watch := *way
+		watch.Table++
+		for _, r := range []*netlink.Route{nowhere, way, &watch} {
 			if err := n.nl.RouteReplace(r); err != nil {
-				return hint(fmt.Sprintf("add route %v to table %d", r.Dst, n.cfg.Table), err)
+				return hint(fmt.Sprintf("add route %v to table %d", r.Dst, r.Table), err)
 			}
 		}
 	}
@@ -164,8 +170,10 @@ func (n *network) lead(marked bool) error {
 		return errors.Join(removeRule(n.nl, n.cfg, unix.AF_INET), removeRule(n.nl, n.cfg, unix.AF_INET6))
 	}
 	for _, family := range n.families() {
-		if err := n.nl.RuleAdd(ruleOf(n.cfg, family)); err != nil && !errors.Is(err, unix.EEXIST) {
-			return hint(fmt.Sprintf("add rule to table %d", n.cfg.Table), err)
+		for _, r := range rulesOf(n.cfg, family) {
+			if err := n.nl.RuleAdd(r); err != nil && !errors.Is(err, unix.EEXIST) {
+				return hint(fmt.Sprintf("add rule to table %d", r.Table), err)
+			}
 		}
 	}
 	return nil
@@ -183,36 +191,40 @@ func (n *network) close(keep bool) error {
 
 // removeRule removes our rules of a family: as many as crashes left. It is no error if there are none.
 func removeRule(nl *netlink.Handle, cfg Config, family int) error {
-	for {
-		err := nl.RuleDel(ruleOf(cfg, family))
-		switch {
-		case err == nil:
-		case errors.Is(err, unix.ENOENT), errors.Is(err, unix.EAFNOSUPPORT):
-			return nil
-		default:
+	for _, r := range rulesOf(cfg, family) {
+		err := error(nil)
+		for err == nil {
+			err = nl.RuleDel(r)
+		}
+		if !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.EAFNOSUPPORT) {
 			return hint("remove rule", err)
 		}
 	}
+	return nil
 }
 
-// removeRouting removes our rules, then the routes of our table. It is no error if there are none.
+// removeRouting removes our rules, then the routes of our tables. It is no error if there are none.
 func removeRouting(nl *netlink.Handle, cfg Config) error {
 	var errs []error
 	for _, family := range []int{unix.AF_INET, unix.AF_INET6} {
-		errs = append(errs, removeRule(nl, cfg, family))
-		routes, err := nl.RouteListFiltered(family, &netlink.Route{Table: cfg.Table}, netlink.RT_FILTER_TABLE)
-		if err != nil && !errors.Is(err, unix.EAFNOSUPPORT) && !errors.Is(err, unix.ENOENT) {
-			errs = append(errs, hint(fmt.Sprintf("list table %d", cfg.Table), err))
-			continue
+		errs = append(errs, removeRule(nl, cfg, family), removeRoutes(nl, cfg.Table, family), removeRoutes(nl, cfg.Table+1, family))
+	}
+	return errors.Join(errs...)
+}
+
+func removeRoutes(nl *netlink.Handle, table, family int) error {
+	routes, err := nl.RouteListFiltered(family, &netlink.Route{Table: table}, netlink.RT_FILTER_TABLE)
+	if err != nil && !errors.Is(err, unix.EAFNOSUPPORT) && !errors.Is(err, unix.ENOENT) {
+		return hint(fmt.Sprintf("list table %d", table), err)
+	}
+	var errs []error
+	for i := range routes {
+		r := &routes[i]
+		if r.Dst == nil {
+			r.Dst = anywhere(family)
 		}
-		for i := range routes {
-			r := &routes[i]
-			if r.Dst == nil {
-				r.Dst = anywhere(family)
-			}
-			if err := nl.RouteDel(r); err != nil && !errors.Is(err, unix.ESRCH) {
-				errs = append(errs, hint(fmt.Sprintf("remove route from table %d", cfg.Table), err))
-			}
+		if err := nl.RouteDel(r); err != nil && !errors.Is(err, unix.ESRCH) {
+			errs = append(errs, hint(fmt.Sprintf("remove route from table %d", table), err))
 		}
 	}
 	return errors.Join(errs...)

@@ -39,15 +39,17 @@ func ours(t *testing.T, h *lab.Host) (n int) {
 			t.Fatal(err)
 		}
 		for _, r := range rules {
-			if r.Table == DefaultTable {
+			if r.Table == DefaultTable || r.Table == DefaultTable+1 {
 				n++
 			}
 		}
-		routes, err := h.Netlink().RouteListFiltered(family, &netlink.Route{Table: DefaultTable}, netlink.RT_FILTER_TABLE)
-		if err != nil && !errors.Is(err, unix.ENOENT) {
-			t.Fatal(err)
+		for _, table := range []int{DefaultTable, DefaultTable + 1} {
+			routes, err := h.Netlink().RouteListFiltered(family, &netlink.Route{Table: table}, netlink.RT_FILTER_TABLE)
+			if err != nil && !errors.Is(err, unix.ENOENT) {
+				t.Fatal(err)
+			}
+			n += len(routes)
 		}
-		n += len(routes)
 	}
 	return n
 }
@@ -93,8 +95,8 @@ func TestOpenErrors(t *testing.T) {
 	if err := h.Do(open); err != nil {
 		t.Fatal(err)
 	}
-	if n := ours(t, h); n != 5 { // the device, two routes in each table
-		t.Errorf("open: got %d things of ours, want 5", n)
+	if n := ours(t, h); n != 7 { // the device, and in each family two routes of one table and one of the other
+		t.Errorf("open: got %d things of ours, want 7", n)
 	}
 	second := func() error { _, err := Open(Config{}); return err }
 	if err := h.Do(second); !errors.Is(err, unix.EBUSY) {
@@ -103,8 +105,8 @@ func TestOpenErrors(t *testing.T) {
 	if err := h.Do(func() error { return Cleanup(Config{}) }); !errors.Is(err, ErrRunning) {
 		t.Errorf("cleanup: got %v, want %v", err, ErrRunning)
 	}
-	if n := ours(t, h); n != 5 {
-		t.Errorf("after the second one failed: got %d things of the first, want 5", n)
+	if n := ours(t, h); n != 7 {
+		t.Errorf("after the second one failed: got %d things of the first, want 7", n)
 	}
 	if err := p.Close(false); err != nil {
 		t.Error(err)

@@ -94,6 +94,7 @@ type Plane struct {
 	conns  plane.Conns
 	counts counters
 	budget plane.Budget
+	copies plane.Budget
 
 	flows table[addrKey, *flow]      // read by the path
 	spis  table[ipsec.SPI, *inbound] // read by the path

@@ -16,7 +16,8 @@ type unknown struct {
 	flows map[addrKey]*flow
 }
 
-// meet finds or makes the flow of an unknown address. It counts the packet and returns nil if that is to be dropped.
+// meet finds or makes the flow of an unknown address. It counts the packet and returns nil if that is to be dropped, or has left in clear since it is watched and
+// there are enough copies.
 func (p *Plane) meet(pkt *packet) *flow {
 	key, peer := addrKey{pkt.src, pkt.dst}, netip.AddrFrom16(pkt.dst).Unmap()
 	p.unknown.mu.Lock()
@@ -27,16 +28,20 @@ func (p *Plane) meet(pkt *packet) *flow {
 	if f, ok := p.unknown.flows[key]; ok {
 		return f
 	}
-	if !p.policies.Rules.Waits(peer) {
+	fate := p.policies.Rules.Fate(peer)
+	switch {
+	case fate == plane.Copy && len(p.unknown.flows) >= plane.CopyAddresses:
+		p.sendClear(pkt.data)
+		return nil
+	case fate != plane.Copy && fate != plane.Wait:
 		p.counts.stray.Add(1)
 		return nil
-	}
-	if len(p.unknown.flows) >= plane.HoldAddresses {
+	case len(p.unknown.flows) >= plane.HoldAddresses:
 		p.counts.crowded.Add(1)
 		return nil
 	}
 	f := p.makeFlow(guard.Key{Own: netip.AddrFrom16(pkt.src).Unmap(), Peer: peer})
-	f.queue.Settle(plane.Wait, time.Time{})
+	f.queue.Settle(fate, time.Time{})
 	if p.unknown.flows == nil {
 		p.unknown.flows = make(map[addrKey]*flow)
 	}
@@ -45,7 +50,7 @@ func (p *Plane) meet(pkt *packet) *flow {
 }
 
 func (p *Plane) makeFlow(k guard.Key) *flow {
-	return &flow{Flow: plane.Flow{Key: k}, plane: p, queue: plane.Queue[[]byte]{Budget: &p.budget}}
+	return &flow{Flow: plane.Flow{Key: k}, plane: p, queue: plane.Queue[[]byte]{Budget: &p.budget, Copies: &p.copies}}
 }
 
 // newFlow makes a flow, which the path finds from now on; or takes the one over that the path made, with its packets.
@@ -62,14 +67,14 @@ func (p *Plane) newFlow(k guard.Key) *flow {
 	return f
 }
 
-// forget takes a flow out of the path's table. While packets wait in it because of a rule it is an unknown one again.
+// forget takes a flow out of the path's table. While packets wait in it because of a rule, or copies are kept, it is an unknown one again.
 func (p *Plane) forget(f *flow) {
 	key := keyOf(f.Key.Own, f.Key.Peer)
 	p.unknown.mu.Lock()
 	defer p.unknown.mu.Unlock()
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.queue.Len() > 0 && len(p.unknown.flows) < plane.HoldAddresses {
+	if f.queue.Size() > 0 && len(p.unknown.flows) < plane.HoldAddresses {
 		if p.unknown.flows == nil {
 			p.unknown.flows = make(map[addrKey]*flow)
 		}
@@ -78,14 +83,14 @@ func (p *Plane) forget(f *flow) {
 	p.flows.remove(key)
 }
 
-// leave takes out a flow that has no packets any more.
+// leave takes out a flow that has no packets any more, and no copies.
 func (u *unknown) leave(f *flow) {
 	key := keyOf(f.Key.Own, f.Key.Peer)
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if u.flows[key] == f && f.queue.Len() == 0 {
+	if u.flows[key] == f && f.queue.Size() == 0 {
 		delete(u.flows, key)
 	}
 }
@@ -95,7 +100,10 @@ func (u *unknown) judge(rules *plane.Rules) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	for key, f := range u.flows {
-		if fate := rules.Fate(f.Key.Peer); fate != plane.Wait {
+		switch fate := rules.Fate(f.Key.Peer); fate {
+		case plane.Wait, plane.Copy:
+			f.Settle(fate, time.Time{})
+		default:
 			delete(u.flows, key)
 			f.Settle(fate, time.Time{})
 			f.Settle(plane.Drop, time.Time{})

@@ -22,11 +22,14 @@ type flow struct {
 	adopted time.Time // until when what a dead process left protects the flow
 }
 
-// waiting is a packet in the kernel's queue.
-type waiting struct{ id, mark uint32 }
+// waiting is a packet in the kernel's queue; or a copy of one that has left it.
+type waiting struct {
+	id, mark uint32
+	copy     []byte
+}
 
-// Used reports whether a Pair carries the flow, or packets wait for one.
-func (f *flow) Used() bool { return len(f.all) > 0 || f.queue.Len() > 0 }
+// Used reports whether a Pair carries the flow, or packets wait for one, or copies are kept.
+func (f *flow) Used() bool { return len(f.all) > 0 || f.queue.Size() > 0 }
 
 // Armed reports whether an armed Pair does: one that a dead process left until that would have ended.
 func (f *flow) Armed() (bool, time.Time) {
@@ -39,14 +42,14 @@ func (f *flow) Armed() (bool, time.Time) {
 // Settle says what becomes of packets that find no SA.
 func (f *flow) Settle(fate plane.Fate, until time.Time) {
 	out := f.queue.Settle(fate, until)
-	if fate != plane.Release {
+	if fate != plane.Release && fate != plane.Copy {
 		f.plane.dropHeld(f, out)
 		return
 	}
 	for _, h := range out {
 		f.plane.letPass(h.Packet)
 	}
-	delete(f.plane.waiting, f)
+	f.plane.rested(f)
 }
 
 // pair is a Child SA as the data plane knows it.
@@ -84,7 +87,7 @@ type outbound struct {
 
 // newFlow makes a flow.
 func (p *Plane) newFlow(k guard.Key) *flow {
-	return &flow{Flow: plane.Flow{Key: k}, plane: p, queue: plane.Queue[waiting]{Budget: &p.budget}}
+	return &flow{Flow: plane.Flow{Key: k}, plane: p, queue: plane.Queue[waiting]{Budget: &p.budget, Copies: &p.copies}}
 }
 
 // current is the outbound SA that a flow with these armed Pairs uses.

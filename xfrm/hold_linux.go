@@ -1,6 +1,8 @@
 package xfrm
 
 import (
+	"bytes"
+	"errors"
 	"time"
 
 	"github.com/mdlayher/netlink"
@@ -43,16 +45,25 @@ func (p *Plane) judge(q Queued) {
 		p.firstPackets(q)
 		return
 	}
-	key, w := guard.Key{Own: q.Src, Peer: q.Dst}, waiting{q.ID, q.Mark}
+	key, w := guard.Key{Own: q.Src, Peer: q.Dst}, waiting{id: q.ID, mark: q.Mark}
 	f, ok := p.policies.Find(key)
-	if !ok && len(p.waiting) < plane.HoldAddresses && p.policies.Rules.Waits(q.Dst) {
-		f, ok = p.policies.Flow(key), true // of an address that only a rule of prefixes concerns
+	if !ok { // an address that only a rule of prefixes concerns
+		fate := p.policies.Rules.Fate(q.Dst)
+		if fate == plane.Copy && len(p.waiting) >= plane.CopyAddresses {
+			p.letPass(w)
+			return
+		}
+		if fate == plane.Copy || fate == plane.Wait && len(p.waiting) < plane.HoldAddresses {
+			f, ok = p.policies.Flow(key), true
+		}
 	}
 	switch {
 	case ok && f.out != nil: // the policy came after the packet had been routed
 		p.letGo(w)
 	case ok && f.queue.Fate() == plane.Release: // it was let go after that
 		p.letPass(w)
+	case ok && f.queue.Fate() == plane.Copy:
+		p.watch(f, w, q.Data)
 	case ok && p.hold(f, w):
 	default:
 		p.counts.stray++
@@ -75,6 +86,40 @@ func (p *Plane) hold(f *flow, w waiting) bool {
 	h.Packet = w
 	p.waiting[f] = struct{}{}
 	return true
+}
+
+// watch lets a packet leave in clear, and keeps a copy of it if it came whole.
+func (p *Plane) watch(f *flow, w waiting, data []byte) {
+	p.letPass(w)
+	if data == nil {
+		return
+	}
+	h, acquire := f.queue.Keep(len(data), p.now())
+	if h != nil {
+		h.Packet = waiting{copy: bytes.Clone(data)}
+		p.waiting[f] = struct{}{}
+	} else {
+		p.policies.Forget(f)
+	}
+	if acquire {
+		p.acquire(f)
+	}
+}
+
+// Repeat sends again what has left in clear; see [ipsec.Dataplane]. The kernel finds the policy for it as for any packet of ours.
+func (p *Plane) Repeat(id uint32) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	pr, ok := p.pairs[id]
+	if !ok || !pr.armed || p.closed || pr.flow.out == nil {
+		return nil
+	}
+	var errs []error
+	for _, h := range pr.flow.queue.Repeat(p.now()) {
+		errs = append(errs, p.raw.Send(pr.flow.Key.Peer, h.Packet.copy))
+	}
+	p.rested(pr.flow)
+	return plane.Wrap("repeat", id, errors.Join(errs...))
 }
 
 func (p *Plane) acquire(f *flow) {
@@ -114,12 +159,17 @@ func (p *Plane) dropHeld(f *flow, late []plane.Held[waiting]) {
 		p.verdict(h.Packet.id, verdictDrop, 0)
 	}
 	p.counts.heldInVain += uint64(len(late))
-	if f.queue.Len() == 0 {
+	p.rested(f)
+}
+
+// rested takes a flow without packets from among those that have some.
+func (p *Plane) rested(f *flow) {
+	if f.queue.Size() == 0 {
 		delete(p.waiting, f)
 	}
 }
 
-// expireHeld drops what waited too long, and asks again for what still waits.
+// expireHeld drops what waited too long, or is an old copy, and asks again for what still waits.
 func (p *Plane) expireHeld(now time.Time) {
 	for f := range p.waiting {
 		p.dropHeld(f, f.queue.Expire(now))

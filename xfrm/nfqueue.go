@@ -3,6 +3,7 @@ package xfrm
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 )
 
 // Messages of nfnetlink_queue (linux/netfilter/nfnetlink_queue.h). Everything in them is in network order.
@@ -23,10 +24,14 @@ const (
 	queueVerdictHeader = 2
 	queueMark          = 3
 	queuePayload       = 10
+	queueWholeLength   = 13 // only where the payload is a part
+	queueInfo          = 14
 
 	queueBind       = 1
 	queueFlagGSO    = 4
 	queueCopyPacket = 2
+	infoNoChecksum  = 1 // the transport's checksum has only its pseudo-header yet
+	infoSegments    = 2 // it is to become several packets
 
 	verdictDrop   uint32 = 0
 	verdictAccept uint32 = 1
@@ -35,8 +40,8 @@ const (
 	hookOutput     uint8 = 3
 )
 
-// queueCopy is how much of a packet we ask for: the longest header with the addresses.
-const queueCopy = 64
+// queueCopy is how much of a packet we ask for, in octets: the longest that is kept, to be sent again.
+const queueCopy = 2048
 
 // Queued is a packet that waits for our verdict.
 type Queued struct {
@@ -44,6 +49,7 @@ type Queued struct {
 	Hook     uint8 // where it was caught
 	Mark     uint32
 	Src, Dst netip.Addr
+	Data     []byte // the whole packet, with its checksums; nil where there is only a part of it, or where it is more than one
 }
 
 func queueHead(w *writer, number uint16) {
@@ -81,6 +87,8 @@ func marshalVerdict(number uint16, id, verdict, mark uint32) []byte {
 func ParseQueued(b []byte) (Queued, error) {
 	var q Queued
 	var seen int
+	var info uint32
+	part := false
 	r := &reader{b: b}
 	r.skip(4)
 	r.attrs(func(kind uint16, data []byte) error {
@@ -98,8 +106,12 @@ func ParseQueued(b []byte) (Queued, error) {
 			if err != nil {
 				return err
 			}
-			q.Src, q.Dst = src, dst
+			q.Src, q.Dst, q.Data = src, dst, data
 			seen |= 2
+		case queueWholeLength:
+			part = true
+		case queueInfo:
+			info = v.be32()
 		}
 		return v.err
 	})
@@ -109,7 +121,41 @@ func ParseQueued(b []byte) (Queued, error) {
 	if r.err != nil {
 		return Queued{}, fmt.Errorf("xfrm: queued packet: %w", r.err)
 	}
+	if part || info&infoSegments != 0 {
+		q.Data = nil
+	} else if info&infoNoChecksum != 0 {
+		q.Data = withChecksum(q.Data)
+	}
 	return q, nil
+}
+
+// withChecksum completes the checksum of TCP or UDP in a packet whose field has the sum over the pseudo-header (RFC 9293, 3.1; RFC 768; RFC 8200, 8.1). It
+// returns nil for what the kernel would not leave like that.
+func withChecksum(packet []byte) []byte {
+	head, proto := 40, packet[6]
+	if packet[0]>>4 == 4 {
+		head, proto = 4*int(packet[0]&15), packet[9]
+	}
+	field := head + map[uint8]int{protoTCP: 16, protoUDP: 6}[proto]
+	if field == head || field+2 > len(packet) {
+		return nil
+	}
+	packet = slices.Clone(packet)
+	sum := uint32(0)
+	for i := head; i < len(packet); i += 2 {
+		sum += uint32(packet[i]) << 8
+		if i+1 < len(packet) {
+			sum += uint32(packet[i+1])
+		}
+	}
+	for sum>>16 != 0 {
+		sum = sum&0xffff + sum>>16
+	}
+	if sum = ^sum & 0xffff; sum == 0 && proto == protoUDP {
+		sum = 0xffff // 0 stands for none
+	}
+	big.PutUint16(packet[field:], uint16(sum))
+	return packet
 }
 
 // addresses reads those of an IP packet's header.

@@ -65,6 +65,8 @@ type Plane struct {
 	socks  sockets
 	conns  plane.Conns
 	budget plane.Budget
+	copies plane.Budget
+	raw    plane.Raw // sends copies
 
 	// mu excludes methods, queued packets, the kernel's news and maintenance from each other: each changes the kernel's SAs and
 	// policies and nftables as one step, and the caller waits for it. Packets take it only if they must wait, or are the first of an SA.
@@ -127,6 +129,9 @@ func (p *Plane) open() (err error) {
 	}
 	if p.news, err = openNews(); err != nil {
 		return err
+	}
+	if err := p.raw.Open(0); err != nil {
+		return hint("send packets again", err)
 	}
 	if p.routes, err = plane.OpenRoutes(); err != nil {
 		return hint("open netlink", err)
@@ -216,6 +221,7 @@ func (p *Plane) undo(keep bool) error {
 	for _, s := range p.socks {
 		errs = append(errs, s.close())
 	}
+	p.raw.Close()
 	p.routes.Close()
 	return errors.Join(errs...)
 }

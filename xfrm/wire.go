@@ -56,6 +56,8 @@ const (
 	familyIPv6 uint16 = 10
 
 	protoESP uint8 = 50
+	protoTCP uint8 = 6
+	protoUDP uint8 = 17
 
 	modeTransport uint8 = 0
 	modeTunnel    uint8 = 1

@@ -257,8 +257,89 @@ func TestEvents(t *testing.T) {
 		t.Errorf("mapping: got %+v, %v", m, err)
 	}
 	q, err := ParseQueued(exampleQueued())
-	if err != nil || q != (Queued{ID: 9, Hook: hookOutput, Mark: 0x102, Src: netip.MustParseAddr("192.0.2.1"), Dst: netip.MustParseAddr("192.0.2.2")}) {
+	packet := exampleQueued()[len(exampleQueued())-20:]
+	if err != nil || !reflect.DeepEqual(q, Queued{ID: 9, Hook: hookOutput, Mark: 0x102, Src: netip.MustParseAddr("192.0.2.1"), Dst: netip.MustParseAddr("192.0.2.2"), Data: packet}) {
 		t.Errorf("queued: got %+v, %v", q, err)
+	}
+}
+
+// onesSum is the sum of RFC 1071, folded.
+func onesSum(parts ...[]byte) uint16 {
+	sum := uint32(0)
+	for i, b := range bytes.Join(parts, nil) {
+		sum += uint32(b) << (8 * (1 - i%2))
+	}
+	for sum > 0xffff {
+		sum = sum>>16 + sum&0xffff
+	}
+	return uint16(sum)
+}
+
+// unfinished is a packet as the kernel queues it for a device that finishes checksums: the field has the sum of the pseudo-header, which comes with it.
+func unfinished(v6 bool, proto uint8, field int, payload ...byte) (packet, pseudo []byte, head int) {
+	segment := append(make([]byte, field+2), payload...)
+	segment[0] = 0x13
+	head = 20
+	packet = append([]byte{0x45, 0, 0, byte(20 + len(segment)), 0, 0, 0x40, 0, 64, proto, 0, 0}, 192, 0, 2, 1, 192, 0, 2, 2)
+	addrs := packet[12:]
+	if v6 {
+		head = 40
+		packet = append(append([]byte{0x60, 0, 0, 0, 0, byte(len(segment)), proto, 64}, golden6...), golden6...)
+		addrs = packet[8:]
+	}
+	pseudo = append(bytes.Clone(addrs), 0, proto, 0, byte(len(segment)))
+	big.PutUint16(segment[field:], onesSum(pseudo))
+	return append(packet, segment...), pseudo, head
+}
+
+var golden6 = netip.MustParseAddr("2001:db8::1").AsSlice()
+
+// What is kept of a queued packet is the whole of it, with the checksum that the kernel leaves to the device; a part, or what becomes several packets, is not.
+func TestQueuedWhole(t *testing.T) {
+	queued := func(packet []byte, info uint32, part bool) Queued {
+		w := &writer{}
+		queueHead(w, 0x7ac1)
+		w.attr(queueHeader, []byte{0, 0, 0, 9, 8, 0, hookOutput})
+		w.attr(queuePayload, packet)
+		if part {
+			w.attr(queueWholeLength, big.AppendUint32(nil, 5000))
+		}
+		if info != 0 {
+			w.attr(queueInfo, big.AppendUint32(nil, info))
+		}
+		q, err := ParseQueued(w.b)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return q
+	}
+	for _, v6 := range []bool{false, true} {
+		for proto, field := range map[uint8]int{protoTCP: 16, protoUDP: 6} {
+			packet, pseudo, head := unfinished(v6, proto, field, 1, 2, 3)
+			if got := queued(packet, 0, false).Data; !bytes.Equal(got, packet) {
+				t.Errorf("finished: got %x, want it as it came, %x", got, packet)
+			}
+			got := queued(packet, infoNoChecksum, false).Data
+			if len(got) != len(packet) || onesSum(pseudo, got[head:]) != 0xffff || !bytes.Equal(got[:head], packet[:head]) {
+				t.Errorf("IPv6 %v, protocol %d: %x of %x", v6, proto, got, packet)
+			}
+			if queued(packet, infoNoChecksum|infoSegments, false).Data != nil || queued(packet, infoSegments, false).Data != nil || queued(packet, 0, true).Data != nil {
+				t.Error("a part, or several packets, is taken for one")
+			}
+			if queued(packet[:head+field+1], infoNoChecksum, false).Data != nil {
+				t.Error("a checksum beyond the end")
+			}
+		}
+	}
+	icmp, _, _ := unfinished(false, 1, 2)
+	if queued(icmp, infoNoChecksum, false).Data != nil || queued(icmp, 0, false).Data == nil {
+		t.Error("ICMP: its checksum is never left to the device")
+	}
+	zero, _, _ := unfinished(false, protoUDP, 6)
+	big.PutUint16(zero[20:], 0) // a sum of 0xffff: its complement would say that there is no checksum
+	big.PutUint16(zero[26:], 0xffff)
+	if got := queued(zero, infoNoChecksum, false).Data; big.Uint16(got[26:]) != 0xffff {
+		t.Errorf("UDP with a checksum of 0: %x", got)
 	}
 }
 

@@ -90,6 +90,8 @@ func TestDataplane(t *testing.T, s Subject) {
 		{"ike", testIKE},
 		{"dns", testDNS},
 		{"trap", testTrap},
+		{"watch", testWatch},
+		{"watch of the dead", testWatchOfTheDead},
 		{"rule hold", testRuleHold},
 		{"rule block", testRuleBlock},
 		{"nested rules", testNested},

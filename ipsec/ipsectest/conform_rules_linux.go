@@ -271,14 +271,16 @@ func testReplaceRules(w *world) {
 		w.noClear(f)
 	}
 	// Rules that make no sense change nothing.
-	for _, bad := range []ipsec.Rule{{}, {Remote: netip.MustParsePrefix("192.0.2.1/24")}, {Remote: v4.network(), Action: ipsec.Trap + 1},
+	for _, bad := range []ipsec.Rule{{}, {Remote: netip.MustParsePrefix("192.0.2.1/24")}, {Remote: v4.network(), Action: ipsec.Watch + 1},
 		{Remote: v4.network(), ClearPorts: []ipsec.Port{{Proto: 1, Number: 1}}}} {
 		if err := da.SetRules([]ipsec.Rule{bad}); err == nil {
 			w.Errorf("%+v is accepted", bad)
 		}
 	}
-	if err := da.SetPolicy(ipsec.Host(w.alice.Addr4(), w.bob.Addr4()), ipsec.Trap, time.Now().Add(time.Minute)); err == nil {
-		w.Error("a policy may trap")
+	for _, a := range []ipsec.Action{ipsec.Trap, ipsec.Watch} {
+		if err := da.SetPolicy(ipsec.Host(w.alice.Addr4(), w.bob.Addr4()), a, time.Now().Add(time.Minute)); err == nil {
+			w.Errorf("a policy may %v", a)
+		}
 	}
 	for _, f := range families {
 		w.unanswered(f, w.alice, w.bob)

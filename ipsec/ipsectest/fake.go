@@ -253,6 +253,11 @@ func (f *Fake) Disarm(id uint32) error {
 	})
 }
 
+// Repeat records that.
+func (f *Fake) Repeat(id uint32) error {
+	return f.do(Call{Method: "Repeat", ID: id}, func() error { return nil })
+}
+
 // Remove ends a Pair. It is no error if there is none.
 func (f *Fake) Remove(id uint32) error {
 	return f.do(Call{Method: "Remove", ID: id}, func() error {
@@ -282,7 +287,7 @@ func (f *Fake) Existing() (left []ipsec.Pair, err error) {
 	return left, err
 }
 
-// SetPolicy records a policy. Trap is refused: it is an action of rules.
+// SetPolicy records a policy. Trap and Watch are refused: they are actions of rules.
 func (f *Fake) SetPolicy(s ipsec.Selector, a ipsec.Action, until time.Time) error {
 	return f.do(Call{Method: "SetPolicy", Selector: s, Action: a, Until: until}, func() error {
 		if a > ipsec.Block {
