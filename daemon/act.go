@@ -52,6 +52,8 @@ func (l *loop) do(now time.Time, p *peer, a action) {
 		l.admitted(now, a)
 	case doSever:
 		l.severs(p)
+	case doRepeat:
+		l.repeat(p, a)
 	case doAskReverse:
 		l.askReverseAgain(p)
 	case doAsk:
@@ -122,7 +124,7 @@ func (l *loop) initiate(now time.Time, p *peer, a doInitiate) {
 			return
 		}
 	}
-	peer.Auth.Mask = l.mask(p.local, p.remote)
+	peer.Auth.Mask, peer.ClearRefused = l.mask(p.local, p.remote), l.tellsRefusal(now, p)
 	if a.anybody {
 		peer.Auth.Anonymous, peer.Auth.Same = true, p.same(now)
 	}
@@ -199,6 +201,7 @@ func (l *loop) engineEvent(now time.Time, e ike.Event) {
 		if p := l.bySA[e.SA]; p != nil {
 			l.pairs[e.Pair.ID] = p
 			l.step(now, p, e)
+			l.watchAgain(p)
 		}
 	case ike.ChildRetired:
 		l.job("retiring", func() error { return l.dp.Retire(e.Pair, e.In) }, func(time.Time, error) {})

@@ -29,6 +29,7 @@ func (l *loop) tick(now time.Time) {
 		}
 		l.report(func(done time.Time) {
 			l.packets.denials.expire(done, maxQuests)
+			l.unwatch(done)
 			l.measuring, l.measured = false, done.Add(3*done.Sub(now))
 		})
 	}()

@@ -40,13 +40,14 @@ type packets struct {
 	flying   int
 	provoked int
 	networks map[netip.Prefix]int // flying, by network
+	watched  map[key]time.Time    // since when
 	denials  *denials
 
 	lookups, letGo, keptShut, overflow uint64
 }
 
 func newPackets(loops int) packets {
-	return packets{quests: map[netip.Addr]*quest{}, networks: map[netip.Prefix]int{}, denials: newDenials(max(maxDenials/loops, 2))}
+	return packets{quests: map[netip.Addr]*quest{}, networks: map[netip.Prefix]int{}, watched: map[key]time.Time{}, denials: newDenials(max(maxDenials/loops, 2))}
 }
 
 // packetRule is the rule under which packets to an address ask for protection; ok: they do.
@@ -55,8 +56,11 @@ func (l *loop) packetRule(remote netip.Addr) (r policy.Rule, ok bool) {
 	return r, r.Packets && (r.Class == policy.Private || r.Class == policy.PrivateOrClear)
 }
 
-// acquire is a packet of ours that waits, or, provoked, one of the peer's that was dropped since it came in clear.
+// acquire is a packet of ours that waits or is watched, or, provoked, one of the peer's that was dropped since it came in clear.
 func (l *loop) acquire(now time.Time, local, remote netip.Addr, provoked bool) {
+	if !provoked && l.watch(now, local, remote) {
+		return
+	}
 	if p := l.peers[key{local, remote}]; p != nil {
 		var e any = evAcquire{}
 		if provoked {
@@ -205,6 +209,7 @@ func (l *loop) keyFor(now time.Time, local netip.Addr, q *quest, claims []pad.Cl
 	if p == nil {
 		return
 	}
+	p.provokedBy(now, q)
 	l.step(now, p, evRequired{claims[0]})
 	for _, c := range claims {
 		l.step(now, p, evLookup{waiter{claim: c, packet: &waiting{provoked: q.provoked, over: true}}}) // the word stands, whatever comes of the attempt
@@ -245,6 +250,7 @@ func (l *loop) unproven(now time.Time, r policy.Rule, q *quest, local netip.Addr
 		l.settleFor(now, r, local, d, d.until)
 		return
 	}
+	p.provokedBy(now, q)
 	w := waiter{claim: pad.Claim{Addr: d.addr}, packet: &waiting{local: local, provoked: q.provoked}}
 	l.step(now, p, evLookup{w})
 	if r.Class != policy.PrivateOrClear || w.packet.over {
@@ -293,7 +299,7 @@ func (l *loop) settleFor(now time.Time, r policy.Rule, local netip.Addr, d *deni
 		return // by what it has shown meanwhile (TRUST.md I1)
 	}
 	action := ipsec.Block
-	if r.Class == policy.PrivateOrClear && !d.shut {
+	if (r.Class == policy.PrivateOrClear || watches(r)) && !d.shut {
 		action = ipsec.Bypass
 		l.packets.letGo++
 	} else {

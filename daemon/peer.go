@@ -90,6 +90,7 @@ type association struct {
 	checked   bool // probed for being unarmed
 	deleting  bool
 	called    bool // of ours: the peer had begun an SA with us before
+	refused   bool // the peer has dropped what came from us in clear: it is sent again when the peer uses this
 }
 
 // usage is when packets of a Pair came and left last, by the data plane's clock.
@@ -137,6 +138,7 @@ type peer struct {
 	contested   moment // when it was asked; zero: nobody does
 	stood       moment // when an incumbent that was asked has answered last
 	ending      string // why an SA is being ended by us, in the step under way
+	refused     moment // when packets of it were dropped last since they came in clear
 	clearLogged moment // when dropped clear packets were logged last
 }
 
@@ -231,7 +233,7 @@ func (p *peer) step(now time.Time, e any) (do []action, wake time.Time) {
 	case evAcquire:
 		do = p.acquire(now)
 	case evClear:
-		do = p.probeAll(now)
+		do = p.spokeClear(now)
 	case evContest:
 		do = p.contest(now)
 	case *evUsage:
@@ -331,7 +333,7 @@ func (p *peer) established(now time.Time, e ike.Established) (do []action) {
 	if e.Raw != nil {
 		raw = ipseckey.Fingerprint(e.Raw)
 	}
-	p.sas = append(p.sas, &association{claim: noClaim, raw: raw, id: e.SA, initiator: e.Initiator, key: e.Key, remoteID: e.RemoteID, suite: e.Summary, born: at(now), renew: at(now).Add(p.renew), since: at(now)})
+	p.sas = append(p.sas, &association{claim: noClaim, raw: raw, id: e.SA, initiator: e.Initiator, key: e.Key, remoteID: e.RemoteID, suite: e.Summary, refused: e.ClearRefused, born: at(now), renew: at(now).Add(p.renew), since: at(now)})
 	if e.Initiator {
 		return nil
 	}

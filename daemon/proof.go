@@ -183,12 +183,13 @@ func (p *peer) arm(now time.Time, a *association) (do []action) {
 		return nil
 	}
 	a.armed = true
+	do = a.repeats()
 	switch {
 	case a.key == nil:
 	case p.isLive(a):
 		p.pad.Alive(now)
 	default:
-		do = p.shown(now, a)
+		do = append(do, p.shown(now, a)...)
 	}
 	if a.up && p.state == withheld {
 		p.setState(now, protected, p.describe(a))

@@ -25,7 +25,7 @@ import (
 const (
 	cellProtected = "T"          // nothing in clear, no packet lost
 	cellAnswered  = "T reply"    // our first packet in clear; the other end begins with its reply
-	cellRefused   = "T second"   // our first packet in clear, which the other end refuses and takes as a reason to begin
+	cellRepeated  = "T again"    // our first packet in clear, which the other end refuses and takes as a reason to begin; then it leaves again in ESP
 	cellClear     = "clear"      // no packet lost
 	cellDown      = "down"       // nothing leaves
 	cellDownThere = "down there" // what leaves comes to nothing
@@ -36,7 +36,7 @@ var classes = []policy.Class{policy.PrivateOrClear, policy.ClearOrPrivate, polic
 // classMatrix is by us, then by the peer.
 var classMatrix = [5][5]string{
 	{cellProtected, cellProtected, cellProtected, cellClear, cellDownThere},
-	{cellAnswered, cellClear, cellRefused, cellClear, cellDownThere},
+	{cellAnswered, cellClear, cellRepeated, cellClear, cellDownThere},
 	{cellProtected, cellProtected, cellProtected, cellDown, cellDown},
 	{cellClear, cellClear, cellDownThere, cellClear, cellDownThere},
 	{cellDown, cellDown, cellDown, cellDown, cellDown},
@@ -317,10 +317,10 @@ func (w *classWorld) judge(c *classCell) {
 	switch came := c.got; {
 	case came == "++" && esp && out.Clear()+in.Clear() == 0:
 		c.got = cellProtected
-	case came == "++" && esp && out.Clear() == 1 && in.Clear() == 0:
+	case came == "++" && out.ESP() == 1 && in.ESP() > 0 && out.Clear() == 1 && in.Clear() == 0: // the second packet alone
 		c.got = cellAnswered
-	case came == "-+" && esp && out.Clear() == 1 && in.Clear() == 0:
-		c.got = cellRefused
+	case came == "++" && out.ESP() >= 2 && in.ESP() > 0 && out.Clear() == 1 && in.Clear() == 0: // both, and what answers the nudge (TRUST.md R10)
+		c.got = cellRepeated
 	case came == "++" && out.ESP()+in.ESP() == 0 && out.Clear() == 2 && in.Clear() == 2:
 		c.got = cellClear
 	case came == "--" && out.ESP()+in.ESP()+out.Clear()+in.Clear() == 0:

@@ -21,6 +21,8 @@ func (r Rule) PacketAction() ipsec.Action {
 		return ipsec.Block
 	case r.Class == PrivateOrClear && r.Packets:
 		return ipsec.Trap
+	case r.Class == ClearOrPrivate && r.Packets: // the other end may refuse what comes in clear
+		return ipsec.Watch
 	}
 	return ipsec.Bypass
 }

@@ -17,7 +17,7 @@ func TestPacketAction(t *testing.T) {
 		{Block, false, false, ipsec.Block}, {Block, true, true, ipsec.Block},
 		{Private, false, false, ipsec.Block}, {Private, true, false, ipsec.Hold}, {Private, false, true, ipsec.Hold},
 		{PrivateOrClear, false, false, ipsec.Bypass}, {PrivateOrClear, false, true, ipsec.Bypass}, {PrivateOrClear, true, false, ipsec.Trap},
-		{ClearOrPrivate, false, true, ipsec.Bypass}, {ClearOrPrivate, true, true, ipsec.Bypass},
+		{ClearOrPrivate, false, true, ipsec.Bypass}, {ClearOrPrivate, true, true, ipsec.Watch}, {ClearOrPrivate, true, false, ipsec.Watch},
 		{Clear, true, true, ipsec.Bypass},
 	} {
 		if got := (Rule{Class: tt.class, Packets: tt.packets, Anonymous: tt.anonymous}).PacketAction(); got != tt.want {

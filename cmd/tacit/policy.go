@@ -102,6 +102,8 @@ func (v *policyVerdict) packets(addr netip.Addr, r policy.Rule) {
 		v.Packets = "never in clear: ours are refused until a lookup has encrypted them"
 	case action == ipsec.Block:
 		v.Packets = "ours are refused, theirs are dropped"
+	case action == ipsec.Watch:
+		v.Packets = "in clear, until a lookup or the other end has encrypted them; what the other end refuses of ours goes again then, encrypted"
 	default:
 		v.Packets = "in clear, until a lookup or the other end has encrypted them"
 	}
