@@ -29,8 +29,8 @@ type Dataplane interface {
 	// Disarm stops sending with the Pair, for good: outbound packets go by another armed Pair, or as policies and rules say. What comes
 	// in on it is still accepted. It is no error if there is none.
 	Disarm(id uint32) error
-	// Repeat sends with an armed Pair, in their order and once, what left in clear between its two hosts under a Rule with Watch in the last 3 s: the peer
-	// has refused it. What is not repeated is forgotten. It is no error if there is no such Pair, or if it is not armed: then nothing is sent.
+	// Repeat sends again, protected, in its order and once, what left in clear between the Pair's two hosts under a Rule with Watch in the last 3 s: the
+	// peer has refused it. What is not repeated is forgotten. Nothing is sent, and it is no error, if there is no such Pair, or none between the two is armed.
 	Repeat(id uint32) error
 	// Remove ends the Pair. Policies on its addresses stay as SetPolicy left them.
 	Remove(id uint32) error

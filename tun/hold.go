@@ -105,13 +105,13 @@ func (p *Plane) Repeat(id uint32) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	pr, ok := p.pairs[id]
-	if !ok || !pr.armed || p.closed {
+	if !ok || p.closed {
 		return nil
 	}
 	f := pr.flow
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if out := f.out.Load(); out != nil { // the Pair's, or one that is preferred to it
+	if out := f.out.Load(); out != nil {
 		now := p.now()
 		p.sealAll(out, f.queue.Repeat(now), now)
 	}

@@ -111,7 +111,7 @@ func (p *Plane) Repeat(id uint32) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	pr, ok := p.pairs[id]
-	if !ok || !pr.armed || p.closed || pr.flow.out == nil {
+	if !ok || p.closed || pr.flow.out == nil {
 		return nil
 	}
 	var errs []error

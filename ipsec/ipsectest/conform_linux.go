@@ -91,6 +91,7 @@ func TestDataplane(t *testing.T, s Subject) {
 		{"dns", testDNS},
 		{"trap", testTrap},
 		{"watch", testWatch},
+		{"watch storm", testWatchStorm},
 		{"watch of the dead", testWatchOfTheDead},
 		{"rule hold", testRuleHold},
 		{"rule block", testRuleBlock},
@@ -118,7 +119,7 @@ func TestDataplane(t *testing.T, s Subject) {
 }
 
 // long are the parts that Short leaves out.
-var long = []string{"storm", "exempt kinds"}
+var long = []string{"storm", "watch storm", "exempt kinds"}
 
 // some are the families that parts about rules are about.
 func (w *world) some() []family {

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"tacit/ipsec"
+	"tacit/lab"
 )
 
 // numbers are the datagrams that have come to a port of Bob's, each by its number. Nothing answers them.
@@ -207,5 +208,40 @@ func testWatchOfTheDead(w *world) {
 	for _, f := range families {
 		w.answered(f, w.alice, w.bob, 8, 1400, 5000)
 		w.must(<-w.connecting(f))
+	}
+}
+
+// testWatchStorm: however many addresses are watched, all packets leave, and what waits for another finds its place.
+func testWatchStorm(w *world) {
+	w.echo(w.bob)
+	w.route(w.alice, "198.18.0.0/15", "192.0.2.2")
+	da := w.open(w.alice)
+	w.must(da.SetRules([]ipsec.Rule{{Remote: netip.MustParsePrefix("198.18.0.0/15"), Action: ipsec.Watch}, {Remote: v4.network(), Action: ipsec.Trap}}))
+	pc, err := w.alice.ListenPacket("udp4", "192.0.2.1:0")
+	w.must(err)
+	defer pc.Close()
+	w.reset()
+	const storm = 2000
+	for i := range storm {
+		b := [4]byte{198, 18}
+		binary.BigEndian.PutUint16(b[2:], uint16(i))
+		_, err := pc.WriteTo([]byte("storm"), net.UDPAddrFromAddrPort(netip.AddrPortFrom(netip.AddrFrom4(b), 7007)))
+		w.must(err)
+		if i%50 == 0 {
+			time.Sleep(time.Millisecond) // no more than the cable takes
+		}
+	}
+	connected := w.connecting(v4)
+	s := ipsec.Host(w.alice.Addr4(), w.bob.Addr4())
+	w.acquired(da, s)
+	w.must(da.SetPolicy(s, ipsec.Bypass, time.Now().Add(time.Minute)))
+	w.must(<-connected)
+	w.sync()
+	seen := make(map[netip.Addr]bool)
+	for _, p := range w.tap.Select(func(p lab.Packet) bool { return p.Src == w.alice.Addr4() && p.Dst.As4()[0] == 198 }) {
+		seen[p.Dst] = true
+	}
+	if len(seen) != storm {
+		w.Errorf("packets to %d addresses left, want %d", len(seen), storm)
 	}
 }
