@@ -132,6 +132,30 @@ func idleLoop(t *testing.T, p *play) *loop {
 	return l
 }
 
+// The data plane hears that an SA is coming when IKE begins, not when it has ended, and beside it: the message does not wait, and a failure is none of the SA.
+func TestDataplaneIsPreparedWhenIKEBegins(t *testing.T) {
+	t.Parallel()
+	for _, fails := range []error{nil, errors.New("no hooks")} {
+		alice, bob := newEnd(t, "192.0.2.1", ""), newEnd(t, "192.0.2.2", "bob.example")
+		alice.FailOn("Prepare", fails)
+		close(alice.gate)
+		close(bob.gate)
+		said := make(chan ipsectest.Datagram, 100) // bob has heard nothing of it
+		alice.OnSend(func(d ipsectest.Datagram) { said <- d })
+		reply := alice.lookup(bob)
+		first := <-said
+		await(t, "the data plane is prepared", func() bool { return alice.did("Prepare") })
+		ipsectest.Wire(alice.Fake, bob.Fake)
+		bob.Deliver(first)
+		if o := outcomeOf(t, reply); !o.ok {
+			t.Errorf("where it says %v: withheld: %s", fails, o.why)
+		}
+		if n := len(alice.Calls("Prepare")); n != 1 {
+			t.Errorf("prepared %d times for one SA", n)
+		}
+	}
+}
+
 // Whoever leaves keys nobody anew: a peer whose SA had crossed another would be left with one that nobody has.
 func TestNothingBeginsWhileLeaving(t *testing.T) {
 	p := newProven(t)

@@ -219,8 +219,10 @@ func (f *Fake) InstallInbound(p ipsec.Pair) error {
 	})
 }
 
-// Prepare has nothing to do.
-func (f *Fake) Prepare() error { return nil }
+// Prepare has nothing to do, and is recorded.
+func (f *Fake) Prepare() error {
+	return f.do(Call{Method: "Prepare"}, func() error { return nil })
+}
 
 // InstallOutbound records the Pair and arms it.
 func (f *Fake) InstallOutbound(p ipsec.Pair) error {
