@@ -62,6 +62,20 @@ func (m *lodging) looking() (n int) {
 // row is bob's line of the i-th client.
 func (m *lodging) row(i int) peerRow { return m.rows()[uint16(i+1)*10_000+4500] }
 
+// newNamedLodger is a server with a client behind a NAT that has proved its name, and how often that was looked up.
+func newNamedLodger(t *testing.T) (m *lodging, alice *end, asked *atomic.Int32) {
+	t.Helper()
+	m = newLodging(t, 0)
+	alice = m.add("alice.example")
+	asked = m.finds(alice, 0)
+	if o := outcomeOf(t, alice.lookup(m.bob)); !o.ok {
+		t.Fatal(o.why)
+	}
+	m.speak()
+	await(t, "alice is proven", func() bool { return strings.Contains(m.row(0).names, "alice.example") })
+	return m, alice, asked
+}
+
 // R7: the name of a client behind a NAT counts for the address that it was assigned, and not for the NAT's: no peer is at that, nothing is told to our other addresses, and
 // nothing of it is kept when it has gone.
 func TestLodgerHasAName(t *testing.T) {
@@ -234,14 +248,7 @@ func TestNamesBehindOneNAT(t *testing.T) {
 func TestNamedLodgerMoves(t *testing.T) {
 	t.Parallel()
 	elsewhere := netip.MustParseAddrPort("198.51.100.10:14501")
-	m := newLodging(t, 0)
-	alice := m.add("alice.example")
-	m.finds(alice, 0)
-	if o := outcomeOf(t, alice.lookup(m.bob)); !o.ok {
-		t.Fatal(o.why)
-	}
-	m.speak()
-	await(t, "alice is proven", func() bool { return strings.Contains(m.row(0).names, "alice.example") })
+	m, alice, _ := newNamedLodger(t)
 	alice.OnSend(func(ipsectest.Datagram) {}) // no message moves it back
 	var said atomic.Int32
 	m.bob.OnSend(func(ipsectest.Datagram) { said.Add(1) })
@@ -298,14 +305,7 @@ func TestLodgerMovesBeforeItsNameIsFound(t *testing.T) {
 // R9: when what DNS said of the name has ended it is asked again, of the NAT's address. What is not said again makes the SA lame.
 func TestNameOfLodgerEnds(t *testing.T) {
 	t.Parallel()
-	m := newLodging(t, 0)
-	alice := m.add("alice.example")
-	asked := m.finds(alice, 0)
-	if o := outcomeOf(t, alice.lookup(m.bob)); !o.ok {
-		t.Fatal(o.why)
-	}
-	m.speak()
-	await(t, "alice is proven", func() bool { return strings.Contains(m.row(0).names, "alice.example") })
+	m, alice, asked := newNamedLodger(t)
 	later := func(in time.Duration) (st state) {
 		m.bob.do(t, func(now time.Time) {
 			for _, p := range m.bob.l.peers {
@@ -328,12 +328,7 @@ func TestNameOfLodgerEnds(t *testing.T) {
 // The rule of a client with a name is that of the NAT's address, where none names the name: at a reload, too.
 func TestNamedLodgerObeysItsRule(t *testing.T) {
 	t.Parallel()
-	m := newLodging(t, 0)
-	alice := m.add("alice.example")
-	m.finds(alice, 0)
-	if o := outcomeOf(t, alice.lookup(m.bob)); !o.ok {
-		t.Fatal(o.why)
-	}
+	m, _, _ := newNamedLodger(t)
 	d := m.bob.l.d
 	for i, r := range []policy.Rule{
 		{Prefixes: []netip.Prefix{netip.PrefixFrom(theNAT, 32)}, Class: policy.PrivateOrClear}, // nobody is let in, but it is somebody
@@ -357,14 +352,7 @@ func TestNamedLodgerObeysItsRule(t *testing.T) {
 // What becomes of such a client is said with its name, its address, and where it is.
 func TestAuditOfNamedLodger(t *testing.T) {
 	t.Parallel()
-	m := newLodging(t, 0)
-	alice := m.add("alice.example")
-	m.finds(alice, 0)
-	if o := outcomeOf(t, alice.lookup(m.bob)); !o.ok {
-		t.Fatal(o.why)
-	}
-	m.speak()
-	await(t, "alice is proven", func() bool { return strings.Contains(m.row(0).names, "alice.example") })
+	m, _, _ := newNamedLodger(t)
 	said := ""
 	for _, e := range m.bob.l.d.trail.after(t.Context(), 0).Events {
 		said += fmt.Sprintln(e.Kind, e.Name, e.Assurance, e.Why)
