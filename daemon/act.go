@@ -104,7 +104,9 @@ func (l *loop) remove(s ipsec.Selector, pair uint32) {
 		if err != nil {
 			l.log.Error("removing an SA", "peer", s.Remote.Addr(), "err", err)
 			time.AfterFunc(tick, func() { l.report(func(time.Time) { l.remove(s, pair) }) })
+			return
 		}
+		l.lodgers.gone(pair)
 	})
 }
 
@@ -336,9 +338,13 @@ func (l *loop) install(now time.Time, e ike.ChildWanted) {
 		}
 		return nil
 	}
+	l.lodgers.house(e.SA, e.Pair.ID)
 	l.jobAt(e.Pair.Selector, installing, call, func(now time.Time, err error) {
 		if err != nil {
 			l.log.Error(installing, "peer", e.Pair.Remote, "err", err)
+			if !e.Rekey {
+				l.lodgers.gone(e.Pair.ID)
+			}
 		} else {
 			l.log.Info("sa-installed", "peer", e.Pair.Selector.Remote.Addr(), "pair", e.Pair.ID, "in", e.Pair.In.SPI, "out", e.Pair.Out.SPI,
 				"mode", e.Pair.Mode, "rekey", e.Rekey, "took", now.Sub(start), "t", now.Format(time.RFC3339Nano))

@@ -30,13 +30,14 @@ type lodger struct {
 // lodgers are those of a loop, which assigns addresses only that are its own (shards.go).
 type lodgers struct {
 	of    map[ike.SAID]lodger
-	taken map[netip.Addr]bool
-	at    map[netip.Addr]int // how many there are, by the address that they are seen at
+	pairs map[uint32]netip.Addr // Pairs that the data plane may have, and the assigned address that they are of
+	taken map[netip.Addr]int    // how many IKE SAs and Pairs have an address: none may be assigned that the data plane takes another's packets from
+	at    map[netip.Addr]int    // how many there are, by the address that they are seen at
 	last  map[netip.Prefix]netip.Addr
 }
 
 func newLodgers() lodgers {
-	return lodgers{map[ike.SAID]lodger{}, map[netip.Addr]bool{}, map[netip.Addr]int{}, map[netip.Prefix]netip.Addr{}}
+	return lodgers{map[ike.SAID]lodger{}, map[uint32]netip.Addr{}, map[netip.Addr]int{}, map[netip.Addr]int{}, map[netip.Prefix]netip.Addr{}}
 }
 
 // authorize lets an initiator try.
@@ -64,7 +65,8 @@ func (l *loop) lodge(now time.Time, e ike.AuthorizationWanted, a ike.Authorizati
 	if l.d.lodging.CompareAndSwap(false, true) {
 		go l.shutPools(inner)
 	}
-	l.lodgers.of[e.SA], l.lodgers.taken[inner] = lodger{inner, outer, &a}, true
+	l.lodgers.of[e.SA] = lodger{inner, outer, &a}
+	l.lodgers.taken[inner]++
 	l.lodgers.at[outer]++
 	l.endAt(ipsec.Host(local, inner), time.Time{}, func(now time.Time, _ int, err error) {
 		if err != nil {
@@ -130,7 +132,7 @@ func (l *loop) assign(local, outer netip.Addr) (inner netip.Addr, why string) {
 		if at = at.Next(); !pool.Contains(at) {
 			at = pool.Addr().Next() // the first one is no host's in many a network
 		}
-		if !l.owns(at) || l.lodgers.taken[at] || l.peers[key{local, at}] != nil {
+		if !l.owns(at) || l.lodgers.taken[at] > 0 || l.peers[key{local, at}] != nil {
 			continue
 		}
 		if err := l.routed(at); err != nil { // what we send to it is routed before it is put into the tunnel
@@ -155,21 +157,39 @@ func somewhere(p netip.Prefix) netip.Addr {
 // owns reports whether what is known of an address is this loop's.
 func (l *loop) owns(addr netip.Addr) bool { return l.d.shards.of(addr) == l }
 
-// depart takes the address of an IKE SA back, if it has one.
+// house notes a Pair that the data plane is about to be given, if its IKE SA is one that an address was assigned to.
+func (l *lodgers) house(sa ike.SAID, pair uint32) {
+	x, ok := l.of[sa]
+	if _, housed := l.pairs[pair]; !ok || housed {
+		return
+	}
+	l.pairs[pair] = x.inner
+	l.taken[x.inner]++
+}
+
+// gone notes that the data plane does not have a Pair any more.
+func (l *lodgers) gone(pair uint32) {
+	if inner, housed := l.pairs[pair]; housed {
+		delete(l.pairs, pair)
+		fewer(l.taken, inner)
+	}
+}
+
+// depart takes the address of an IKE SA back, if it has one. It may be assigned again when the data plane has none of its Pairs.
 func (l *loop) depart(sa ike.SAID) {
 	x, ok := l.lodgers.of[sa]
 	if !ok {
 		return
 	}
 	delete(l.lodgers.of, sa)
-	delete(l.lodgers.taken, x.inner)
-	l.lodgers.leave(x.outer)
+	fewer(l.lodgers.taken, x.inner)
+	fewer(l.lodgers.at, x.outer)
 }
 
-// leave counts one less at an address.
-func (l *lodgers) leave(outer netip.Addr) {
-	if l.at[outer]--; l.at[outer] == 0 {
-		delete(l.at, outer)
+// fewer counts one less at an address.
+func fewer(n map[netip.Addr]int, at netip.Addr) {
+	if n[at]--; n[at] == 0 {
+		delete(n, at)
 	}
 }
 
@@ -203,7 +223,7 @@ func (l *loop) redirect(now time.Time, e ike.Redirected) {
 		if why == "" && l.lodgers.at[outer] >= maxLodgers {
 			why = "too many clients are behind its NAT"
 		}
-		l.lodgers.leave(x.outer)
+		fewer(l.lodgers.at, x.outer)
 		l.lodgers.at[outer]++
 		x.outer = outer
 		l.lodgers.of[e.SA] = x
