@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"fmt"
+	"maps"
 	"net/netip"
 	"runtime/debug"
 	"sync/atomic"
@@ -43,16 +44,17 @@ func (s *shared) beside(what string, remote netip.Addr, f func()) error {
 	return err
 }
 
+// pardon ends what has been in quarantine for long enough.
+func (l *loop) pardon(now time.Time) {
+	maps.DeleteFunc(l.quarantined, func(_ key, until time.Time) bool { return !now.Before(until) })
+}
+
 // step gives a peer an event and does what it says. Where that panics, or has a short time ago, a lookup is answered that it cannot be.
 func (l *loop) step(now time.Time, p *peer, e any) {
-	until, known := l.quarantined[p.key]
-	shunned := known && now.Before(until)
+	shunned := now.Before(l.quarantined[p.key])
 	if _, isLookup := e.(evLookup); !isLookup || !shunned {
 		err := contained(&l.panics, func() error { l.advance(now, p, e); return nil })
 		if err == nil {
-			if known && !shunned {
-				delete(l.quarantined, p.key)
-			}
 			return
 		}
 		if !shunned {

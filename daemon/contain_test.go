@@ -4,7 +4,9 @@ import (
 	"bytes"
 	"context"
 	"log/slog"
+	"maps"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -45,6 +47,36 @@ func TestPanicIsQuarantined(t *testing.T) {
 	}
 	if n := alice.l.panics.Load(); n < 2 {
 		t.Errorf("%d panics: nothing was injected", n)
+	}
+}
+
+// What is remembered of panics is no more than there are peers, and nothing when the quarantine has ended: strangers cannot fill memory with it.
+func TestQuarantineEnds(t *testing.T) {
+	p := newPlay(t)
+	l := idleLoop(t, p)
+	delete(l.peers, p.p.key)
+	for i := range byte(20) {
+		q := l.peerOf(p.now, p.p.local, netip.AddrFrom4([4]byte{192, 0, 2, 100 + i}))
+		sound := q.pad
+		q.pad = nil
+		l.step(p.now, q, evTick{})
+		q.pad = sound
+		l.step(p.now, q, evTick{})
+	}
+	if len(l.quarantined) != 20 || len(l.peers) != 20 {
+		t.Errorf("%d of %d peers in quarantine, want 20", len(l.quarantined), len(l.peers))
+	}
+	keep := func(now time.Time) {
+		l.pardon(now)
+		l.housekeep(now, slices.Collect(maps.Values(l.peers)))
+	}
+	keep(p.now.Add(quarantine - 1))
+	if len(l.quarantined) != 20 {
+		t.Errorf("%d in quarantine before it ends", len(l.quarantined))
+	}
+	keep(p.now.Add(quarantine))
+	if len(l.quarantined)+len(l.peers) != 0 {
+		t.Errorf("%d in quarantine and %d peers are left", len(l.quarantined), len(l.peers))
 	}
 }
 

@@ -23,7 +23,10 @@ func (l *loop) tick(now time.Time) {
 			l.reportAndWait(func(now time.Time) { l.count(now, usages) })
 		}
 		var peers []*peer
-		l.reportAndWait(func(time.Time) { peers = slices.Collect(maps.Values(l.peers)) })
+		l.reportAndWait(func(now time.Time) {
+			l.pardon(now)
+			peers = slices.Collect(maps.Values(l.peers))
+		})
 		for some := range slices.Chunk(peers, keptAtOnce) {
 			l.reportAndWait(func(now time.Time) { l.housekeep(now, some) })
 		}

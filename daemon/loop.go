@@ -42,7 +42,7 @@ type loop struct {
 	ended       chan struct{}                // closed when the loop has
 	unheld      map[ipsec.Selector]time.Time // holds that could not be set; the data plane goroutine's
 	stuck       map[ipsec.Selector]bool      // what it may not release, since connections could not be ended
-	quarantined map[key]time.Time            // whose step panicked, and until when lookups do not reach them
+	quarantined map[key]time.Time            // whose step panicked, and until when lookups do not reach them: peers, so max-peers bounds it
 	endings     endings
 	parting     parting // what a stop leaves to the end of all loops
 }
@@ -293,7 +293,7 @@ func (l *loop) advance(now time.Time, p *peer, e any) {
 		}
 		l.do(now, p, a)
 	}
-	if wake.IsZero() && l.peers[p.key] == p && p.quiet(now) {
+	if _, quarantined := l.quarantined[p.key]; wake.IsZero() && l.peers[p.key] == p && p.quiet(now) && !quarantined {
 		delete(l.peers, p.key)
 		l.known.Add(-1)
 	}
