@@ -83,7 +83,7 @@ type Daemon struct {
 	started  time.Time
 	trail    trail
 	handing  atomic.Bool // HandOver
-	lodging  atomic.Bool // a client behind a NAT was assigned an address
+	lodging  atomic.Bool // a client behind a NAT was assigned an address, now or before
 }
 
 // New opens everything that can fail for a reason of the administrator's: listeners and IKE's ports.

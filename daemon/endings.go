@@ -34,10 +34,10 @@ func (d *Daemon) takeOver(ctx context.Context) error {
 	}
 	for _, x := range left {
 		local, remote := x.Selector.Local.Addr(), x.Selector.Remote.Addr()
-		if assigned(d.host.environment(), remote) && d.lodging.CompareAndSwap(false, true) { // whoever was there has no SA with us
-			d.shards.shutPools(remote)
-		}
 		l := d.shards.of(remote)
+		if assigned(d.host.environment(), remote) && d.lodging.CompareAndSwap(false, true) { // whoever was there has no SA with us
+			l.shutPools(remote)
+		}
 		if err := l.ask(ctx, func(now time.Time) {
 			if p := l.peerOf(now, local, remote); p != nil && x.Until.After(now) {
 				l.step(now, p, evLeft{clamp(x.Until, now, now.Add(p.linger))})

@@ -63,7 +63,7 @@ func (l *loop) lodge(now time.Time, e ike.AuthorizationWanted, a ike.Authorizati
 		return
 	}
 	if l.d.lodging.CompareAndSwap(false, true) {
-		go l.shutPools(inner)
+		l.shutting.Go(func() { l.shutPools(inner) })
 	}
 	l.lodgers.of[e.SA] = lodger{inner, outer, &a}
 	l.lodgers.taken[inner]++
@@ -105,12 +105,15 @@ func (l *loop) unwelcome(p *peer, outer netip.Addr) string {
 	return ""
 }
 
-// shutPools has the data plane refuse what no SA carries to addresses that clients are assigned, of which one is or was. If it cannot, the next one has it try again.
-func (s *shared) shutPools(inner netip.Addr) {
+// shutPools has the data plane refuse what no SA carries to addresses that clients are assigned, of which one is or was. If it cannot, it is asked again.
+func (l *loop) shutPools(inner netip.Addr) {
 	var err error
-	if s.beside("rules for packets", inner, func() { err = s.d.reinstruct() }) != nil || err != nil {
-		s.d.lodging.Store(false)
+	if l.beside("rules for packets", inner, func() { err = l.d.reinstruct() }) == nil && err == nil {
+		return
 	}
+	time.AfterFunc(tick, func() { // not after a stop, which sets the last rules
+		l.report(func(time.Time) { l.shutting.Go(func() { l.shutPools(inner) }) })
+	})
 }
 
 // assign finds an address for a client, the one after the last: what was somebody's is not soon another's.

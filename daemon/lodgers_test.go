@@ -27,7 +27,13 @@ type lodging struct {
 
 func newLodging(t *testing.T, n int) *lodging {
 	t.Helper()
-	m := &lodging{t: t, bob: newEnd(t, "192.0.2.2", "bob.example")}
+	return newLodgingAt(t, n, newEnd(t, "192.0.2.2", "bob.example"))
+}
+
+// newLodgingAt is newLodging at a server.
+func newLodgingAt(t *testing.T, n int, bob *end) *lodging {
+	t.Helper()
+	m := &lodging{t: t, bob: bob}
 	m.bob.do(t, func(time.Time) { m.bob.s.routed = func(netip.Addr) error { return nil } })
 	close(m.bob.gate)
 	for range n {

@@ -46,6 +46,8 @@ type shared struct {
 	masks   [32]byte                      // see mask
 	nudge   func(local, remote netip.Addr) error
 	routed  func(remote netip.Addr) error // whether the kernel has a way to an address
+
+	shutting sync.WaitGroup // rules for packets that a loop has asked for
 }
 
 const (
@@ -147,6 +149,7 @@ func (s *shards) run(ctx context.Context) error {
 		g.Go(func() error { return l.run(ctx) })
 	}
 	err := g.Wait()
+	s.shutting.Wait()
 	s.close()
 	readers.Wait()
 	return err
