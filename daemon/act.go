@@ -37,6 +37,9 @@ func (l *loop) do(now time.Time, p *peer, a action) {
 			l.initiate(now, p, a)
 		}
 	case doCommand:
+		if a.c == ike.Probe && l.tellsRefusal(now, p) {
+			a.c = ike.TellRefused
+		}
 		l.output(now, l.engine.Do(now, a.sa, a.c))
 	case doDelete:
 		l.delete(now, p, a)
@@ -126,7 +129,10 @@ func (l *loop) initiate(now time.Time, p *peer, a doInitiate) {
 			return
 		}
 	}
-	peer.Auth.Mask, peer.ClearRefused = l.mask(p.local, p.remote), l.tellsRefusal(now, p)
+	peer.Auth.Mask = l.mask(p.local, p.remote)
+	if peer.ClearRefused = l.tellsRefusal(now, p); peer.ClearRefused {
+		p.attempt.refused = p.refused
+	}
 	if a.anybody {
 		peer.Auth.Anonymous, peer.Auth.Same = true, p.same(now)
 	}
@@ -197,6 +203,10 @@ func (l *loop) engineEvent(now time.Time, e ike.Event) {
 		if p := l.bySA[e.SA]; p != nil {
 			l.log.Info("initiator promoted", "peer", p.remote, "id", e.RemoteID.Value, "key", ipseckey.Fingerprint(e.Key))
 			l.named(now, p, e.SA, e.Key)
+			l.step(now, p, e)
+		}
+	case ike.ClearRefused:
+		if p := l.bySA[e.SA]; p != nil {
 			l.step(now, p, e)
 		}
 	case ike.ChildUp:

@@ -54,3 +54,12 @@ func (r reading) time() time.Time {
 func (u usage) moments(now time.Time) (in, out moment) {
 	return momentOf(now, u.in.time()), momentOf(now, u.out.time())
 }
+
+func latest(ts ...time.Time) (t time.Time) {
+	for _, x := range ts {
+		if x.After(t) {
+			t = x
+		}
+	}
+	return t
+}

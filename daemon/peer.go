@@ -106,8 +106,9 @@ type attempt struct {
 	// unnamed: the peer was asked for no name in particular. A host that is known by many names answers to its own alone, and
 	// refuses to be asked for another. The key is what it must prove in any case.
 	unnamed bool
-	called  bool // the peer had begun an SA with us before
-	anybody bool // whoever is there will do
+	called  bool   // the peer had begun an SA with us before
+	anybody bool   // whoever is there will do
+	refused moment // peer.refused, if the peer is told in it
 }
 
 // peer is an address that we negotiate with. It does nothing itself: step says what to do.
@@ -216,6 +217,8 @@ func (p *peer) step(now time.Time, e any) (do []action, wake time.Time) {
 		p.named(now, e)
 	case ike.Promoted:
 		do = p.promoted(now, e)
+	case ike.ClearRefused:
+		do = p.hearsRefusal(e.SA)
 	case ike.ChildUp:
 		do = p.childUp(now, e)
 	case ike.ChildDown:
@@ -333,7 +336,7 @@ func (p *peer) established(now time.Time, e ike.Established) (do []action) {
 	if e.Raw != nil {
 		raw = ipseckey.Fingerprint(e.Raw)
 	}
-	p.sas = append(p.sas, &association{claim: noClaim, raw: raw, id: e.SA, initiator: e.Initiator, key: e.Key, remoteID: e.RemoteID, suite: e.Summary, refused: e.ClearRefused, born: at(now), renew: at(now).Add(p.renew), since: at(now)})
+	p.sas = append(p.sas, &association{claim: noClaim, raw: raw, id: e.SA, initiator: e.Initiator, key: e.Key, remoteID: e.RemoteID, suite: e.Summary, born: at(now), renew: at(now).Add(p.renew), since: at(now)})
 	if e.Initiator {
 		return nil
 	}
@@ -579,15 +582,6 @@ func (p *peer) authenticated() *association {
 		}
 	}
 	return nil
-}
-
-func latest(ts ...time.Time) (t time.Time) {
-	for _, x := range ts {
-		if x.After(t) {
-			t = x
-		}
-	}
-	return t
 }
 
 func reason(err error) string {

@@ -34,8 +34,11 @@ func (p *peer) childUp(now time.Time, e ike.ChildUp) (do []action) {
 		if a.key != nil {
 			p.claimed(p.attempt.claim)
 		}
+		unsaid := p.refused > p.attempt.refused // what was dropped since we began
 		a.called, p.attempt = p.attempt.called, nil
-		do = p.somebody()
+		if do = p.somebody(); unsaid {
+			do = append(do, p.probe(now, a)...)
+		}
 	}
 	p.setState(now, protected, p.describe(a))
 	switch {

@@ -4,12 +4,13 @@ import (
 	"net/netip"
 	"time"
 
+	"tacit/ike"
 	"tacit/ipsec"
 	"tacit/policy"
 )
 
 // What leaves in clear although the other end may refuse it (clear-or-private, with `packets = true`): the data plane keeps copies for a moment. An end that
-// has dropped what came in clear, and therefore begins, says so in IKE_AUTH; then the copies leave through its SA. To one that has not said it nothing is sent twice.
+// has dropped what came in clear, and therefore begins, says so in IKE_AUTH, or in a probe when it had begun already; then the copies leave through its SA. To one that has not said it nothing is sent twice.
 
 const (
 	watchFor    = time.Second     // an address is watched for so long, and left alone then; at most a tick longer
@@ -73,6 +74,18 @@ func (l *loop) repeat(p *peer, a doRepeat) {
 		return // there is another rule by now
 	}
 	l.jobAt(ipsec.Host(p.local, p.remote), "repeating", func() error { return l.dp.Repeat(a.pair) }, l.failed("sending again what was refused", p.remote))
+}
+
+// hearsRefusal: the peer has dropped what left in clear.
+func (p *peer) hearsRefusal(sa ike.SAID) []action {
+	a := p.sa(sa)
+	if a == nil {
+		return nil
+	}
+	if a.refused = true; a.up && a.armed {
+		return a.repeats()
+	}
+	return nil
 }
 
 // repeats has it sent again, once.

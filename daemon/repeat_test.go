@@ -16,7 +16,10 @@ var watchedRule = policy.Rule{Class: policy.ClearOrPrivate, Packets: true, Anony
 func (x *traffic) comes(sa ike.SAID, refused bool) *peer {
 	p := x.l.peerOf(x.now, x.p.local, x.p.remote)
 	x.l.bySA[sa] = p
-	x.l.engineEvent(x.now, ike.Established{SA: sa, Local: netip.AddrPortFrom(p.local, 500), Remote: netip.AddrPortFrom(p.remote, 500), RemoteID: ike.ID{Kind: ike.IDNull}, ClearRefused: refused})
+	x.l.engineEvent(x.now, ike.Established{SA: sa, Local: netip.AddrPortFrom(p.local, 500), Remote: netip.AddrPortFrom(p.remote, 500), RemoteID: ike.ID{Kind: ike.IDNull}})
+	if refused {
+		x.l.engineEvent(x.now, ike.ClearRefused{SA: sa})
+	}
 	x.l.engineEvent(x.now, ike.ChildUp{SA: sa, Pair: ipsec.Pair{ID: uint32(sa)}})
 	x.settle()
 	return p

@@ -50,8 +50,8 @@ type request struct {
 	open  *wire.Message // of a long one, to make smaller fragments of it
 	parts *reassembly   // of the response
 
-	wantProbe, wantDelete bool
-	farewell              []wire.Payload // of a rejected SA
+	wantProbe, wantTell, wantDelete bool
+	farewell                        []wire.Payload // of a rejected SA
 }
 
 // window is the peer's side.
@@ -362,7 +362,11 @@ func (s *sa) pump() {
 		s.startRekey(p, old)
 	case !rests && s.startWish():
 	case s.out.wantProbe, due(s.livenessDue(), s.e.now):
-		s.out.wantProbe = false
-		s.send(taskProbe, wire.Informational, s.probePayloads()...)
+		ps := s.probePayloads()
+		if s.out.wantTell {
+			ps = append(ps, saysRefused())
+		}
+		s.out.wantProbe, s.out.wantTell = false, false
+		s.send(taskProbe, wire.Informational, ps...)
 	}
 }

@@ -181,10 +181,11 @@ type Command uint8
 
 // The commands.
 const (
-	Probe      Command = iota + 1 // liveness check now (an empty INFORMATIONAL)
-	Delete                        // a DELETE, retransmitted, then Closed
-	RekeyChild                    // rekey the Child SAs now
-	RekeyIKE                      // rekey the IKE SA now
+	Probe       Command = iota + 1 // liveness check now (an empty INFORMATIONAL)
+	Delete                         // a DELETE, retransmitted, then Closed
+	RekeyChild                     // rekey the Child SAs now
+	RekeyIKE                       // rekey the IKE SA now
+	TellRefused                    // a Probe that says what Peer.ClearRefused does
 )
 
 // Event is one of the types below.
@@ -232,7 +233,6 @@ type Established struct {
 	NAT           NAT
 	Summary       string        // suite in a few words, for status
 	RTT           time.Duration // of the first exchange (initiator)
-	ClearRefused  bool          // the initiator says that it has dropped what came from us in clear
 }
 
 // NAT is what NAT detection found (RFC 7296, 2.23). Remote is the peer's word: one that wants its ESP in UDP says so too, so that only
@@ -245,6 +245,9 @@ type Promoted struct {
 	RemoteID ID
 	Key      crypto.PublicKey
 }
+
+// ClearRefused: the peer has dropped what came from us in clear. An initiator's follows Established.
+type ClearRefused struct{ SA SAID }
 
 // ChildUp: the Child SA carries traffic. An initiator's follows its Supply, a responder's its reply.
 type ChildUp struct {
@@ -309,6 +312,7 @@ func (SignatureWanted) event()     {}
 func (ChildWanted) event()         {}
 func (Established) event()         {}
 func (Promoted) event()            {}
+func (ClearRefused) event()        {}
 func (ChildUp) event()             {}
 func (ChildRefused) event()        {}
 func (ChildPreferred) event()      {}

@@ -19,6 +19,7 @@ func (s *sa) onInformational(ps []wire.Payload) {
 		s.fail(NotifyError{n.Type})
 		return
 	}
+	s.onClearRefused(ps)
 	var answers []wire.Payload
 	for _, p := range ps {
 		d, ok := p.(*wire.Delete)
@@ -59,11 +60,23 @@ func (s *sa) onDeleteChildren(d *wire.Delete) []wire.Payload {
 	return []wire.Payload{&wire.Delete{Protocol: wire.ProtocolESP, SPIs: ours}}
 }
 
+// saysRefused tells the peer that we have dropped what came from it in clear.
+func saysRefused() wire.Payload { return status(wire.ClearRefused, []byte(wire.ClearRefusedData)) }
+
+// onClearRefused takes that from a request.
+func (s *sa) onClearRefused(ps []wire.Payload) {
+	if n := notify(ps, wire.ClearRefused); n != nil && string(n.Data) == wire.ClearRefusedData {
+		s.emit(ClearRefused{s.id})
+	}
+}
+
 // command does what the caller asks.
 func (s *sa) command(c Command) {
 	switch c {
 	case Probe:
 		s.out.wantProbe = true
+	case TellRefused:
+		s.out.wantProbe, s.out.wantTell = true, true
 	case RekeyChild:
 		s.child.rekeyNow(s.e.now)
 	case RekeyIKE:

@@ -24,7 +24,6 @@ type authState struct {
 	second        secondState
 	offersNone    bool // responder: it has said that it takes an IKE SA without a Child SA
 	childless     bool // there will be no Child SA
-	refused       bool // responder: the initiator has dropped what came from us in clear
 
 	scheme scheme
 	token  uint64     // of the SignatureWanted that is out
@@ -162,15 +161,9 @@ func (s *sa) offerFirstChild() []wire.Payload {
 		ps = append(ps, status(wire.UseTransportMode, nil))
 	}
 	if s.hs.peer.ClearRefused {
-		ps = append(ps, status(wire.ClearRefused, []byte(wire.ClearRefusedData)))
+		ps = append(ps, saysRefused())
 	}
 	return append(append(ps, s.e.offer.espProposal(n.fresh.in, groupNone)), tsPayloads(n.selector, true)...)
-}
-
-// refusedClear reports whether an offer says that the initiator has dropped what came from us in clear.
-func refusedClear(offer []wire.Payload) bool {
-	n := notify(offer, wire.ClearRefused)
-	return n != nil && string(n.Data) == wire.ClearRefusedData
 }
 
 // onAuthResponse verifies the responder, and only then believes what it says.
@@ -282,7 +275,7 @@ func (s *sa) emitEstablished(rtt time.Duration) {
 	s.key, s.remoteID = a.remoteKey, a.remoteID
 	s.emit(Established{
 		SA: s.id, Local: s.local, Remote: s.remote, Initiator: s.initiator,
-		RemoteID: a.remoteID, Key: a.remoteKey, Raw: a.remoteRaw, NAT: s.nat.facts(), Summary: s.e.summary(s.keys.suite), RTT: rtt, ClearRefused: a.refused,
+		RemoteID: a.remoteID, Key: a.remoteKey, Raw: a.remoteRaw, NAT: s.nat.facts(), Summary: s.e.summary(s.keys.suite), RTT: rtt,
 	})
 }
 
@@ -385,8 +378,8 @@ func (s *sa) authorize(auth Authorization) {
 	if inner := auth.Inner; inner.IsValid() {
 		s.inside().theirs = inner
 	}
-	a.refused = refusedClear(ps)
 	s.emitEstablished(0)
+	s.onClearRefused(ps)
 	s.keepToken(ps)
 	s.onInitialContact(ps)
 	if first {

@@ -258,8 +258,8 @@ func (s *sa) succeed(t *sa) {
 	t.child, s.child = s.child, children{}
 	t.timer.childless = s.timer.childless
 	s.e.rejoin(s, t)
-	t.out.wantProbe, t.out.wantDelete = s.out.wantProbe, s.out.wantDelete
-	s.out.wantProbe, s.out.wantDelete = false, false
+	t.out.wantProbe, t.out.wantTell, t.out.wantDelete = s.out.wantProbe, s.out.wantTell, s.out.wantDelete
+	s.out.wantProbe, s.out.wantTell, s.out.wantDelete = false, false, false
 	s.quiet, t.quiet = true, false
 	t.emit(Rekeyed{SA: t.id, Initiator: t.initiator, Summary: t.e.summary(t.keys.suite)})
 	if t.remote != s.remote { // one of the two was followed, and only s had Pairs
