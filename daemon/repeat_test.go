@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"net/netip"
+	"slices"
 	"testing"
 	"time"
 
@@ -178,5 +179,28 @@ func TestTellsRefusal(t *testing.T) {
 	x.l.event(x.now, ipsec.Event{Kind: ipsec.ClearSeen, Selector: ipsec.Host(x.p.local, x.p.remote)})
 	if !x.l.tellsRefusal(x.now, x.peer()) {
 		t.Error("a peer that we know is not told")
+	}
+}
+
+// What was dropped while an SA of ours was on its way is said when that is up: it was not known when we began. What was said then is not said again.
+func TestTellsRefusalLate(t *testing.T) {
+	for provoked, want := range map[bool]bool{false: true, true: false} {
+		x := newTraffic(t, policy.Rule{Class: policy.Private, Packets: true, Anonymous: true})
+		clear := ipsec.Event{Kind: ipsec.ClearSeen, Selector: ipsec.Host(x.p.local, x.p.remote)}
+		if provoked {
+			x.l.event(x.now, clear)
+			x.settle()
+		} else {
+			x.try()
+			x.now = x.now.Add(time.Millisecond)
+			x.l.event(x.now, clear)
+		}
+		p := x.peer()
+		id := p.attempt.id
+		x.l.step(x.now, p, ike.Established{SA: id, Initiator: true, RemoteID: ike.ID{Kind: ike.IDNull}})
+		do, _ := p.step(x.now, ike.ChildUp{SA: id, Pair: ipsec.Pair{ID: 7}})
+		if got := slices.Contains(do, action(doCommand{id, ike.Probe})); got != want {
+			t.Errorf("provoked %v: a probe %v, of %v", provoked, got, do)
+		}
 	}
 }
