@@ -15,7 +15,7 @@ import (
 )
 
 // maxAnswer bounds what a client reads, in octets: as many peers as a daemon has fit.
-const maxAnswer = 64 << 20
+const maxAnswer = 256 << 20
 
 // ErrNotRunning says that no daemon listens on the socket.
 var ErrNotRunning = errors.New("no daemon is running")

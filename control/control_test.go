@@ -237,3 +237,17 @@ func TestIdleConnections(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// The peers of a host that has as many as max-peers allows fit into an answer, with long addresses and a name each.
+func TestAllPeersFit(t *testing.T) {
+	p := Peer{
+		Address: netip.MustParseAddr("2001:db8:1111:2222:3333:4444:5555:6666"), Local: netip.MustParseAddr("2001:db8:1111:2222:3333:4444:5555:7777"),
+		Names: []string{"a-host-with-a-name-of-its-own.example.net"}, State: "protected", Assurance: Authenticated, KeyID: strings.Repeat("k", 64),
+		Suite: "chacha20-poly1305 prf-sha256 x25519+mlkem768", Mode: "transport-udp", Since: time.Unix(1e9, 123456789), BytesIn: 1e12, BytesOut: 1e12,
+		Why: "its key is proven: the key of a-host-with-a-name-of-its-own.example.net",
+	}
+	b, err := json.Marshal(p)
+	if err != nil || 200_000*(len(b)+1) > maxAnswer {
+		t.Errorf("200,000 peers of %d bytes are more than %d (%v)", len(b), maxAnswer, err)
+	}
+}

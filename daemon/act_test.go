@@ -173,3 +173,16 @@ func TestNothingBeginsWhileLeaving(t *testing.T) {
 		t.Errorf("%d IKE SAs otherwise, want 1", n)
 	}
 }
+
+// A hold that is asked for of every peer at once, of as many as max-peers allows, and the end of an SA of each, find room: a hold that is dropped would leave an address open.
+func TestQueueHoldsAllPeers(t *testing.T) {
+	p := newPlay(t)
+	l := idleLoop(t, p)
+	for range 200_000 {
+		l.do(p.now, p.p, doHold{until: p.now.Add(time.Minute)})
+		l.do(p.now, p.p, doRemove{pair: 7})
+	}
+	if len(l.queue) != 2*200_000 {
+		t.Errorf("%d calls wait, want %d", len(l.queue), 2*200_000)
+	}
+}

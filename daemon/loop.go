@@ -47,7 +47,7 @@ type loop struct {
 	parting     parting // what a stop leaves to the end of all loops
 }
 
-const maxQueue = 65536 // data plane calls that wait; beyond them installs fail and the peers see it
+const maxQueue = 400_000 // data plane calls that wait, two of each peer where max-peers is highest; beyond them installs fail and the peers see it
 
 func newLoop(s *shared, engine *ike.Endpoint) *loop {
 	return &loop{
