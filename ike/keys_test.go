@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"testing"
 
+	"tacit/ike/wire"
 	"tacit/ipsec"
 )
 
@@ -152,4 +153,24 @@ func suites() (all []cipherSuite) {
 		}
 	}
 	return all
+}
+
+// RFC 7634, appendix B: a message of IKE with ChaCha20-Poly1305, of which salt and IV are the nonce.
+func TestRFC7634Message(t *testing.T) {
+	c := ikeCiphers[0]
+	s, err := newSealer(c, unhex(t, "808182838485868788898a8b8c8d8e8f909192939495969798999a9b9c9d9e9fa0a1a2a3"))
+	if err != nil || c.cipher != ipsec.ChaCha20Poly1305 {
+		t.Fatal(c, err)
+	}
+	s.count = 0x1011121314151617 - 1
+	h := wire.Header{InitiatorSPI: 0xc0c1c2c3c4c5c6c7, ResponderSPI: 0xd0d1d2d3d4d5d6d7, Exchange: wire.Informational, MessageID: 9}
+	n := &wire.Notify{Type: wire.SetWindowSize, Data: []byte{0, 0, 0, 10}}
+	want := unhex(t, "c0c1c2c3c4c5c6c7d0d1d2d3d4d5d6d72e202500000000090000004529000029"+"1011121314151617"+
+		"610394701f8d017f7c12924889"+"6b71bfe25236efd7cdc67066906315b2")
+	if got, err := s.seal(h, []wire.Payload{n}); err != nil || !bytes.Equal(got, want) {
+		t.Errorf("%x, %v, want\n%x", got, err, want)
+	}
+	if ps, err := s.open(want); err != nil || len(ps) != 1 || get[*wire.Notify](ps).Type != wire.SetWindowSize {
+		t.Errorf("%v, %v", ps, err)
+	}
 }
