@@ -31,9 +31,9 @@ func (l *loop) tick(now time.Time) {
 			l.reportAndWait(func(now time.Time) { l.housekeep(now, some) })
 		}
 		l.report(func(done time.Time) {
+			l.measuring, l.measured = false, done.Add(3*done.Sub(now)) // first: what follows may panic, and be contained
 			l.packets.denials.expire(done, maxQuests)
 			l.unwatch(done)
-			l.measuring, l.measured = false, done.Add(3*done.Sub(now))
 		})
 	}()
 }
