@@ -33,6 +33,7 @@ func (l *loop) tick(now time.Time) {
 		l.report(func(done time.Time) {
 			l.measuring, l.measured = false, done.Add(3*done.Sub(now)) // first: what follows may panic, and be contained
 			l.packets.denials.expire(done, maxQuests)
+			l.packets.watchedBefore.expire(done, maxQuests)
 			l.unwatch(done)
 		})
 	}()

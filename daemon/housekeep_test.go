@@ -174,6 +174,7 @@ func TestIdlePeerMakesNoGarbage(t *testing.T) {
 // keep is the housekeeping of a second, at once.
 func keep(l *loop, now time.Time) {
 	l.packets.denials.expire(now, maxQuests)
+	l.packets.watchedBefore.expire(now, maxQuests)
 	l.unwatch(now)
 	l.housekeep(now, slices.Collect(maps.Values(l.peers)))
 }

@@ -42,6 +42,7 @@ type loop struct {
 	ended       chan struct{}                // closed when the loop has
 	unheld      map[ipsec.Selector]time.Time // holds that could not be set; the data plane goroutine's
 	stuck       map[ipsec.Selector]bool      // what it may not release, since connections could not be ended
+	ruled       moment                       // when the rules changed last; zero: they did not
 	quarantined map[key]time.Time            // whose step panicked, and until when lookups do not reach them: peers, so max-peers bounds it
 	endings     endings
 	parting     parting // what a stop leaves to the end of all loops

@@ -42,12 +42,16 @@ type packets struct {
 	networks map[netip.Prefix]int // flying, by network
 	watched  map[key]time.Time    // since when
 	denials  *denials
+	// watchedBefore are those that leave in clear unasked. They have a cache of their own: whom a host answers is for others to say, and they must not
+	// take the room of what was found out.
+	watchedBefore *denials
 
 	lookups, letGo, keptShut, overflow uint64
 }
 
 func newPackets(loops int) packets {
-	return packets{quests: map[netip.Addr]*quest{}, networks: map[netip.Prefix]int{}, watched: map[key]time.Time{}, denials: newDenials(max(maxDenials/loops, 2))}
+	return packets{quests: map[netip.Addr]*quest{}, networks: map[netip.Prefix]int{}, watched: map[key]time.Time{}, denials: newDenials(max(maxDenials/loops, 2)),
+		watchedBefore: newDenials(max(maxWatched/loops, 2))}
 }
 
 // packetRule is the rule under which packets to an address ask for protection; ok: they do.
@@ -332,10 +336,12 @@ func (l *loop) release(d *denial) {
 
 // forgetDenials forgets what was found under rules that say something else now.
 func (l *loop) forgetDenials(old, rules *policy.Table) {
-	for addr, d := range l.packets.denials.of {
-		if was, is := old.ForAddr(addr), rules.ForAddr(addr); was.Class != is.Class || was.Packets != is.Packets || was.Anonymous != is.Anonymous {
-			l.packets.denials.drop(d)
-			l.release(d)
+	for _, c := range []*denials{l.packets.denials, l.packets.watchedBefore} {
+		for addr, d := range c.of {
+			if was, is := old.ForAddr(addr), rules.ForAddr(addr); was.Class != is.Class || was.Packets != is.Packets || was.Anonymous != is.Anonymous {
+				c.drop(d)
+				l.release(d)
+			}
 		}
 	}
 }

@@ -129,6 +129,7 @@ type peer struct {
 	latch   *latch
 	outer   netip.AddrPort // of a client behind a NAT, whose remote is assigned by us: where it is seen; else not valid
 	held    time.Time      // until when a Hold policy of ours stands; zero: none
+	shut    moment         // since when it does
 	broken  time.Time      // until when it is to stand because an SA ended in the middle of a conversation; zero: none did
 	parting moment         // until when it is to stand because the peer has not answered our DELETE; zero: there is none
 	// standing is what lookups see of the live key; nil: there is none. The loop's.
@@ -403,9 +404,8 @@ func (p *peer) holdUntil(now time.Time) time.Time {
 // rest is what an address without an SA comes to: held until linger after the last proof, or clear.
 func (p *peer) rest(now time.Time, why string) []action {
 	if until := p.holdUntil(now); until.After(now) {
-		p.held = until
 		p.setState(now, withheld, why)
-		return []action{doHold{until}}
+		return p.hold(now, until)
 	}
 	if p.attempt == nil {
 		p.setState(now, idle, why)
@@ -533,6 +533,15 @@ func (a *association) unanswered(now time.Time) bool {
 	return !a.probed.IsZero() && at(now).Sub(a.probed) >= incumbentWait
 }
 
+// hold holds the address.
+func (p *peer) hold(now, until time.Time) []action {
+	if p.held.IsZero() {
+		p.shut = at(now)
+	}
+	p.held = until
+	return []action{doHold{until}}
+}
+
 // settle keeps a hold where the address proved its key and no SA of it is in use, for as long as the proof counts.
 func (p *peer) settle(now time.Time) []action {
 	if p.covered() {
@@ -541,8 +550,7 @@ func (p *peer) settle(now time.Time) []action {
 	until := p.holdUntil(now)
 	switch {
 	case until.After(now) && until.After(p.held):
-		p.held = until
-		return []action{doHold{until}}
+		return p.hold(now, until)
 	case !p.held.IsZero() && !now.Before(p.held):
 		p.held = time.Time{}
 		if p.attempt == nil && len(p.live()) == 0 {

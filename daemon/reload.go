@@ -54,6 +54,7 @@ func (d *Daemon) Reload(ctx context.Context, f *config.Config) error {
 
 // reconsider ends what the new rules do not allow.
 func (l *loop) reconsider(now time.Time, old, rules *policy.Table) {
+	l.ruled = at(now)
 	l.forgetDenials(old, rules)
 	for _, p := range l.peers {
 		allowed := func(a *association) bool {

@@ -15,8 +15,9 @@ import (
 const (
 	watchFor    = time.Second     // an address is watched for so long, and left alone then; at most a tick longer
 	refusedFor  = 3 * time.Second // that packets were dropped is worth telling for so long: as long as a data plane keeps copies
-	inClear     = "its class is clear-or-private"
-	maxWatching = 4096 // addresses of a loop; the packets of more ask again
+	watchedWhy  = "its class is clear-or-private"
+	maxWatched  = 16384 // addresses of all loops that were, and are left alone now
+	maxWatching = 4096  // addresses of a loop; the packets of more ask again
 )
 
 // watches reports whether a rule has copies kept of what leaves in clear.
@@ -47,10 +48,10 @@ func (l *loop) unwatch(now time.Time) {
 		if p := l.peers[k]; !watches(r) || p != nil && len(p.sas) > 0 {
 			continue
 		}
-		d := l.packets.denials.get(now, k.remote)
+		d := l.packets.watchedBefore.get(now, k.remote)
 		if d == nil {
-			d = &denial{addr: k.remote, why: inClear, until: now.Add(mostDenial)}
-			if gone := l.packets.denials.put(d); gone != nil {
+			d = &denial{addr: k.remote, why: watchedWhy, until: now.Add(mostDenial)}
+			if gone := l.packets.watchedBefore.put(d); gone != nil {
 				l.release(gone)
 			}
 		}
@@ -60,8 +61,8 @@ func (l *loop) unwatch(now time.Time) {
 
 // watchAgain has an address watched that has an SA now: what leaves before the peer uses that, or after it has ended, may be refused.
 func (l *loop) watchAgain(p *peer) {
-	if d := l.packets.denials.of[p.remote]; d != nil && watches(l.d.rules.Load().ForAddr(p.remote)) {
-		l.packets.denials.drop(d)
+	if d := l.packets.watchedBefore.of[p.remote]; d != nil && watches(l.d.rules.Load().ForAddr(p.remote)) {
+		l.packets.watchedBefore.drop(d)
 		l.release(d)
 	}
 }
@@ -111,10 +112,12 @@ func (p *peer) provokedBy(now time.Time, q *quest) {
 }
 
 // tellsRefusal decides whether a peer is told that its packets were dropped. It must have been so with all of the last moments, or it would get twice what came
-// through: so it is where the address is private, or held for what it proved.
+// through: so it is where the address is private, or held, and has been for as long as copies are kept.
 func (l *loop) tellsRefusal(now time.Time, p *peer) bool {
-	if p.refused.IsZero() || at(now).Sub(p.refused) >= refusedFor {
+	recent := func(m moment) bool { return at(now).Sub(m) < refusedFor }
+	if p.refused.IsZero() || !recent(p.refused) {
 		return false
 	}
-	return l.d.rules.Load().ForAddr(p.remote).PacketAction() == ipsec.Hold || p.pad.Held(now)
+	private := l.d.rules.Load().ForAddr(p.remote).PacketAction() == ipsec.Hold && !recent(l.ruled)
+	return private || !p.held.IsZero() && !recent(p.shut)
 }

@@ -129,6 +129,23 @@ func TestWatchBounds(t *testing.T) {
 	}
 }
 
+// What was watched takes no room from what was found out about other addresses.
+func TestWatchedTakeNoRoom(t *testing.T) {
+	x := newTraffic(t, watchedRule)
+	x.l.packets.denials = newDenials(2)
+	x.l.packets.watchedBefore = newDenials(2)
+	found := &denial{addr: netip.MustParseAddr("203.0.113.1"), until: x.now.Add(time.Hour)}
+	x.l.packets.denials.put(found)
+	for i := range byte(5) {
+		x.l.watch(x.now, x.p.local, netip.AddrFrom4([4]byte{198, 51, 100 + i, 1}))
+	}
+	x.now = x.now.Add(watchFor)
+	keep(x.l, x.now)
+	if x.l.packets.denials.get(x.now, found.addr) != found || len(x.l.packets.denials.of) != 1 || len(x.l.packets.watchedBefore.of) != 2 {
+		t.Errorf("%d were found out, %d watched", len(x.l.packets.denials.of), len(x.l.packets.watchedBefore.of))
+	}
+}
+
 // What an address is held for waits, whatever its rule says of what is not held.
 func TestHeldIsNotWatched(t *testing.T) {
 	x := newTraffic(t, watchedRule)
@@ -146,15 +163,18 @@ func TestTellsRefusal(t *testing.T) {
 		class    policy.Class
 		provoked bool
 		key      byte
-		late     time.Duration
+		late     time.Duration // since packets were dropped first
+		again    bool          // some were just now
 		want     bool
 	}{
-		"private, provoked":           {policy.Private, true, 0, 0, true},
-		"private, provoked, a key":    {policy.Private, true, 1, 0, true},
-		"private, of our own accord":  {policy.Private, false, 0, 0, false},
-		"private, long ago":           {policy.Private, true, 0, refusedFor, false},
-		"open, provoked":              {policy.PrivateOrClear, true, 0, 0, false},
-		"open, held for a proven key": {policy.PrivateOrClear, true, 1, 0, true},
+		"private, provoked":                {policy.Private, true, 0, 0, false, true},
+		"private, provoked, a key":         {policy.Private, true, 1, 0, false, true},
+		"private, of our own accord":       {policy.Private, false, 0, 0, false, false},
+		"private, long ago":                {policy.Private, true, 0, refusedFor, false, false},
+		"open, provoked":                   {policy.PrivateOrClear, true, 0, 0, false, false},
+		"open, held for a key just now":    {policy.PrivateOrClear, true, 1, 0, false, false}, // what came before got through
+		"open, held for a key for long":    {policy.PrivateOrClear, true, 1, refusedFor, true, true},
+		"open, held, and nothing came now": {policy.PrivateOrClear, true, 1, refusedFor, false, false},
 	} {
 		x := newTraffic(t, policy.Rule{Class: tt.class, Packets: true, Anonymous: true})
 		if tt.key != 0 {
@@ -169,7 +189,11 @@ func TestTellsRefusal(t *testing.T) {
 		if x.attempts() != 1 {
 			t.Fatalf("%s: %d attempts", name, x.attempts())
 		}
-		if got := x.l.tellsRefusal(x.now.Add(tt.late), x.peer()); got != tt.want {
+		x.now = x.now.Add(tt.late)
+		if tt.again {
+			x.l.event(x.now, ipsec.Event{Kind: ipsec.ClearSeen, Selector: ipsec.Host(x.p.local, x.p.remote)})
+		}
+		if got := x.l.tellsRefusal(x.now, x.peer()); got != tt.want {
 			t.Errorf("%s: tells %v", name, got)
 		}
 	}
@@ -179,6 +203,15 @@ func TestTellsRefusal(t *testing.T) {
 	x.l.event(x.now, ipsec.Event{Kind: ipsec.ClearSeen, Selector: ipsec.Host(x.p.local, x.p.remote)})
 	if !x.l.tellsRefusal(x.now, x.peer()) {
 		t.Error("a peer that we know is not told")
+	}
+	x.l.reconsider(x.now, x.l.d.rules.Load(), x.l.d.rules.Load())
+	if x.l.tellsRefusal(x.now, x.peer()) {
+		t.Error("it is told when the rule is new: what came before got through")
+	}
+	x.now = x.now.Add(refusedFor)
+	x.l.event(x.now, ipsec.Event{Kind: ipsec.ClearSeen, Selector: ipsec.Host(x.p.local, x.p.remote)})
+	if !x.l.tellsRefusal(x.now, x.peer()) {
+		t.Error("it is not told though the rule has stood for long enough")
 	}
 }
 
