@@ -3,6 +3,7 @@ package e2e
 import (
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"testing"
 	"time"
 
@@ -54,13 +55,15 @@ func measureDatagrams(t *testing.T, size datagramSize) (ours, theirs []*responde
 		all = append(all, r)
 		return r
 	}
-	for i, n := range size.ours {
-		hosts := setupLab(t, fmt.Sprint("ours-", i), fmt.Sprint("load-ours-", i))
-		ours = append(ours, add(publicResponder(t, hosts[0], hosts[1]), n))
-	}
-	for i, n := range size.theirs {
+	// The largest first: whoever waits for the others is not served meanwhile, and ours asks its initiators whether they are there.
+	ours, theirs = make([]*responder, len(size.ours)), make([]*responder, len(size.theirs))
+	for i, n := range slices.Backward(size.theirs) {
 		hosts := setupLab(t, fmt.Sprint("theirs-", i), fmt.Sprint("load-theirs-", i))
-		theirs = append(theirs, add(swanResponder(t, hosts[0], hosts[1]), n))
+		theirs[i] = add(swanResponder(t, hosts[0], hosts[1]), n)
+	}
+	for i, n := range slices.Backward(size.ours) {
+		hosts := setupLab(t, fmt.Sprint("ours-", i), fmt.Sprint("load-ours-", i))
+		ours[i] = add(publicResponder(t, hosts[0], hosts[1]), n)
 	}
 	for _, r := range all {
 		r.load.idle(size.settles / time.Duration(len(all)))
