@@ -18,6 +18,7 @@ type Flow struct {
 	ClearDropped uint64 // packets that came in clear
 
 	asked     bool // there is a policy; else rules decide
+	adopted   bool // it is a dead process's
 	policy    ipsec.Action
 	until     time.Time // of the policy, or when the flow is due without one; zero: never
 	verdict   guard.Verdict
@@ -204,14 +205,14 @@ func (p *Policies[F]) fate(b *Flow) (Fate, time.Time) {
 func (p *Policies[F]) change(f F, a ipsec.Action, until time.Time) error {
 	b := f.base()
 	before := *b
-	b.asked, b.policy, b.until = !until.IsZero(), a, until
+	b.asked, b.adopted, b.policy, b.until = !until.IsZero(), false, a, until
 	fate, ends := p.fate(b)
 	if fate != Drop {
 		f.Settle(fate, ends)
 	}
 	armed, _ := f.Armed()
 	if err := p.Enforce(f, armed); err != nil {
-		b.asked, b.policy, b.until = before.asked, before.policy, before.until
+		b.asked, b.adopted, b.policy, b.until = before.asked, before.adopted, before.policy, before.until
 		f.Settle(p.fate(b))
 		return err
 	}
@@ -229,7 +230,7 @@ func (p *Policies[F]) Adopt(left []guard.Element) {
 	for _, e := range left {
 		f := p.Flow(e.Key)
 		b := f.base()
-		b.asked, b.until, b.verdict = true, now.Add(e.Left), e.Verdict
+		b.asked, b.adopted, b.until, b.verdict = true, true, now.Add(e.Left), e.Verdict
 		b.policy = map[guard.Verdict]ipsec.Action{guard.Divert: ipsec.Hold, guard.Block: ipsec.Block, guard.Clear: ipsec.Bypass}[e.Verdict]
 		f.Settle(p.fate(b))
 	}

@@ -100,14 +100,13 @@ func (q *Queue[P]) Put(size int, now time.Time) (h *Held[P], acquire bool) {
 }
 
 // Keep keeps a copy, of size octets, of a packet that leaves in clear: the caller sets its Packet. A nil one means that there is no room. acquire says that
-// the event is due.
+// the event is due: never without room, since a flow that keeps nothing is forgotten, and would raise it for each packet.
 func (q *Queue[P]) Keep(size int, now time.Time) (h *Held[P], acquire bool) {
-	acquire = q.Due(now)
 	if len(q.copies) >= HoldPerPeer || !q.Copies.take(size) {
-		return nil, acquire
+		return nil, false
 	}
 	q.copies = append(q.copies, Held[P]{size: size, since: now})
-	return &q.copies[len(q.copies)-1], acquire
+	return &q.copies[len(q.copies)-1], q.Due(now)
 }
 
 // Repeat takes the copies out that are not too old.

@@ -131,7 +131,7 @@ func TestCopies(t *testing.T) {
 			t.Fatal("refused early")
 		}
 	}
-	if h, _ := fresh().Keep(1, now); h != nil {
-		t.Error("a copy beyond the budget")
+	if h, acquire := fresh().Keep(1, now); h != nil || acquire {
+		t.Errorf("beyond the budget: a copy %v, acquire %v", h, acquire)
 	}
 }

@@ -234,14 +234,20 @@ func (p *Policies[F]) putRules(now time.Time) error {
 	}
 	r.spans.Store(&spans)
 	r.unknown.Store(false)
+	var errs []error
 	for _, f := range p.flows {
-		if b := f.base(); !b.asked { // only what waits now is let go
+		b := f.base()
+		if action := r.Action(b.Key.Peer); b.adopted && b.policy == ipsec.Bypass && (action == ipsec.Hold || action == ipsec.Block) {
+			errs = append(errs, p.Clear(b.Selector())) // it was let go under other rules
+			continue
+		}
+		if !b.asked { // only what waits now is let go
 			f.Settle(r.Fate(b.Key.Peer), time.Time{})
 			f.Settle(p.fate(b))
 			p.Forget(f)
 		}
 	}
-	return nil
+	return errors.Join(errs...)
 }
 
 // RenewRules gives the rules of ours their time anew, and follows the default gateway.

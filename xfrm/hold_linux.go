@@ -88,12 +88,9 @@ func (p *Plane) hold(f *flow, w waiting) bool {
 	return true
 }
 
-// watch lets a packet leave in clear, and keeps a copy of it if it came whole.
+// watch lets a packet leave in clear, and keeps a copy of it. Of one that did not come whole it keeps only that it was there: it raises Acquire as any other.
 func (p *Plane) watch(f *flow, w waiting, data []byte) {
 	p.letPass(w)
-	if data == nil {
-		return
-	}
 	h, acquire := f.queue.Keep(len(data), p.now())
 	if h != nil {
 		h.Packet = waiting{copy: bytes.Clone(data)}
@@ -116,7 +113,9 @@ func (p *Plane) Repeat(id uint32) error {
 	}
 	var errs []error
 	for _, h := range pr.flow.queue.Repeat(p.now()) {
-		errs = append(errs, p.raw.Send(pr.flow.Key.Peer, h.Packet.copy))
+		if h.Packet.copy != nil {
+			errs = append(errs, p.raw.Send(pr.flow.Key.Peer, h.Packet.copy))
+		}
 	}
 	p.rested(pr.flow)
 	return plane.Wrap("repeat", id, errors.Join(errs...))

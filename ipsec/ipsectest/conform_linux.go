@@ -93,6 +93,8 @@ func TestDataplane(t *testing.T, s Subject) {
 		{"watch", testWatch},
 		{"watch storm", testWatchStorm},
 		{"watch of the dead", testWatchOfTheDead},
+		{"watch long", testWatchLong},
+		{"bypass of the dead", testBypassOfTheDead},
 		{"rule hold", testRuleHold},
 		{"rule block", testRuleBlock},
 		{"nested rules", testNested},

@@ -188,11 +188,7 @@ func (w *watched) testNotRepeated() {
 // testWatchOfTheDead: nothing waits for a process that has ended, and what comes before the next one knows its rules leaves when it does.
 func testWatchOfTheDead(w *world) {
 	w.echo(w.bob)
-	open := func() (d ipsec.Dataplane) {
-		w.must(w.alice.Do(func() (err error) { d, err = w.subject.Open(Options{Linger: time.Minute}); return err }))
-		return d
-	}
-	first := open()
+	first := w.lingering()
 	w.must(first.SetRules(everywhere(ipsec.Watch)))
 	for _, f := range families {
 		w.answered(f, w.alice, w.bob, 8, 1400, 5000)
@@ -202,12 +198,57 @@ func testWatchOfTheDead(w *world) {
 		w.answered(f, w.alice, w.bob, 8, 1400, 5000)
 		w.must(<-w.connecting(f))
 	}
-	second := open()
+	second := w.lingering()
 	defer func() { w.must(second.Close(false)) }()
 	w.must(second.SetRules(everywhere(ipsec.Watch)))
 	for _, f := range families {
 		w.answered(f, w.alice, w.bob, 8, 1400, 5000)
 		w.must(<-w.connecting(f))
+	}
+}
+
+// lingering opens the data plane of a process that leaves something behind.
+func (w *world) lingering() (d ipsec.Dataplane) {
+	w.must(w.alice.Do(func() (err error) { d, err = w.subject.Open(Options{Linger: time.Minute}); return err }))
+	return d
+}
+
+// testBypassOfTheDead: what a dead process had let go is held where a rule says so now.
+func testBypassOfTheDead(w *world) {
+	w.echo(w.bob)
+	between := func(f family) ipsec.Selector { return ipsec.Host(f.of(w.alice), f.of(w.bob)) }
+	first := w.lingering()
+	w.must(first.SetRules(everywhere(ipsec.Watch)))
+	for _, f := range families {
+		w.must(first.SetPolicy(between(f), ipsec.Bypass, time.Now().Add(time.Minute)))
+	}
+	w.must(first.Close(true))
+	second := w.lingering()
+	defer func() { w.must(second.Close(false)) }()
+	w.must(second.SetRules(everywhere(ipsec.Hold)))
+	w.reset()
+	for _, f := range families {
+		connected := w.connecting(f)
+		w.acquired(second, between(f))
+		if n := len(w.synsFrom(f, w.alice)); n != 0 {
+			w.Errorf("%v: %d packets left in clear", f, n)
+		}
+		w.must(second.SetPolicy(between(f), ipsec.Bypass, time.Now().Add(time.Minute)))
+		w.must(<-connected)
+	}
+}
+
+// testWatchLong: a packet that is too long to be kept raises Acquire too, or its address would be watched for ever.
+func testWatchLong(w *world) {
+	da := w.open(w.alice)
+	w.must(da.SetRules(everywhere(ipsec.Watch)))
+	for _, f := range families {
+		from, err := w.alice.Dial(context.Background(), netName("udp", f), netip.AddrPortFrom(f.of(w.bob), 7009).String())
+		w.must(err)
+		_, err = from.Write(make([]byte, 4000))
+		w.must(err)
+		w.acquired(da, ipsec.Host(f.of(w.alice), f.of(w.bob)))
+		_ = from.Close()
 	}
 }
 
