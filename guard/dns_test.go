@@ -49,6 +49,7 @@ type machine struct {
 	t      *testing.T
 	chains map[string]chain
 	size   map[string]int                      // of a set's key
+	room   map[string]int                      // elements of a set; 0: no bound
 	have   map[string]map[string]time.Duration // the elements of a set with their timeouts
 	sets   sets
 	rules  ruleElements
@@ -67,15 +68,15 @@ func newMachine(t *testing.T) *machine {
 	if err := g.addSets(true); err != nil {
 		t.Fatal(err)
 	}
-	m := &machine{t: t, chains: make(map[string]chain), size: make(map[string]int), have: make(map[string]map[string]time.Duration)}
+	m := &machine{t: t, chains: make(map[string]chain), size: make(map[string]int), room: make(map[string]int), have: make(map[string]map[string]time.Duration)}
 	s := g.sets
 	m.sets = s
 	all := []*nftables.Set{s.clearPorts, s.in, s.out, s.live}
 	for i := range s.divert {
-		all = append(append(all, s.divert[i], s.block[i], s.clear[i], s.seen[i], s.strange[i], s.client[i], s.server[i]), s.rules[0][i].all()...)
+		all = append(append(all, s.divert[i], s.block[i], s.clear[i], s.seen[i], s.strange[i], s.client[i], s.server[i], s.watched[i]), s.rules[0][i].all()...)
 	}
 	for _, set := range all {
-		m.size[set.Name], m.have[set.Name] = int(set.KeyType.Bytes), make(map[string]time.Duration)
+		m.size[set.Name], m.room[set.Name], m.have[set.Name] = int(set.KeyType.Bytes), int(set.Size), make(map[string]time.Duration)
 	}
 	for set, ports := range map[*nftables.Set][]port{s.clearPorts: dnsPorts, s.in: append(dhcpPorts, ikePorts...), s.out: dhcpPorts} {
 		for _, e := range portElements(ports) {
@@ -184,7 +185,11 @@ func (m *machine) eval(e expr.Any) expr.VerdictKind {
 		_, ok := m.have[e.SetName][m.key(e.SourceRegister, e.SetName)]
 		return on(ok)
 	case *expr.Dynset:
-		m.have[e.SetName][m.key(e.SrcRegKey, e.SetName)] = e.Timeout
+		key, have := m.key(e.SrcRegKey, e.SetName), m.have[e.SetName]
+		if _, ok := have[key]; !ok && m.room[e.SetName] > 0 && len(have) >= m.room[e.SetName] {
+			return on(false)
+		}
+		have[key] = e.Timeout
 	case *expr.Counter:
 	default:
 		m.t.Fatalf("no such expression: %T", e)

@@ -15,6 +15,7 @@ import (
 type sets struct {
 	divert, block, clear, seen [2]*nftables.Set // index 0 is IPv4, 1 is IPv6
 	strange                    [2]*nftables.Set // as seen, of peers that no element names
+	watched                    [2]*nftables.Set // whose packets are led to the data plane because of Rules.Watch
 	client, server             [2]*nftables.Set // flows of DNS by the role of this host
 	clearPorts                 *nftables.Set
 	in, out                    *nftables.Set
@@ -114,7 +115,8 @@ func (g *Guard) addSets(prefixes bool) error {
 		}
 		g.sets.seen[i], g.sets.strange[i] = counters("seen", maxSeen), counters("strange", maxStrange)
 		g.sets.client[i], g.sets.server[i] = newFlowSets(g.table, addr, suffix)
-		all := []*nftables.Set{g.sets.divert[i], g.sets.block[i], g.sets.clear[i], g.sets.seen[i], g.sets.strange[i], g.sets.client[i], g.sets.server[i]}
+		g.sets.watched[i] = &nftables.Set{Table: g.table, Name: "watched" + suffix, KeyType: pair, HasTimeout: true, Dynamic: true, Timeout: watchedTimeout, Size: maxWatched}
+		all := []*nftables.Set{g.sets.divert[i], g.sets.block[i], g.sets.clear[i], g.sets.seen[i], g.sets.strange[i], g.sets.client[i], g.sets.server[i], g.sets.watched[i]}
 		if g.kernel() {
 			g.sets.latch[i] = &nftables.Set{Table: g.table, Name: "latch" + suffix, KeyType: pair, HasTimeout: true}
 			all = append(all, g.sets.latch[i])

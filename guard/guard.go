@@ -48,6 +48,11 @@ const TableName = "tacit"
 const (
 	maxSeen    = 8192
 	maxStrange = 1024
+
+	// maxWatched bounds the addresses of a family whose packets go by the data plane because of Rules.Watch, in so long a time: anybody can have us answer
+	// thousands. The packets of more leave by their own way, and take no place from what waits.
+	maxWatched     = 512
+	watchedTimeout = 3 * time.Second
 )
 
 // chunk is how many elements travel in one netlink message: its attributes are limited to 64 KiB.

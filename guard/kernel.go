@@ -69,7 +69,7 @@ func kernelChains(s sets, number uint16) []chain {
 		case c.name == "out_divert":
 			c.rules = [][]expr.Any{{jump("out_exempt")}, concat(intoSA(), []expr.Any{accept}), {queue}}
 		case c.name == "rule_watch":
-			c.rules = [][]expr.Any{{jump("rule_exempt")}, {jump("out_exempt")}, concat(intoSA(), []expr.Any{accept}), {passing}}
+			c.rules = watchRules(s, concat(intoSA(), []expr.Any{accept}), []expr.Any{passing})
 		case c.name == "input":
 			c.rules[deviceRule] = concat(fromSA(), []expr.Any{accept})
 		case c.name == "in":

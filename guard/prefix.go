@@ -304,8 +304,21 @@ func ruleChains(s sets) []chain {
 	return []chain{exempt, shut,
 		{name: "rule_divert", rules: [][]expr.Any{{jump("rule_exempt")}, {jumpTo("out_divert")}}},
 		{name: "rule_refuse", rules: [][]expr.Any{{jump("rule_exempt")}, {jumpTo("out_block")}}},
-		{name: "rule_watch", rules: [][]expr.Any{{jump("rule_exempt")}, {jump("out_exempt")}, setMark(MarkWatch)}},
+		{name: "rule_watch", rules: watchRules(s, nil, setMark(MarkWatch))},
 		{name: "rule_leak", rules: [][]expr.Any{{jump("rule_exempt")}, concat(addressType(true, unix.RTN_UNICAST, unix.RTN_UNICAST), accept), {jumpTo("out_leak")}}}}
+}
+
+// watchRules lead the packets of as many addresses as there is room for to where last says, after what else comes first.
+func watchRules(s sets, first, last []expr.Any) [][]expr.Any {
+	rules := [][]expr.Any{{jump("rule_exempt")}, {jump("out_exempt")}}
+	if first != nil {
+		rules = append(rules, first)
+	}
+	for i, set := range s.watched {
+		rules = append(rules, concat(loadKey(i, false),
+			[]expr.Any{&expr.Dynset{SrcRegKey: regFirst, SetName: set.Name, SetID: set.ID, Operation: uint32(unix.NFT_DYNSET_OP_ADD)}}, last))
+	}
+	return rules
 }
 
 // The chains that look into the sets of a generation. They are there from the beginning, and filled anew for each. The first look for rules, the others for

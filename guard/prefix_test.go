@@ -243,6 +243,24 @@ func TestRulesOfPrefixes(t *testing.T) {
 			}
 		}
 	}
+	// No more addresses are watched than there is room for; who is goes on to be.
+	full := newMachine(t)
+	full.setRules(rules)
+	first, late := packet{src: key4.Own, dst: netip.MustParseAddr("192.0.2.50"), proto: udp, dstPort: 80}, packet{src: key4.Own, dst: netip.MustParseAddr("192.0.2.51"), proto: udp, dstPort: 80}
+	if got := full.fate(true, first); got != "watched" {
+		t.Errorf("the first: %s", got)
+	}
+	for i := range maxWatched - 1 {
+		full.have["watched4"][string(encodeKey(Key{key4.Own, netip.AddrFrom4([4]byte{198, 51, byte(i >> 8), byte(i)})}))] = 0
+	}
+	for _, p := range []struct {
+		packet
+		want string
+	}{{late, "clear"}, {first, "watched"}} {
+		if got := full.fate(true, p.packet); got != p.want {
+			t.Errorf("with %d others, %v: %s, want %s", maxWatched-1, p.dst, got, p.want)
+		}
+	}
 	// What stands on two addresses goes first; ports in clear are so there too.
 	m := newMachine(t)
 	m.setRules(rules)
