@@ -24,7 +24,7 @@ var imports = map[string][]string{
 	"cmd/tacit":       {"config", "control", "daemon", "dnssec", "flows", "guard", "ipsec", "ipseckey", "lab", "pad", "policy", "resolver", "tun", "upstream", "xfrm"},
 	"config":          {"ipsec", "policy", "upstream"},
 	"control":         {},
-	"daemon":          {"config", "control", "dnssec", "flows", "ike", "ipsec", "ipseckey", "pad", "policy", "resolver", "upstream"},
+	"daemon":          {"config", "control", "dnssec", "flows", "ike", "ipsec", "ipseckey", "pad", "policy", "resolver", "upstream", "wheel"},
 	"dnssec":          {},
 	"e2e":             {},
 	"esp":             {"ipsec"},
@@ -38,17 +38,18 @@ var imports = map[string][]string{
 	"ipseckey":        {},
 	"lab":             {},
 	"pad":             {"ipseckey"},
-	"plane":           {"guard", "ipsec"},
+	"plane":           {"guard", "ipsec", "wheel"},
 	"policy":          {"dnssec", "ipsec"},
 	"resolver":        {"dnssec", "fair", "ipseckey"},
 	"upstream":        {"dnssec", "fair"},
 	"tun":             {"esp", "guard", "ipsec", "plane"},
+	"wheel":           {},
 	"xfrm":            {"guard", "ipsec", "plane"},
 }
 
 // pure are the packages of bytes and time in, bytes and events out; impure is what they may not import.
 var (
-	pure   = []string{"esp", "ike", "ike/wire", "ipsec", "ipseckey", "pad", "policy"}
+	pure   = []string{"esp", "ike", "ike/wire", "ipsec", "ipseckey", "pad", "policy", "wheel"}
 	impure = []string{"net", "os", "log", "log/slog", "sync", "context"}
 )
 

@@ -3,29 +3,49 @@ package daemon
 import (
 	"maps"
 	"slices"
+	"sync"
 	"time"
+
+	"tacit/wheel"
 )
 
 // keptAtOnce is how many Pairs' counters are handed to the loop at once, and how many peers it looks after: in between it serves others.
 const keptAtOnce = 256
 
-// tick begins the second's housekeeping. The counters of the Pairs are read beside the loop: a data plane may need a system call or two for
-// each, and a loop that waits for thousands of them answers nobody. A round that takes long is followed by a rest three times as long.
+// used are the Pairs whose counters may have changed, by the loop that they are of: the data plane tells of all at once.
+type used struct {
+	mu sync.Mutex
+	of []map[uint32]bool
+}
+
+// usedBy takes those of a loop.
+func (s *shared) usedBy(loop int) []uint32 {
+	s.used.mu.Lock()
+	defer s.used.mu.Unlock()
+	for _, id := range s.dp.Used() {
+		s.used.of[int(id)%len(s.used.of)][id] = true
+	}
+	ids := slices.Collect(maps.Keys(s.used.of[loop]))
+	clear(s.used.of[loop])
+	return ids
+}
+
+// tick begins the second's housekeeping: of the Pairs that were used, and of the peers whose turn it is. The counters of the Pairs are read beside the loop: a data plane may
+// need a system call or two for each, and a loop that waits for thousands of them answers nobody. A round that takes long is followed by a rest three times as long.
 func (l *loop) tick(now time.Time) {
 	if l.measuring || now.Before(l.measured) {
 		return
 	}
 	l.measuring = true
-	l.ids = slices.AppendSeq(l.ids[:0], maps.Keys(l.pairs))
 	go func() {
-		for ids := range slices.Chunk(l.ids, keptAtOnce) {
+		for ids := range slices.Chunk(l.usedBy(l.shard), keptAtOnce) {
 			usages := l.measure(ids)
 			l.reportAndWait(func(now time.Time) { l.count(now, usages) })
 		}
 		var peers []*peer
 		l.reportAndWait(func(now time.Time) {
 			l.pardon(now)
-			peers = slices.Collect(maps.Values(l.peers))
+			peers = l.rota.Due(now)
 		})
 		for some := range slices.Chunk(peers, keptAtOnce) {
 			l.reportAndWait(func(now time.Time) { l.housekeep(now, some) })
@@ -78,6 +98,47 @@ func (l *loop) housekeep(now time.Time, peers []*peer) {
 			l.step(now, p, evTick{})
 		}
 	}
+}
+
+// calmTicks is how seldom a peer is looked after of which nothing is expected: what ends by itself then, like an SA that nobody uses, ends so much later.
+const calmTicks = 8
+
+// Place is for the wheel of the housekeeping.
+func (p *peer) Place() *wheel.Place { return &p.stop }
+
+// turn is when the peer wants to be looked after, if no event comes before. Most peers are calm: a hundred thousand of them are hardly noticed.
+func (p *peer) turn(now time.Time) time.Time {
+	soon := now.Add(tick)
+	if !p.calm(now) {
+		return soon
+	}
+	then := now.Add(min(calmTicks*tick, p.linger/calmTicks))
+	if end := p.pad.StandsUntil(); !end.IsZero() && end.Before(then) {
+		then = end
+	}
+	return latest(soon, then)
+}
+
+// quiet reports whether the peer may be forgotten.
+func (p *peer) quiet(now time.Time) bool {
+	return p.pad.Expire(now) && !p.anybody.counts(now) && p.state == idle && p.attempt == nil && len(p.sas) == 0 && len(p.waiting) == 0 && p.held.IsZero()
+}
+
+// calm reports whether a tick can do nothing before an event comes, or an end that has no hurry.
+func (p *peer) calm(now time.Time) bool {
+	switch {
+	case p.attempt != nil, len(p.waiting) > 0, len(p.anybody.waiting) > 0, !p.contested.IsZero(), !p.parting.IsZero(), !p.held.IsZero(), now.Before(p.broken):
+		return false
+	case !p.latch.doubted.IsZero(), p.latch.sever, len(p.latch.knocks) > 0:
+		return false
+	}
+	for _, a := range p.sas {
+		in, out := a.usage.moments(now)
+		if !a.up || a.deleting || a.parted || !a.armed && !a.checked || !a.probed.IsZero() || out.After(max(a.since, a.heard, in)) {
+			return false
+		}
+	}
+	return true
 }
 
 // spoke tells the engine of ESP that has left: a NAT that has seen it needs no keepalive.

@@ -10,6 +10,7 @@ import (
 
 	"tacit/ike"
 	"tacit/ipsec"
+	"tacit/wheel"
 )
 
 // loop owns the peers of a shard and their IKE SAs (shards.go). Everything that happens to them happens in run, one input after the other, with the time
@@ -17,7 +18,9 @@ import (
 type loop struct {
 	*shared
 	engine   *ike.Endpoint
+	shard    int
 	peers    map[key]*peer
+	rota     wheel.Wheel[*peer] // of the housekeeping: all of them are there, and some that have gone
 	bySA     map[ike.SAID]*peer
 	pairs    map[uint32]*peer
 	callers  callers
@@ -35,8 +38,7 @@ type loop struct {
 	done        chan func(now time.Time)     // what jobs and signers found
 	wake        time.Time                    // of the engine
 	measuring   bool                         // the Pairs' counters are being read
-	ids         []uint32                     // of the Pairs whose counters are being read; its room is used again
-	usages      []evUsage                    // what was read last of some of them; the same
+	usages      []evUsage                    // what was read last of some of them; its room is used again
 	measured    time.Time                    // when they may be read again
 	leaving     bool                         // the SAs are being ended: no new ones
 	ended       chan struct{}                // closed when the loop has
@@ -52,7 +54,7 @@ const maxQueue = 400_000 // data plane calls that wait, two of each peer where m
 
 func newLoop(s *shared, engine *ike.Endpoint) *loop {
 	return &loop{
-		shared: s, engine: engine, peers: map[key]*peer{}, bySA: map[ike.SAID]*peer{}, pairs: map[uint32]*peer{}, callers: newCallers(), refusals: refusals{asked: map[ike.SAID]ike.AuthorizationWanted{}},
+		shared: s, engine: engine, peers: map[key]*peer{}, rota: wheel.Wheel[*peer]{Tick: tick}, bySA: map[ike.SAID]*peer{}, pairs: map[uint32]*peer{}, callers: newCallers(), refusals: refusals{asked: map[ike.SAID]ike.AuthorizationWanted{}},
 		datagrams: make(chan ike.Datagram, 1024), strangers: make(chan ike.Datagram, 256), events: make(chan ipsec.Event, 1024), calls: make(chan func(time.Time), 64), jobs: make(chan func()),
 		packets: newPackets(1), gateways: newGateways(), lodgers: newLodgers(), done: make(chan func(time.Time), 64), ended: make(chan struct{}), unheld: map[ipsec.Selector]time.Time{},
 		stuck: map[ipsec.Selector]bool{}, quarantined: map[key]time.Time{}, endings: endings{of: map[ipsec.Selector]*ending{}},
@@ -274,6 +276,7 @@ func (l *loop) peerUpTo(now time.Time, local, remote netip.Addr, most int) *peer
 	if p == nil {
 		p = newPeer(k, l.d.cfg.File.Linger, l.d.cfg.File.IKELifetime, now)
 		l.peers[k] = p
+		l.rota.Set(p, now.Add(tick))
 	}
 	return p
 }
@@ -294,10 +297,14 @@ func (l *loop) advance(now time.Time, p *peer, e any) {
 		}
 		l.do(now, p, a)
 	}
-	if _, quarantined := l.quarantined[p.key]; wake.IsZero() && l.peers[p.key] == p && p.quiet(now) && !quarantined {
-		delete(l.peers, p.key)
-		l.known.Add(-1)
+	if wake.IsZero() && l.peers[p.key] == p && p.quiet(now) {
+		if _, quarantined := l.quarantined[p.key]; !quarantined {
+			delete(l.peers, p.key)
+			l.known.Add(-1)
+			return
+		}
 	}
+	l.rota.Set(p, latest(wake, now.Add(tick)))
 }
 
 // event takes what the packet path saw.

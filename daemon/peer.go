@@ -13,6 +13,7 @@ import (
 	"tacit/ipsec"
 	"tacit/ipseckey"
 	"tacit/pad"
+	"tacit/wheel"
 )
 
 // state is where a peer stands.
@@ -142,6 +143,7 @@ type peer struct {
 	ending      string // why an SA is being ended by us, in the step under way
 	refused     moment // when packets of it were dropped last since they came in clear
 	clearLogged moment // when dropped clear packets were logged last
+	stop        wheel.Place
 }
 
 // action is one of the types below: what the loop does for a peer.
@@ -273,14 +275,9 @@ func (p *peer) step(now time.Time, e any) (do []action, wake time.Time) {
 	do = append(do, p.settle(now)...)
 	do = append(p.opened(shut, do), p.changed(before, e)...)
 	if !p.quiet(now) {
-		wake = now.Add(tick)
+		wake = p.turn(now)
 	}
 	return do, wake
-}
-
-// quiet reports whether the peer may be forgotten.
-func (p *peer) quiet(now time.Time) bool {
-	return p.pad.Expire(now) && !p.anybody.counts(now) && p.state == idle && p.attempt == nil && len(p.sas) == 0 && len(p.waiting) == 0 && p.held.IsZero()
 }
 
 // lookup is a name that claims the address: TRUST.md 2, R1 to R4.

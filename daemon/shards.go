@@ -44,6 +44,7 @@ type shared struct {
 	known   atomic.Int64                  // peers
 	panics  atomic.Uint64                 // that were contained; each is a bug
 	masks   [32]byte                      // see mask
+	used    used
 	nudge   func(local, remote netip.Addr) error
 	routed  func(remote netip.Addr) error // whether the kernel has a way to an address
 
@@ -95,7 +96,8 @@ func newShards(d *Daemon, n int) (*shards, error) {
 	}
 	for c.Shard = range n {
 		l := newLoop(s.shared, ike.New(c))
-		l.packets = newPackets(n)
+		l.shard, l.packets = c.Shard, newPackets(n)
+		s.used.of = append(s.used.of, map[uint32]bool{})
 		s.loops = append(s.loops, l)
 	}
 	for _, p := range ports() {

@@ -56,7 +56,7 @@ func (s *sa) sealed(h wire.Header, ps []wire.Payload, other int) ([][]byte, erro
 	if err != nil {
 		return nil, err
 	}
-	data, err := s.keys.seal.enclose(h, plain, func(body []byte) wire.Payload { return &wire.Encrypted{First: first, Body: body} })
+	data, err := s.keys.seal.enclose(h, wire.Closed{First: first}, plain)
 	if err != nil || !s.frag.on || len(data) <= s.room() {
 		return [][]byte{data}, err
 	}
@@ -71,11 +71,11 @@ func (s *sealer) cut(h wire.Header, first wire.PayloadType, plain []byte, total 
 	var out [][]byte
 	for n := range total {
 		part := plain[n*step : min((n+1)*step, len(plain))]
-		f := wire.EncryptedFragment{Number: uint16(n + 1), Total: uint16(total)}
+		c := wire.Closed{Number: uint16(n + 1), Total: uint16(total)}
 		if n == 0 {
-			f.First = first
+			c.First = first
 		}
-		data, err := s.enclose(h, part, func(body []byte) wire.Payload { f.Body = body; return &f })
+		data, err := s.enclose(h, c, part)
 		if err != nil {
 			return nil, err
 		}
@@ -124,17 +124,16 @@ type received struct {
 // receive decrypts a datagram that has the Message ID we wait for; r is where its fragments are kept. Errors are open's, and
 // errPartial.
 func (s *sa) receive(r **reassembly, d Datagram) (received, error) {
-	p, plain, err := s.keys.open.disclose(d.Data)
+	c, plain, err := s.keys.open.disclose(d.Data)
 	if err != nil {
 		return received{seen: sha256.Sum256(d.Data)}, err
 	}
 	first := wire.PayloadNone
 	got := received{}
-	switch p := p.(type) {
-	case *wire.Encrypted: // also in the place of fragments that came before: the peer has gone back to that
-		first, got.seen = p.First, sha256.Sum256(d.Data)
-	case *wire.EncryptedFragment:
-		if err := s.collect(r, p, plain, d.Data); err != nil {
+	if c.Total == 0 { // also in the place of fragments that came before: the peer has gone back to that
+		first, got.seen = c.First, sha256.Sum256(d.Data)
+	} else {
+		if err := s.collect(r, c, plain, d.Data); err != nil {
 			return received{}, err
 		}
 		first, plain, got.seen = (*r).first, bytes.Join((*r).parts, nil), (*r).seen
@@ -147,7 +146,7 @@ func (s *sa) receive(r **reassembly, d Datagram) (received, error) {
 }
 
 // collect keeps an authentic fragment; nil says that it was the last that was missing (RFC 7383, 2.6).
-func (s *sa) collect(r **reassembly, p *wire.EncryptedFragment, plain, data []byte) error {
+func (s *sa) collect(r **reassembly, p wire.Closed, plain, data []byte) error {
 	a := *r
 	switch {
 	case !s.frag.on || p.Total > maxFragments:
@@ -221,7 +220,6 @@ func (s *sa) repeats(d Datagram) bool {
 	if open == nil {
 		open = &s.keys.open
 	}
-	p, _, err := open.disclose(d.Data)
-	f, ok := p.(*wire.EncryptedFragment)
-	return err == nil && ok && f.Number == 1
+	c, _, err := open.disclose(d.Data)
+	return err == nil && c.Number == 1
 }

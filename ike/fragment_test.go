@@ -186,9 +186,7 @@ func newFragmenter(t testing.TB) *fragmenter {
 // part is one fragment of the request with the Message ID.
 func (f *fragmenter) part(id uint32, number, total uint16, first wire.PayloadType, plain []byte) []byte {
 	h := f.sa.header(wire.Informational, id, false)
-	b, err := f.sa.keys.seal.enclose(h, plain, func(body []byte) wire.Payload {
-		return &wire.EncryptedFragment{First: first, Number: number, Total: total, Body: body}
-	})
+	b, err := f.sa.keys.seal.enclose(h, wire.Closed{First: first, Number: number, Total: total}, plain)
 	if err != nil {
 		f.t.Fatal(err)
 	}

@@ -6,7 +6,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"slices"
 
 	"golang.org/x/crypto/chacha20poly1305"
 
@@ -85,28 +84,24 @@ func (s *sealer) seal(h wire.Header, ps []wire.Payload) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	return s.enclose(h, plain, func(body []byte) wire.Payload { return &wire.Encrypted{First: first, Body: body} })
+	return s.enclose(h, wire.Closed{First: first}, plain)
 }
 
-// enclose encrypts plain into the body of the message's only payload, which wrap makes. All before the body is associated data
-// (RFC 5282, 5.1).
-func (s *sealer) enclose(h wire.Header, plain []byte, wrap func(body []byte) wire.Payload) ([]byte, error) {
+// enclose encrypts plain into the body of the message's only payload. All before the body is associated data (RFC 5282, 5.1).
+func (s *sealer) enclose(h wire.Header, c wire.Closed, plain []byte) ([]byte, error) {
 	aead, block, err := s.algorithms()
 	if err != nil {
 		return nil, err
 	}
-	body := slices.Grow(plain, s.size(0))[:s.size(len(plain))] // of the size that it will have, and else of no meaning yet
-	m := wire.Message{Header: h, Payloads: []wire.Payload{wrap(body)}}
-	b, err := m.Marshal()
+	b, err := c.Frame(h, s.size(len(plain)))
 	if err != nil {
 		return nil, err
 	}
-	at := len(b) - len(body)
+	at := c.Room()
 	text := at + s.suite.ivLen()
 	s.fillIV(b[at:text], block)
 	n := copy(b[text:], plain)
 	in := b[text : text+n+s.padding(n)+1]
-	clear(in[n:])
 	in[len(in)-1] = byte(len(in) - n - 1)
 	aead.Seal(in[:0], s.nonce(b[at:text:text]), in, b[:at])
 	return b, nil
@@ -115,46 +110,38 @@ func (s *sealer) enclose(h wire.Header, plain []byte, wrap func(body []byte) wir
 // open decrypts a message whose only payload is an Encrypted one. errSealed says that it was not of the peer; any other error
 // that it was, and is malformed inside.
 func (s *sealer) open(data []byte) ([]wire.Payload, error) {
-	p, plain, err := s.disclose(data)
+	c, plain, err := s.disclose(data)
 	if err != nil {
 		return nil, err
 	}
-	enc, ok := p.(*wire.Encrypted)
-	if !ok {
+	if c.Total != 0 {
 		return nil, errSealed
 	}
-	return wire.ParsePayloads(enc.First, plain)
+	return wire.ParsePayloads(c.First, plain)
 }
 
 // disclose decrypts a message whose only payload is an Encrypted one or a fragment of one. Its errors are open's.
-func (s *sealer) disclose(data []byte) (wire.Payload, []byte, error) {
-	m, err := wire.ParseInPlace(data)
-	if err != nil || len(m.Payloads) != 1 {
-		return nil, nil, errSealed
-	}
-	var body []byte
-	switch p := m.Payloads[0].(type) {
-	case *wire.Encrypted:
-		body = p.Body
-	case *wire.EncryptedFragment:
-		body = p.Body
-	}
-	if len(body) < s.size(0) {
-		return nil, nil, errSealed
+func (s *sealer) disclose(data []byte) (c wire.Closed, plain []byte, err error) {
+	c, body, ok := wire.ParseClosed(data)
+	if !ok || len(body) < s.size(0) {
+		return c, nil, errSealed
 	}
 	aead, _, err := s.algorithms()
 	if err != nil {
-		return nil, nil, err
+		return c, nil, err
 	}
 	iv := s.suite.ivLen()
-	plain, err := aead.Open(nil, s.nonce(body[:iv:iv]), body[iv:], data[:len(data)-len(body)])
+	plain, err = aead.Open(nil, s.nonce(body[:iv:iv]), body[iv:], data[:len(data)-len(body)])
 	if err != nil {
-		return nil, nil, errSealed
+		return c, nil, errSealed
 	}
 	pad := int(plain[len(plain)-1])
 	if pad >= len(plain) {
-		t := m.Payloads[0].PayloadType()
-		return nil, nil, &wire.SyntaxError{Payload: t, Field: "pad length", Err: errors.New("longer than the payload")}
+		t := wire.PayloadSK
+		if c.Total != 0 {
+			t = wire.PayloadSKF
+		}
+		return c, nil, &wire.SyntaxError{Payload: t, Field: "pad length", Err: errors.New("longer than the payload")}
 	}
-	return m.Payloads[0], plain[:len(plain)-1-pad], nil
+	return c, plain[:len(plain)-1-pad], nil
 }

@@ -179,9 +179,8 @@ func lie(from *host, d *Datagram, op byte, r *reader) {
 		return
 	}
 	mirror := s.keys.seal
-	p, plain, err := mirror.disclose(d.Data)
-	enc, ok := p.(*wire.Encrypted)
-	if err != nil || !ok {
+	enc, plain, err := mirror.disclose(d.Data)
+	if err != nil || enc.Total != 0 {
 		return
 	}
 	ps, err := wire.ParsePayloads(enc.First, bytes.Clone(plain))
@@ -202,7 +201,7 @@ func lie(from *host, d *Datagram, op byte, r *reader) {
 		first, plain, _ = wire.MarshalPayloads(ps)
 	}
 	mirror.count |= 1 << 40
-	if data, err := mirror.enclose(h, plain, func(body []byte) wire.Payload { return &wire.Encrypted{First: first, Body: body} }); err == nil {
+	if data, err := mirror.enclose(h, wire.Closed{First: first}, plain); err == nil {
 		d.Data = data
 	}
 }

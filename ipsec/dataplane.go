@@ -51,6 +51,9 @@ type Dataplane interface {
 
 	// Usage returns the counters of a Pair.
 	Usage(id uint32) (Usage, error)
+	// Used returns the Pairs that packets came or left by, or that were armed, since it was called before, and maybe others: all of them, where nobody
+	// but the counters can tell.
+	Used() []uint32
 	// Events is closed by Close. The reader must keep up: events that find it full are dropped and counted, Acquire is raised again.
 	Events() <-chan Event
 	// Close ends everything that is ours; with keep it leaves SAs and policies for a restart, where the data plane can.

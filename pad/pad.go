@@ -277,6 +277,16 @@ func (a *Address) Lame(now time.Time) bool {
 	return true
 }
 
+// StandsUntil is when the first of the claims ends that the live key satisfies; zero: there is none.
+func (a *Address) StandsUntil() (first time.Time) {
+	for _, c := range a.claims {
+		if a.live && c.Has(a.key.ID) && (first.IsZero() || c.Until.Before(first)) {
+			first = c.Until
+		}
+	}
+	return first
+}
+
 // stands reports whether a claim still counts, and the live key satisfies it.
 func (a *Address) stands(now time.Time, c Claim) bool {
 	return a.live && now.Before(c.Until) && c.Has(a.key.ID)

@@ -10,6 +10,7 @@ import (
 
 	"tacit/guard"
 	"tacit/ipsec"
+	"tacit/wheel"
 )
 
 // Flow is all traffic between one of our own addresses and a peer's, as guard is asked to treat it. A data plane embeds it in its own.
@@ -20,7 +21,8 @@ type Flow struct {
 	asked     bool // there is a policy; else rules decide
 	adopted   bool // it is a dead process's
 	policy    ipsec.Action
-	until     time.Time // of the policy, or when the flow is due without one; zero: never
+	until     time.Time // of the policy, or when the flow is due without one; zero: never. Policies.end sets it.
+	place     wheel.Place
 	verdict   guard.Verdict
 	lastClear uint64 // the kernel's counter, as it was seen last
 }
@@ -28,18 +30,14 @@ type Flow struct {
 // Selector names the flow in events.
 func (f *Flow) Selector() ipsec.Selector { return ipsec.Host(f.Key.Own, f.Key.Peer) }
 
-// KeepUntil lets a flow without a policy be due at the given time. It returns when the flow is.
-func (f *Flow) KeepUntil(t time.Time) time.Time {
-	if f.until.IsZero() {
-		f.until = t
-	}
-	return f.until
-}
+// Place is for the wheel that says when the flow's policy ends.
+func (f *Flow) Place() *wheel.Place { return &f.place }
 
 func (f *Flow) base() *Flow { return f }
 
 // Traffic is a data plane's flow: it embeds [Flow].
 type Traffic interface {
+	wheel.Member
 	base() *Flow
 	// Used reports whether any Pair carries it, armed or not.
 	Used() bool
@@ -63,6 +61,7 @@ type Policies[F Traffic] struct {
 
 	renewal   renewal[F]
 	flows     map[guard.Key]F
+	ends      wheel.Wheel[F]       // those with a policy, and others that are due
 	strangers map[guard.Key]uint64 // clear packets that a rule had dropped, as they were counted last
 }
 
@@ -93,6 +92,28 @@ func (p *Policies[F]) Flow(k guard.Key) F {
 func (p *Policies[F]) Find(k guard.Key) (f F, ok bool) {
 	f, ok = p.flows[k]
 	return f, ok
+}
+
+// end sets when the policy of a flow ends.
+func (p *Policies[F]) end(f F, t time.Time) {
+	if f.base().until = t; !t.IsZero() {
+		p.dueAt(f, t)
+	}
+}
+
+// dueAt has a flow looked at by Due.
+func (p *Policies[F]) dueAt(f F, t time.Time) {
+	p.ends.Tick = tick
+	p.ends.Set(f, t)
+}
+
+// KeepUntil lets a flow without a policy be due at the given time. It returns when the flow is.
+func (p *Policies[F]) KeepUntil(f F, t time.Time) time.Time {
+	b := f.base()
+	if b.until.IsZero() {
+		p.end(f, t)
+	}
+	return b.until
 }
 
 // All are all flows.
@@ -205,14 +226,16 @@ func (p *Policies[F]) fate(b *Flow) (Fate, time.Time) {
 func (p *Policies[F]) change(f F, a ipsec.Action, until time.Time) error {
 	b := f.base()
 	before := *b
-	b.asked, b.adopted, b.policy, b.until = !until.IsZero(), false, a, until
+	b.asked, b.adopted, b.policy = !until.IsZero(), false, a
+	p.end(f, until)
 	fate, ends := p.fate(b)
 	if fate != Drop {
 		f.Settle(fate, ends)
 	}
 	armed, _ := f.Armed()
 	if err := p.Enforce(f, armed); err != nil {
-		b.asked, b.adopted, b.policy, b.until = before.asked, before.adopted, before.policy, before.until
+		b.asked, b.adopted, b.policy = before.asked, before.adopted, before.policy
+		p.end(f, before.until)
 		f.Settle(p.fate(b))
 		return err
 	}
@@ -230,7 +253,8 @@ func (p *Policies[F]) Adopt(left []guard.Element) {
 	for _, e := range left {
 		f := p.Flow(e.Key)
 		b := f.base()
-		b.asked, b.adopted, b.until, b.verdict = true, true, now.Add(e.Left), e.Verdict
+		b.asked, b.adopted, b.verdict = true, true, e.Verdict
+		p.end(f, now.Add(e.Left))
 		b.policy = map[guard.Verdict]ipsec.Action{guard.Divert: ipsec.Hold, guard.Block: ipsec.Block, guard.Clear: ipsec.Bypass}[e.Verdict]
 		f.Settle(p.fate(b))
 	}
@@ -248,10 +272,17 @@ func (p *Policies[F]) Left(left []guard.Element) (held []ipsec.Pair) {
 	return held
 }
 
-// Due are the flows whose policy has come to its end. The kernel's elements end by themselves at the same time.
+// Due are the flows whose policy has come to its end, also those that were so before and whose policy still stands. The kernel's elements end by
+// themselves at the same time.
 func (p *Policies[F]) Due(now time.Time) (due []F) {
-	for _, f := range p.flows {
-		if b := f.base(); !b.until.IsZero() && !now.Before(b.until) {
+	p.ends.Tick = tick
+	for _, f := range p.ends.Due(now) {
+		b := f.base()
+		if b.until.IsZero() {
+			continue
+		}
+		p.dueAt(f, b.until)
+		if !now.Before(b.until) {
 			due = append(due, f)
 		}
 	}

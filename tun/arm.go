@@ -79,6 +79,7 @@ func (p *Plane) armPair(pr *pair, out *outbound) error {
 			return err
 		}
 		pr.armed = true
+		p.wasUsed(pr)
 	}
 	f.armed = append(plane.Without(f.armed, pr), pr)
 	if pr.out == nil || out.order > pr.out.order {

@@ -67,6 +67,9 @@ type pair struct {
 	lastIn, lastOut                          atomic.Int64 // UnixNano
 	replayed, invalid                        atomic.Uint64
 	moved                                    atomic.Int64 // UnixNano of the last Moved event
+
+	inUsed   atomic.Bool // it is in Plane.used
+	nextUsed *pair       // behind it there
 }
 
 // spec is the Pair as it was installed, without its SAs.

@@ -37,9 +37,9 @@ func (p *Plane) turn(now, renewed time.Time) time.Time {
 	}
 	errs = append(errs, p.policies.RenewDue(now))
 	if now.Sub(renewed) >= p.policies.Interval() {
+		p.refreshMTU(renewed)
 		renewed = now
 		errs = append(errs, p.policies.RenewRules())
-		p.refreshMTU()
 	}
 	errs = append(errs, p.policies.FollowGateways(now))
 	fresh, err := p.policies.WatchClear()
@@ -52,10 +52,10 @@ func (p *Plane) turn(now, renewed time.Time) time.Time {
 	return renewed
 }
 
-// refreshMTU follows the path's MTU, which ICMP may have lowered.
-func (p *Plane) refreshMTU() {
+// refreshMTU follows the path's MTU, which ICMP may have lowered, of Pairs that were sent with since a time: it takes some system calls for each.
+func (p *Plane) refreshMTU(since time.Time) {
 	for _, pr := range p.pairs {
-		if pr.out == nil {
+		if pr.out == nil || pr.out.sock == nil || pr.lastOut.Load() < since.UnixNano() {
 			continue
 		}
 		if mtu := p.probe.mtu(pr.remote.Addr()); int32(mtu) != pr.out.mtu {

@@ -297,6 +297,30 @@ func (p *Plane) Usage(id uint32) (ipsec.Usage, error) {
 	}, nil
 }
 
+// Used returns the Pairs that were used, or armed, since it was called before.
+func (p *Plane) Used() (ids []uint32) {
+	for pr := p.used.Swap(nil); pr != nil; {
+		next := pr.nextUsed
+		pr.inUsed.Store(false) // then it may be put there again, with what is counted from now on
+		ids = append(ids, pr.id)
+		pr = next
+	}
+	return ids
+}
+
+// wasUsed has Used tell of a Pair. What was counted of it is seen by whoever hears of that.
+func (p *Plane) wasUsed(pr *pair) {
+	if pr.inUsed.Load() || !pr.inUsed.CompareAndSwap(false, true) {
+		return
+	}
+	for {
+		pr.nextUsed = p.used.Load()
+		if p.used.CompareAndSwap(pr.nextUsed, pr) {
+			return
+		}
+	}
+}
+
 func timeOf(nano int64) time.Time {
 	if nano == 0 {
 		return time.Time{}

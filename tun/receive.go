@@ -145,6 +145,7 @@ func (p *Plane) receiveESP(r *receiver, data []byte, from *sockaddr, c control) 
 		return
 	}
 	in.count(len(opened)-room, r.now)
+	p.wasUsed(in.pair)
 	opened, pkt, ok := p.unwrap(in, opened, next, c)
 	if !ok {
 		return

@@ -107,6 +107,7 @@ func (p *Plane) seal(batch *sendBatch, out *outbound, pkt *packet, now time.Time
 	batch.arena = arena
 	batch.add(out, start, pkt.tos, hops)
 	out.count(len(payload), now)
+	p.wasUsed(out.pair)
 	if out.sealer.Sent() == out.expire {
 		p.run.Raise(ipsec.Event{Kind: ipsec.Expiring, ID: out.pair.id, SPI: out.spi, Selector: out.pair.flow.Selector()})
 	}

@@ -95,6 +95,7 @@ type Plane struct {
 	counts counters
 	budget plane.Budget
 	copies plane.Budget
+	used   atomic.Pointer[pair] // those that Used is to tell of, each behind the one that came later
 
 	flows table[addrKey, *flow]      // read by the path
 	spis  table[ipsec.SPI, *inbound] // read by the path

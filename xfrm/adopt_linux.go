@@ -76,7 +76,7 @@ func (p *Plane) adoptPair(q Policy, states []State) {
 		f.tunnels++
 	}
 	f.all, f.armed, f.out = append(f.all, pr), append(f.armed, pr), pr.out
-	f.adopted = f.KeepUntil(p.now().Add(time.Duration(q.Lifetime.HardSeconds) * time.Second))
+	f.adopted = p.policies.KeepUntil(f, p.now().Add(time.Duration(q.Lifetime.HardSeconds)*time.Second))
 	p.reqIDs[pr.reqID] = true
 	p.left = append(p.left, pr.spec)
 	p.left[len(p.left)-1].Until = f.adopted

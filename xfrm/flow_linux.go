@@ -107,7 +107,8 @@ func (p *Plane) seconds() uint64 {
 	return uint64((p.cfg.Linger+2*p.policyInterval()+time.Second-1)/time.Second) + 1
 }
 
-// route makes out the SA of the flow's policy, or ends the policy if it is nil. On an error the old one stands.
+// route makes out the SA of the flow's policy, or ends the policy if it is nil. On an error the old one stands, and maintenance tries again if that is not the
+// one that is to be used.
 func (p *Plane) route(f *flow, out *outbound) error {
 	if out == f.out {
 		return nil
@@ -119,6 +120,7 @@ func (p *Plane) route(f *flow, out *outbound) error {
 		err = p.kernel.delPolicy(outPolicy(f.out.state, f.Key.Own, f.Key.Peer, 0))
 	}
 	if err != nil {
+		p.unrouted = append(p.unrouted, f)
 		return err
 	}
 	f.out = out

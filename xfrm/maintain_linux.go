@@ -41,8 +41,12 @@ func (p *Plane) turn(now time.Time) (errs []error) {
 	}
 	errs = append(errs, err, p.policies.FollowGateways(now))
 	errs = append(errs, p.endLeft()...)
-	for f := range p.policies.All() {
-		errs = append(errs, p.route(f, current(f.armed))) // if it could not be set before
+	unrouted := p.unrouted
+	p.unrouted = nil
+	for _, f := range unrouted {
+		if there, _ := p.policies.Find(f.Key); there == f {
+			errs = append(errs, p.route(f, current(f.armed)))
+		}
 	}
 	for _, f := range p.policies.Due(now) {
 		for _, pr := range slices.Clone(f.all) { // removePair takes it out

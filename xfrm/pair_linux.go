@@ -3,7 +3,9 @@ package xfrm
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
+	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -358,6 +360,13 @@ func (p *Plane) Usage(id uint32) (ipsec.Usage, error) {
 	u.Armed, u.ClearDropped = pr.armed, pr.flow.ClearDropped
 	pr.noteUse(&u, p.now())
 	return u, nil
+}
+
+// Used returns all Pairs: the kernel has nothing to say of those that it used but their counters.
+func (p *Plane) Used() []uint32 {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return slices.Collect(maps.Keys(p.pairs))
 }
 
 // noteUse makes up for kernels before 6.2, which tell when an SA was used first, but not last: what carried packets since we asked

@@ -79,6 +79,7 @@ type Plane struct {
 	order    uint64
 	waiting  map[*flow]struct{} // with packets in their queues
 	orphans  []*outbound
+	unrouted []*flow        // whose policy could not be set
 	unended  []func() error // what could not be ended
 	left     []ipsec.Pair
 	counts   counters

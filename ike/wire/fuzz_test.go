@@ -95,17 +95,42 @@ func FuzzParse(f *testing.F) {
 	})
 }
 
-func FuzzParseInPlace(f *testing.F) {
+// What Parse and Marshal make of a message with one payload that is encrypted, ParseClosed and Frame do.
+func FuzzParseClosed(f *testing.F) {
 	seeds(f, func(b []byte, _ PayloadType, _ []byte) { f.Add(b) })
 	f.Fuzz(func(t *testing.T, b []byte) {
 		before := bytes.Clone(b)
-		m, err := ParseInPlace(b)
-		want, wantErr := Parse(before)
-		if !reflect.DeepEqual(m, want) || !reflect.DeepEqual(err, wantErr) {
-			t.Errorf("parses as %+v, %v, and a copy as %+v, %v", m, err, want, wantErr)
+		c, body, ok := ParseClosed(b)
+		m, err := Parse(before)
+		var want Closed
+		var wantBody []byte
+		if err == nil && len(m.Payloads) == 1 {
+			switch p := m.Payloads[0].(type) {
+			case *Encrypted:
+				want, wantBody = Closed{First: p.First}, p.Body
+			case *EncryptedFragment:
+				want, wantBody = Closed{p.First, p.Number, p.Total}, p.Body
+			}
+		}
+		if ok != (wantBody != nil) || !bytes.Equal(body, wantBody) || ok && c != want {
+			t.Fatalf("parses as %+v, %x, %v, want %+v, %x: %v", c, body, ok, want, wantBody, err)
 		}
 		if !bytes.Equal(b, before) {
 			t.Error("it was changed")
+		}
+		if !ok {
+			return
+		}
+		frame, err := c.Frame(m.Header, len(body))
+		if err != nil {
+			t.Fatalf("parses, but has no frame: %v", err)
+		}
+		if len(frame)-c.Room() != len(body) {
+			t.Fatalf("%d octets before the body in a frame of %d for %d", c.Room(), len(frame), len(body))
+		}
+		copy(frame[c.Room():], body)
+		if again, err := m.Marshal(); err != nil || !bytes.Equal(frame, again) {
+			t.Errorf("its frame is %x, and it is written as %x, %v", frame, again, err)
 		}
 	})
 }

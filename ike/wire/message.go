@@ -134,12 +134,7 @@ func versionHeader(b []byte) Header {
 
 // Parse reads a whole datagram (without the non-ESP marker). The Message has a copy of b and the caller may use b again.
 // Errors are *SyntaxError, *VersionError and *CriticalError; each says what it would be answered with.
-func Parse(b []byte) (*Message, error) { return parse(b, bytes.Clone) }
-
-// ParseInPlace is Parse without the copy: the Message points into b.
-func ParseInPlace(b []byte) (*Message, error) { return parse(b, func(b []byte) []byte { return b }) }
-
-func parse(b []byte, own func([]byte) []byte) (*Message, error) {
+func Parse(b []byte) (*Message, error) {
 	h, length, err := parseHeader(b)
 	if err != nil {
 		return nil, err
@@ -150,7 +145,7 @@ func parse(b []byte, own func([]byte) []byte) (*Message, error) {
 	if uint64(length) != uint64(len(b)) {
 		return nil, &SyntaxError{Offset: 24, Field: "length", Err: fmt.Errorf("%d, but the datagram has %d", length, len(b))}
 	}
-	r := newReader(own(b))
+	r := newReader(bytes.Clone(b))
 	r.skip("header", HeaderLen)
 	ps := r.chain(h.NextPayload, true)
 	if *r.err != nil {
@@ -159,8 +154,7 @@ func parse(b []byte, own func([]byte) []byte) (*Message, error) {
 	return &Message{Header: h, Payloads: ps}, nil
 }
 
-// Marshal writes the message. With a last payload *Encrypted whose Body has room for IV, ciphertext and ICV, the caller
-// then encrypts in place: the body is the tail of the result, and the associated data is all before it (RFC 5282, 5.1).
+// Marshal writes the message. One that is encrypted, and has nothing else, is made by [Closed.Frame].
 func (m *Message) Marshal() ([]byte, error) {
 	if m.InitiatorSPI == 0 {
 		return nil, fmt.Errorf("wire: initiator SPI: %w", errZero)
@@ -169,15 +163,7 @@ func (m *Message) Marshal() ([]byte, error) {
 	if len(m.Payloads) > 0 {
 		first = m.Payloads[0].PayloadType()
 	}
-	b := cryptobyte.NewBuilder(make([]byte, 0, m.room()))
-	b.AddUint64(m.InitiatorSPI)
-	b.AddUint64(m.ResponderSPI)
-	b.AddUint8(uint8(first))
-	b.AddUint8(0x20) // version 2.0
-	b.AddUint8(uint8(m.Exchange))
-	b.AddUint8(uint8(m.Flags & definedFlags))
-	b.AddUint32(m.MessageID)
-	b.AddUint32(0)
+	b := cryptobyte.NewBuilder(make([]byte, HeaderLen, usualMessage))
 	addChain(b, m.Payloads, true)
 	data, err := b.Bytes()
 	if err != nil {
@@ -186,19 +172,17 @@ func (m *Message) Marshal() ([]byte, error) {
 	if len(data) > MaxMessage {
 		return nil, fmt.Errorf("wire: a message of %d octets does not fit a datagram", len(data))
 	}
-	binary.BigEndian.PutUint32(data[24:], uint32(len(data)))
+	h := m.Header
+	h.NextPayload = first
+	h.put(data)
 	return data, nil
 }
 
-// room is how long the message will be, exactly where it is a closed one, which may be kept for long.
-func (m *Message) room() int {
-	if len(m.Payloads) == 1 {
-		switch p := m.Payloads[0].(type) {
-		case *Encrypted:
-			return HeaderLen + genericLen + len(p.Body)
-		case *EncryptedFragment:
-			return HeaderLen + genericLen + 4 + len(p.Body)
-		}
-	}
-	return usualMessage
+// put writes the header of the message that b is, with b's length.
+func (h Header) put(b []byte) {
+	binary.BigEndian.PutUint64(b, h.InitiatorSPI)
+	binary.BigEndian.PutUint64(b[8:], h.ResponderSPI)
+	b[16], b[17], b[18], b[19] = uint8(h.NextPayload), 0x20, uint8(h.Exchange), uint8(h.Flags&definedFlags) // version 2.0
+	binary.BigEndian.PutUint32(b[20:], h.MessageID)
+	binary.BigEndian.PutUint32(b[24:], uint32(len(b)))
 }

@@ -302,3 +302,27 @@ func TestConfigSkips(t *testing.T) {
 		}
 	}
 }
+
+// What cannot be read is not written.
+func TestFrameRefuses(t *testing.T) {
+	for _, tt := range []struct {
+		c    Closed
+		spi  uint64
+		n    int
+		want string
+	}{
+		{Closed{}, 0, 40, "initiator SPI"},
+		{Closed{Number: 3, Total: 2}, 1, 40, "fragment 3 of 2"},
+		{Closed{Number: 0, Total: 2}, 1, 40, "fragment 0 of 2"},
+		{Closed{Number: 1}, 1, 40, "fragment 1 of 0"},
+		{Closed{}, 1, MaxMessage - HeaderLen - genericLen + 1, "65536 octets"},
+	} {
+		if b, err := tt.c.Frame(Header{InitiatorSPI: tt.spi}, tt.n); err == nil || !strings.Contains(err.Error(), tt.want) {
+			t.Errorf("%+v: %d octets, %v, want an error with %q", tt.c, len(b), err, tt.want)
+		}
+	}
+	b, err := Closed{}.Frame(Header{InitiatorSPI: 1}, MaxMessage-HeaderLen-genericLen)
+	if err != nil || len(b) != MaxMessage {
+		t.Errorf("the longest message: %d octets, %v", len(b), err)
+	}
+}

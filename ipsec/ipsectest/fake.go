@@ -5,6 +5,7 @@ package ipsectest
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"os"
 	"slices"
@@ -315,6 +316,13 @@ func (f *Fake) SetRules(rules []ipsec.Rule) error {
 		f.rules = rules
 		return nil
 	})
+}
+
+// Used returns all Pairs. It is not recorded.
+func (f *Fake) Used() []uint32 {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return slices.Collect(maps.Keys(f.pairs))
 }
 
 // Usage returns what SetUsage set. It is not recorded.
