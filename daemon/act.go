@@ -231,7 +231,7 @@ func (l *loop) engineEvent(now time.Time, e ike.Event) {
 	case ike.Redirected:
 		l.redirect(now, e)
 	case ike.Alive:
-		if p := l.bySA[e.SA]; p != nil {
+		if p := l.bySA[e.SA]; p != nil && !l.hears(now, p, e.SA) {
 			l.step(now, p, e)
 		}
 	case ike.Closed:

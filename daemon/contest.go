@@ -71,6 +71,27 @@ func (p *peer) alive(now time.Time, id ike.SAID) []action {
 	return p.remains(now, a)
 }
 
+// hears notes an authenticated message of a peer of whom nobody has asked whether he is there, and reports whether that is all that it means: what step would do, without
+// looking at all that it looks at. Most messages are such, and there may be many peers.
+func (l *loop) hears(now time.Time, p *peer, id ike.SAID) bool {
+	a := p.sa(id)
+	if a == nil || !a.up || !a.armed || a.deleting || !a.probed.IsZero() || !p.contested.IsZero() || !p.latch.doubted.IsZero() || len(p.latch.knocks) > 0 || now.Before(l.quarantined[p.key]) {
+		return false
+	}
+	if a.key == nil {
+		a.heard = at(now)
+		return true
+	}
+	if !p.isLive(a) {
+		return false
+	}
+	a.heard = at(now)
+	p.pad.Alive(now)
+	l.publish(p)
+	l.spread(now, p)
+	return true
+}
+
 // remains is a proof by an incumbent. If it was contested it has answered, and keeps the address.
 func (p *peer) remains(now time.Time, a *association) []action {
 	if p.contested.IsZero() || a.deleting {

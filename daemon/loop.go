@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/netip"
 	"slices"
 	"time"
@@ -210,10 +211,17 @@ func (l *loop) await(ctx context.Context, done <-chan struct{}) error {
 var errEnded = errors.New("the daemon has ended")
 
 func (l *loop) receive(now time.Time, d ike.Datagram) {
-	l.log.Debug("ike", "dir", "in", "peer", d.Remote, "bytes", len(d.Data))
+	l.trace("in", d)
 	out := l.engine.Receive(now, d)
 	l.unmet(now, d.Remote, out.Dropped)
 	l.output(now, out)
+}
+
+// trace logs a message of IKE. Nearly always nobody wants to know.
+func (l *loop) trace(dir string, d ike.Datagram) {
+	if l.log.Enabled(context.Background(), slog.LevelDebug) {
+		l.log.Debug("ike", "dir", dir, "peer", d.Remote, "bytes", len(d.Data))
+	}
 }
 
 // output does what the engine asks: datagrams first, but for the answer that a successor must precede.
@@ -254,7 +262,7 @@ func (l *loop) send(d ike.Datagram) {
 		l.log.Warn("no socket to send from", "local", d.Local, "peer", d.Remote)
 		return
 	}
-	l.log.Debug("ike", "dir", "out", "peer", d.Remote, "bytes", len(d.Data))
+	l.trace("out", d)
 	if err := c.Write(d.Data, d.Local, d.Remote); err != nil {
 		l.log.Debug("sending IKE", "peer", d.Remote, "err", err) // it is sent again like any lost datagram
 	}

@@ -1,7 +1,6 @@
 package plane
 
 import (
-	"bytes"
 	"fmt"
 	"net/netip"
 	"os"
@@ -42,9 +41,27 @@ type conn struct {
 	once  sync.Once
 }
 
+// buffers hold a message for a moment. They are used again.
+var buffers = sync.Pool{New: func() any { return &buffer{make([]byte, 0, 2048)} }}
+
+type buffer struct{ b []byte }
+
+// bufferOf is a buffer with the parts in it.
+func bufferOf(parts ...[]byte) *buffer {
+	x := buffers.Get().(*buffer)
+	x.b = x.b[:0]
+	for _, p := range parts {
+		x.b = append(x.b, p...)
+	}
+	return x
+}
+
+// noESP is the marker.
+var noESP [NonESP]byte
+
 // datagram is an IKE message that waits for Read.
 type datagram struct {
-	data          []byte
+	data          *buffer
 	local, remote netip.AddrPort
 }
 
@@ -84,9 +101,11 @@ func (l *Conns) Deliver(local, remote netip.AddrPort, message []byte) {
 		if !c.wants(local) {
 			continue
 		}
+		d := datagram{bufferOf(message), local, remote}
 		select {
-		case c.queue <- datagram{bytes.Clone(message), local, remote}:
+		case c.queue <- d:
 		default:
+			buffers.Put(d.data)
 			l.Dropped.Add(1)
 		}
 		return
@@ -98,7 +117,9 @@ func (l *Conns) Deliver(local, remote netip.AddrPort, message []byte) {
 func (c *conn) Read(b []byte) (n int, local, remote netip.AddrPort, err error) {
 	select {
 	case d := <-c.queue:
-		return copy(b, d.data), d.local, d.remote, nil
+		n = copy(b, d.data.b)
+		buffers.Put(d.data)
+		return n, d.local, d.remote, nil
 	case <-c.done:
 	case <-c.all.Done:
 	}
@@ -109,7 +130,9 @@ func (c *conn) Read(b []byte) (n int, local, remote netip.AddrPort, err error) {
 // keepalive, which has no marker (RFC 3948, 2.3).
 func (c *conn) Write(b []byte, local, remote netip.AddrPort) error {
 	if c.local.Port() == PortNATT && len(b) != 1 {
-		b = append(make([]byte, NonESP, NonESP+len(b)), b...)
+		marked := bufferOf(noESP[:], b)
+		defer buffers.Put(marked)
+		b = marked.b
 	}
 	if err := c.all.Send(c.local.Port(), b, local.Addr(), remote); err != nil {
 		return fmt.Errorf("write to %v: %w", remote, err)

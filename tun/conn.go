@@ -49,30 +49,38 @@ func (p *Plane) sendIKE(port uint16, b []byte, local netip.Addr, remote netip.Ad
 	return s.sendTo(b, local, remote)
 }
 
-// envelope is what sendmsg wants beside the message.
+// envelope is a call of sendmsg.
 type envelope struct {
 	v4      unix.SockaddrInet4
 	v6      unix.SockaddrInet6
+	to      unix.Sockaddr // one of them
 	control []byte
+	message []byte
+	err     error
+	write   func(fd uintptr) (done bool)
 }
 
 // envelopes are used again: a burst of set-ups is thousands of messages.
-var envelopes = sync.Pool{New: func() any { return &envelope{control: make([]byte, 0, controlSize)} }}
+var envelopes = sync.Pool{New: func() any {
+	e := &envelope{control: make([]byte, 0, controlSize)}
+	e.write = func(fd uintptr) bool {
+		e.err = unix.Sendmsg(int(fd), e.message, e.control, e.to, unix.MSG_DONTWAIT)
+		return !errors.Is(e.err, unix.EAGAIN)
+	}
+	return e
+}}
 
 func (s *socket) sendTo(b []byte, local netip.Addr, remote netip.AddrPort) error {
 	e := envelopes.Get().(*envelope)
-	defer envelopes.Put(e)
-	var to unix.Sockaddr = &e.v4
 	if remote.Addr().Is4() {
-		e.v4.Port, e.v4.Addr = int(remote.Port()), remote.Addr().As4()
+		e.v4.Port, e.v4.Addr, e.to = int(remote.Port()), remote.Addr().As4(), &e.v4
 	} else {
-		e.v6.Port, e.v6.Addr, to = int(remote.Port()), remote.Addr().As16(), &e.v6
+		e.v6.Port, e.v6.Addr, e.to = int(remote.Port()), remote.Addr().As16(), &e.v6
 	}
-	oob := putLocal(e.control, local)
-	var err error
-	wait := s.raw.Write(func(fd uintptr) bool {
-		err = unix.Sendmsg(int(fd), b, oob, to, unix.MSG_DONTWAIT)
-		return !errors.Is(err, unix.EAGAIN)
-	})
+	e.control, e.message = putLocal(e.control[:0], local), b
+	wait := s.raw.Write(e.write)
+	err := e.err
+	e.message, e.err = nil, nil
+	envelopes.Put(e)
 	return errors.Join(wait, err)
 }
