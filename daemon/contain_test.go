@@ -4,9 +4,7 @@ import (
 	"bytes"
 	"context"
 	"log/slog"
-	"maps"
 	"net/netip"
-	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -68,7 +66,7 @@ func TestQuarantineEnds(t *testing.T) {
 	}
 	keep := func(now time.Time) {
 		l.pardon(now)
-		l.housekeep(now, slices.Collect(maps.Values(l.peers)))
+		l.housekeep(now, l.rota.Due(now))
 	}
 	keep(p.now.Add(quarantine - 1))
 	if len(l.quarantined) != 20 {

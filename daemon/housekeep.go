@@ -77,6 +77,9 @@ func (l *loop) count(now time.Time, usages []evUsage) {
 		if p := l.pairs[u.pair]; p != nil && p.news(u) {
 			l.step(now, p, u)
 			l.spoke(p, u)
+			if !p.calm(now) {
+				l.rota.Set(p, now) // in this very round
+			}
 		}
 	}
 }
@@ -100,8 +103,12 @@ func (l *loop) housekeep(now time.Time, peers []*peer) {
 	}
 }
 
-// calmTicks is how seldom a peer is looked after of which nothing is expected: what ends by itself then, like an SA that nobody uses, ends so much later.
-const calmTicks = 8
+// calmTicks is how seldom a peer is looked after of which nothing is expected: what ends by itself then, like an SA that nobody uses, ends so much later. Some
+// are more often, by their address: those that have begun together do not stay so.
+const (
+	calmTicks  = 8
+	calmSpread = 4
+)
 
 // Place is for the wheel of the housekeeping.
 func (p *peer) Place() *wheel.Place { return &p.stop }
@@ -112,7 +119,9 @@ func (p *peer) turn(now time.Time) time.Time {
 	if !p.calm(now) {
 		return soon
 	}
-	then := now.Add(min(calmTicks*tick, p.linger/calmTicks))
+	address := p.remote.As16()
+	ticks := calmTicks - time.Duration(address[len(address)-1]%calmSpread)
+	then := now.Add(min(ticks*tick, p.linger/calmTicks))
 	if end := p.pad.StandsUntil(); !end.IsZero() && end.Before(then) {
 		then = end
 	}

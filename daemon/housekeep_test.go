@@ -2,9 +2,7 @@ package daemon
 
 import (
 	"context"
-	"maps"
 	"net/netip"
-	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -176,7 +174,7 @@ func keep(l *loop, now time.Time) {
 	l.packets.denials.expire(now, maxQuests)
 	l.packets.watchedBefore.expire(now, maxQuests)
 	l.unwatch(now)
-	l.housekeep(now, slices.Collect(maps.Values(l.peers)))
+	l.housekeep(now, l.rota.Due(now))
 }
 
 // A peer hears of its counters when they have changed, or say that it is armed, and else is left alone.
@@ -206,5 +204,74 @@ func TestNews(t *testing.T) {
 		if p.news(&evUsage{5, tt.u}) {
 			t.Errorf("%s: news of another's Pair", what)
 		}
+	}
+}
+
+// A peer of which something is expected is looked after every second; of one at rest that is left to every fifth to eighth, or to the end of what its name has claimed.
+func TestTurn(t *testing.T) {
+	for what, tt := range map[string]struct { // of 192.0.2.2
+		make func(p *play)
+		want time.Duration
+	}{
+		"proven":       {func(p *play) { p.lookup("bob.example.", 1); p.established(1, true, 1) }, (calmTicks - 2) * tick},
+		"anonymous":    {func(p *play) { p.established(1, false, 0); p.event(evFirst{101}) }, (calmTicks - 2) * tick},
+		"not used yet": {func(p *play) { p.established(1, false, 0) }, tick},
+		"being keyed":  {func(p *play) { p.lookup("bob.example.", 1) }, tick},
+		"held":         {func(p *play) { p.lookup("bob.example.", 1); p.established(1, true, 1); p.ended(1, nil) }, tick},
+		"not answering": {func(p *play) {
+			p.established(1, true, 0)
+			p.event(&evUsage{101, ipsec.Usage{Armed: true, LastOut: p.now.Add(time.Millisecond)}})
+		}, tick},
+		"asked":     {func(p *play) { p.established(1, true, 0); p.p.probeAll(p.now) }, tick},
+		"contested": {func(p *play) { p.lookup("bob.example.", 1); p.established(1, true, 1); p.event(evContest{}) }, tick},
+		"its claim ends": {func(p *play) {
+			p.lookup("bob.example.", 1)
+			p.established(1, true, 1)
+			c := p.claim("alias.example.", 1)
+			c.Until = p.now.Add(3 * time.Second)
+			p.event(evClaim{c})
+		}, 3 * time.Second},
+		"used for seconds only": {func(p *play) { p.p.linger = 24 * time.Second; p.established(1, true, 0) }, 3 * time.Second},
+	} {
+		p := newPlay(t)
+		tt.make(p)
+		if got := p.p.turn(p.now).Sub(p.now); got != tt.want {
+			t.Errorf("%s: in %v, want %v", what, got, tt.want)
+		}
+	}
+}
+
+// A second's housekeeping looks at some of those at rest, even where all were looked at in one, and at all within eight.
+func TestManyAtRest(t *testing.T) {
+	p := newPlay(t)
+	l := idleLoop(t, p)
+	const many = 800
+	for i := range many {
+		q := l.peerOf(p.now, p.p.local, netip.AddrFrom4([4]byte{10, 0, byte(i >> 8), byte(i)}))
+		l.step(p.now, q, ike.Established{SA: ike.SAID(i + 1), Initiator: true})
+		l.step(p.now, q, ike.ChildUp{SA: ike.SAID(i + 1), Pair: ipsec.Pair{ID: uint32(i + 1)}})
+	}
+	last := map[*peer]time.Time{}
+	for second := range 200 {
+		p.now = p.now.Add(tick)
+		due := l.rota.Due(p.now)
+		if second > 30 && len(due) > many/2 {
+			t.Errorf("%d peers in second %d", len(due), second)
+		}
+		for _, q := range due {
+			last[q] = p.now
+		}
+		l.housekeep(p.now, due)
+		if second < calmTicks {
+			continue
+		}
+		for q, at := range last {
+			if l.peers[q.key] == q && p.now.Sub(at) > calmTicks*tick {
+				t.Fatalf("%v was not looked after for %v", q.remote, p.now.Sub(at))
+			}
+		}
+	}
+	if len(last) < many {
+		t.Errorf("%d of %d peers were looked after", len(last), many)
 	}
 }

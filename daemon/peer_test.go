@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -25,6 +26,7 @@ type play struct {
 	done []action
 	said []control.Event
 	next uint64
+	last time.Time // when it was stepped
 }
 
 const (
@@ -46,7 +48,12 @@ func testKey(b byte) crypto.PublicKey {
 
 // event steps the peer, and answers doInitiate as the loop does.
 func (p *play) event(e any) {
+	_, early := e.(evTick)
+	early = early && !p.last.IsZero() && p.now.Sub(p.last) >= tick && p.now.Before(p.p.turn(p.last))
 	do, _ := p.p.step(p.now, e)
+	if p.last = p.now; early {
+		p.wantUnhurried(do)
+	}
 	for _, a := range do {
 		if a, ok := a.(doAudit); ok {
 			p.said = append(p.said, a.e)
@@ -56,6 +63,22 @@ func (p *play) event(e any) {
 		if _, ok := a.(doInitiate); ok {
 			p.next++
 			p.event(evBegun{ike.SAID(p.next)})
+		}
+	}
+}
+
+// wantUnhurried fails the test where a tick that the housekeeping leaves out does what cannot wait. What can is the end of what is not used any more, behind a
+// hold, and what is asked for because of claims that have ended, and SAs that will.
+func (p *play) wantUnhurried(do []action) {
+	p.t.Helper()
+	ends := slices.ContainsFunc(do, func(a action) bool { _, ok := a.(doDelete); return ok })
+	for _, a := range do {
+		switch a := a.(type) {
+		case doDelete, doAsk, doAskReverse, doInitiate, doAudit:
+		default:
+			if _, holds := a.(doHold); !holds || !ends {
+				p.t.Errorf("a tick that is left out does %#v", a)
+			}
 		}
 	}
 }

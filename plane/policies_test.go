@@ -1,6 +1,7 @@
 package plane
 
 import (
+	"slices"
 	"testing"
 	"time"
 
@@ -113,4 +114,45 @@ func TestInherited(t *testing.T) {
 	if !p.Inherited() {
 		t.Error("an address that a dead process held does not count")
 	}
+}
+
+// A flow is due when its policy ends, however that was moved, and until it has ended.
+func TestDue(t *testing.T) {
+	now := time.Unix(1000, 0)
+	p := Policies[*traffic]{Linger: 10 * time.Second, Now: func() time.Time { return now }, Made: func(k guard.Key) *traffic { return &traffic{Flow: Flow{Key: k}} }}
+	f := p.Flow(guard.Key{Own: alice, Peer: bob})
+	other := p.Flow(guard.Key{Own: bob, Peer: alice})
+	in := func(s int) time.Time { return now.Add(time.Duration(s) * time.Second) }
+	due := func(s int, want ...*traffic) {
+		t.Helper()
+		if got := p.Due(in(s)); !slices.Equal(got, want) {
+			t.Errorf("after %d s %v are due, want %v", s, got, want)
+		}
+	}
+	p.end(f, in(10))
+	p.end(f, in(100)) // longer
+	due(10)
+	due(99)
+	p.end(f, in(101)) // and longer
+	due(100)
+	due(101, f)
+	due(102, f) // its end could not be
+	p.end(f, time.Time{})
+	due(103)
+	p.end(f, in(1000))
+	p.end(f, in(105)) // sooner
+	due(104)
+	due(105, f)
+	p.end(f, in(1000))
+	if got := p.KeepUntil(f, in(2000)); !got.Equal(in(1000)) {
+		t.Errorf("a policy was kept until %v", got)
+	}
+	if got := p.KeepUntil(other, in(200)); !got.Equal(in(200)) {
+		t.Errorf("a flow was kept until %v", got)
+	}
+	due(150)
+	due(200, other)
+	p.end(other, time.Time{})
+	due(999)
+	due(1000, f)
 }

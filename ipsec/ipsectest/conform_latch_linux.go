@@ -3,6 +3,7 @@ package ipsectest
 import (
 	"errors"
 	"net"
+	"slices"
 	"testing"
 	"time"
 
@@ -40,8 +41,19 @@ func testLatchOf(w *world, f family) {
 	}
 	w.event(da, ipsec.FirstPacket, wait)
 	w.noClear(f) // the very reply
+	for _, d := range []ipsec.Dataplane{da, db} {
+		if !slices.Contains(d.Used(), 7) {
+			w.Error("nobody is told that the Pair was used")
+		}
+	}
 	if u, err := db.Usage(7); err != nil || !u.Armed {
 		w.Errorf("after the first ESP: got %+v, %v", u, err)
+	}
+	w.answered(f, w.alice, w.bob, 8)
+	for _, d := range []ipsec.Dataplane{da, db} {
+		if !slices.Contains(d.Used(), 7) {
+			w.Error("nobody is told that the Pair was used again")
+		}
 	}
 
 	// The peer forgets and speaks in clear.
