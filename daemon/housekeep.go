@@ -104,7 +104,7 @@ func (l *loop) housekeep(now time.Time, peers []*peer) {
 }
 
 // calmTicks is how seldom a peer is looked after of which nothing is expected: what ends by itself then, like an SA that nobody uses, ends so much later. Some
-// are more often, by their address: those that have begun together do not stay so.
+// are a little more often, by their address and the time: those that have begun together do not stay so.
 const (
 	calmTicks  = 8
 	calmSpread = 4
@@ -120,7 +120,8 @@ func (p *peer) turn(now time.Time) time.Time {
 		return soon
 	}
 	address := p.remote.As16()
-	ticks := calmTicks - time.Duration(address[len(address)-1]%calmSpread)
+	hash := (uint64(address[len(address)-1])<<48 + uint64(at(now)/moment(tick))) * 0x9e3779b97f4a7c15
+	ticks := calmTicks - time.Duration(hash>>32%calmSpread)
 	then := now.Add(min(ticks*tick, p.linger/calmTicks))
 	if end := p.pad.StandsUntil(); !end.IsZero() && end.Before(then) {
 		then = end
