@@ -120,8 +120,8 @@ func (p *peer) turn(now time.Time) time.Time {
 		return soon
 	}
 	address := p.remote.As16()
-	hash := (uint64(address[len(address)-1])<<48 + uint64(at(now)/moment(tick))) * 0x9e3779b97f4a7c15
-	ticks := calmTicks - time.Duration(hash>>32%calmSpread)
+	hash := (uint64(at(now)/moment(tick))<<8 | uint64(address[len(address)-1])) * 0x9e3779b97f4a7c15
+	ticks := calmTicks - time.Duration(hash>>40%calmSpread)
 	then := now.Add(min(ticks*tick, p.linger/calmTicks))
 	if end := p.pad.StandsUntil(); !end.IsZero() && end.Before(then) {
 		then = end
