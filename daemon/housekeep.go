@@ -120,13 +120,19 @@ func (p *peer) turn(now time.Time) time.Time {
 		return soon
 	}
 	address := p.remote.As16()
-	hash := (uint64(at(now)/moment(tick))<<8 | uint64(address[len(address)-1])) * 0x9e3779b97f4a7c15
-	ticks := calmTicks - time.Duration(hash>>40%calmSpread)
+	ticks := calmTicks - time.Duration(mixed(uint64(at(now)/moment(tick))<<8|uint64(address[len(address)-1]))%calmSpread)
 	then := now.Add(min(ticks*tick, p.linger/calmTicks))
 	if end := p.pad.StandsUntil(); !end.IsZero() && end.Before(then) {
 		then = end
 	}
 	return latest(soon, then)
+}
+
+// mixed is a number without a pattern for each (S. Vigna, splitmix64).
+func mixed(n uint64) uint64 {
+	n = (n ^ n>>30) * 0xbf58476d1ce4e5b9
+	n = (n ^ n>>27) * 0x94d049bb133111eb
+	return n ^ n>>31
 }
 
 // quiet reports whether the peer may be forgotten.

@@ -255,7 +255,7 @@ func TestManyAtRest(t *testing.T) {
 	for second := range 200 {
 		p.now = p.now.Add(tick)
 		due := l.rota.Due(p.now)
-		if second > 120 && len(due) > many/2 {
+		if second > 60 && len(due) > many/3 {
 			t.Errorf("%d peers in second %d", len(due), second)
 		}
 		for _, q := range due {
