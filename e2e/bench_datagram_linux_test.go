@@ -69,6 +69,17 @@ func measureDatagrams(t *testing.T, size datagramSize) (ours, theirs []*responde
 		r.load.idle(size.settles / time.Duration(len(all)))
 	}
 	for range size.rounds {
+		began := time.Now()
+		before := map[*responder]time.Duration{}
+		for _, r := range all {
+			before[r] = processor(t, r.cmd.Process.Pid)
+		}
+		for _, r := range all {
+			r.load.idle(size.settles / 5 / time.Duration(len(all)))
+		}
+		for _, r := range all {
+			r.idle.add(time.Duration(float64(processor(t, r.cmd.Process.Pid)-before[r])/time.Since(began).Seconds()), time.Microsecond)
+		}
 		for _, r := range all {
 			before := processor(t, r.cmd.Process.Pid)
 			r.load.probe(size.probes, size.atOnce)
@@ -76,7 +87,7 @@ func measureDatagrams(t *testing.T, size datagramSize) (ours, theirs []*responde
 		}
 	}
 	for _, r := range all {
-		t.Logf("%s, %d SAs: %s us", r.name, r.load.up, r.cpu.spread())
+		t.Logf("%s, %d SAs: %s us; idle, us a second: %s", r.name, r.load.up, r.cpu.spread(), r.idle.spread())
 		r.end(t)
 	}
 	return ours, theirs

@@ -35,7 +35,7 @@ type responder struct {
 
 	daemon *tacit // ours
 
-	cpu, rate, many, manyRate, memory samples // us, us, us, us, KiB
+	cpu, rate, many, manyRate, memory, idle samples // us, us, us, us, KiB, us a second
 }
 
 // benchSetup measures responders: processor time, wall time and memory of an IKE SA with its Child SA, ours and strongSwan's in turn. Both
