@@ -64,6 +64,12 @@ func TestQuarantineEnds(t *testing.T) {
 	if len(l.quarantined) != 20 || len(l.peers) != 20 {
 		t.Errorf("%d of %d peers in quarantine, want 20", len(l.quarantined), len(l.peers))
 	}
+	for _, q := range l.rota.Due(p.now.Add(tick)) { // panics in its turn
+		sound := q.pad
+		q.pad = nil
+		l.housekeep(p.now, []*peer{q})
+		q.pad = sound
+	}
 	keep := func(now time.Time) {
 		l.pardon(now)
 		l.housekeep(now, l.rota.Due(now))

@@ -275,3 +275,19 @@ func TestManyAtRest(t *testing.T) {
 		t.Errorf("%d of %d peers were looked after", len(last), many)
 	}
 }
+
+// A peer that was at rest and is sent to without an answer is asked whether it is there in the round in which the counters say so.
+func TestSilenceIsNoticedAtOnce(t *testing.T) {
+	p := newProven(t)
+	l := idleLoop(t, p)
+	l.pairs[101] = p.p
+	l.housekeep(p.now, l.rota.Due(p.now))
+	p.now = p.now.Add(silence)
+	l.housekeep(p.now, l.rota.Due(p.now))
+	p.now = p.now.Add(tick)
+	l.count(p.now, []evUsage{{101, ipsec.Usage{Armed: true, LastIn: p.now.Add(-silence), LastOut: p.now}}})
+	l.housekeep(p.now, l.rota.Due(p.now))
+	if p.p.sas[0].probed.IsZero() {
+		t.Error("it is not asked")
+	}
+}

@@ -140,6 +140,11 @@ func TestBodies(t *testing.T) {
 	for _, tt := range bodies {
 		chain := generic(0, unhex(t, tt.body))
 		_, err := Parse(messageOf(tt.kind, chain))
+		if closed := tt.kind == PayloadSK || tt.kind == PayloadSKF; closed {
+			if _, _, ok := ParseClosed(messageOf(tt.kind, chain)); ok != (err == nil) {
+				t.Errorf("%s: ParseClosed: %v, Parse: %v", tt.name, ok, err)
+			}
+		}
 		if tt.want == "" {
 			if err != nil {
 				t.Errorf("%s: %v", tt.name, err)
