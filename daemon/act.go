@@ -213,6 +213,7 @@ func (l *loop) engineEvent(now time.Time, e ike.Event) {
 		if p := l.bySA[e.SA]; p != nil {
 			l.pairs[e.Pair.ID] = p
 			l.step(now, p, e)
+			l.readSoon(p)
 			l.watchAgain(p)
 		}
 	case ike.ChildRetired:
@@ -220,6 +221,7 @@ func (l *loop) engineEvent(now time.Time, e ike.Event) {
 	case ike.ChildDown:
 		if p := l.bySA[e.SA]; p != nil {
 			l.step(now, p, e)
+			l.readSoon(p)
 		}
 	case ike.Rekeyed:
 		if p := l.bySA[e.SA]; p != nil {

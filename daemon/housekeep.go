@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"encoding/binary"
 	"maps"
 	"slices"
 	"sync"
@@ -28,6 +29,18 @@ func (s *shared) usedBy(loop int) []uint32 {
 	ids := slices.Collect(maps.Keys(s.used.of[loop]))
 	clear(s.used.of[loop])
 	return ids
+}
+
+// readSoon has the counters of a peer's Pairs read in the next round, though nobody uses them: of one that has just come up, or has taken another's place, nothing that
+// was said before was heeded.
+func (l *loop) readSoon(p *peer) {
+	l.used.mu.Lock()
+	defer l.used.mu.Unlock()
+	for _, a := range p.sas {
+		if a.up {
+			l.used.of[l.shard][a.pair.ID] = true
+		}
+	}
 }
 
 // tick begins the second's housekeeping: of the Pairs that were used, and of the peers whose turn it is. The counters of the Pairs are read beside the loop: a data plane may
@@ -119,8 +132,9 @@ func (p *peer) turn(now time.Time) time.Time {
 	if !p.calm(now) {
 		return soon
 	}
-	address := p.remote.As16()
-	ticks := calmTicks - time.Duration(mixed(uint64(at(now)/moment(tick))<<8|uint64(address[len(address)-1]))%calmSpread)
+	a := p.remote.As16()
+	address := binary.BigEndian.Uint64(a[:8]) ^ binary.BigEndian.Uint64(a[8:])
+	ticks := calmTicks - time.Duration(mixed(address^uint64(at(now)/moment(tick))<<32)%calmSpread)
 	then := now.Add(min(ticks*tick, p.linger/calmTicks))
 	if end := p.pad.StandsUntil(); !end.IsZero() && end.Before(then) {
 		then = end

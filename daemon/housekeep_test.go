@@ -291,3 +291,42 @@ func TestSilenceIsNoticedAtOnce(t *testing.T) {
 		t.Error("it is not asked")
 	}
 }
+
+// What is used before the loop knows whose it is, is heard of afterwards: of a Pair that has come up, and of one that takes the place of another.
+func TestUsedBeforeItIsKnown(t *testing.T) {
+	p := newPlay(t)
+	fake := ipsectest.NewFake()
+	l := newTestLoop(t, fake, p.p.local, "", nil, func() time.Time { return p.now })
+	l.peers[p.p.key], l.bySA[1] = p.p, p.p
+	round := func() {
+		p.now = p.now.Add(tick)
+		l.count(p.now, l.measure(l.usedBy(l.shard)))
+	}
+	fake.SetExisting()
+	for id := range uint32(2) {
+		if err := fake.InstallInbound(ipsec.Pair{ID: 101 + id, Selector: ipsec.Host(p.p.local, p.p.remote)}); err != nil {
+			t.Fatal(err)
+		}
+		fake.SetUsage(101+id, ipsec.Usage{LastIn: p.now})
+		fake.Raise(ipsec.Event{Kind: ipsec.FirstPacket, ID: 101 + id})
+	}
+	round() // nobody knows them
+	l.engineEvent(p.now, ike.Established{SA: 1, Local: netip.AddrPortFrom(p.p.local, 500), Remote: netip.AddrPortFrom(p.p.remote, 500)})
+	l.engineEvent(p.now, ike.ChildUp{SA: 1, Pair: ipsec.Pair{ID: 101}})
+	l.engineEvent(p.now, ike.ChildUp{SA: 1, Pair: ipsec.Pair{ID: 102}})
+	a := p.p.sas[0]
+	if a.armed {
+		t.Fatal("it is armed already")
+	}
+	if round(); !a.armed || a.usage.in == 0 {
+		t.Errorf("the first Pair is armed: %v, used %v", a.armed, a.usage)
+	}
+	round()
+	l.engineEvent(p.now, ike.ChildDown{SA: 1, Pair: 101})
+	if a.armed || a.pair.ID != 102 {
+		t.Fatalf("its heir is %d, armed: %v", a.pair.ID, a.armed)
+	}
+	if round(); !a.armed || a.usage.in == 0 {
+		t.Errorf("the second Pair is armed: %v, used %v", a.armed, a.usage)
+	}
+}

@@ -71,6 +71,7 @@ type Fake struct {
 	policies map[ipsec.Selector]Policy
 	rules    []ipsec.Rule
 	usage    map[uint32]ipsec.Usage
+	used     map[uint32]bool
 	left     []ipsec.Pair
 	events   chan ipsec.Event
 	closed   bool
@@ -87,7 +88,7 @@ type Datagram struct {
 // NewFake returns an empty Fake.
 func NewFake() *Fake {
 	return &Fake{failOn: make(map[string]error), pairs: make(map[uint32]ipsec.Pair), armed: make(map[uint32]bool),
-		ins: make(map[uint32][]ipsec.SPI), policies: make(map[ipsec.Selector]Policy), usage: make(map[uint32]ipsec.Usage),
+		ins: make(map[uint32][]ipsec.SPI), policies: make(map[ipsec.Selector]Policy), usage: make(map[uint32]ipsec.Usage), used: make(map[uint32]bool),
 		events: make(chan ipsec.Event, fakeEvents)}
 }
 
@@ -166,7 +167,7 @@ func (f *Fake) Rules() []ipsec.Rule {
 func (f *Fake) SetUsage(id uint32, u ipsec.Usage) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.usage[id] = u
+	f.usage[id], f.used[id] = u, true
 }
 
 // SetExisting sets what Existing returns.
@@ -184,7 +185,7 @@ func (f *Fake) Raise(e ipsec.Event) {
 		return
 	}
 	if _, ok := f.pairs[e.ID]; ok && e.Kind == ipsec.FirstPacket {
-		f.armed[e.ID] = true
+		f.armed[e.ID], f.used[e.ID] = true, true
 	}
 	f.events <- e
 }
@@ -231,7 +232,7 @@ func (f *Fake) InstallOutbound(p ipsec.Pair) error {
 		if !slices.Contains(f.ins[p.ID], p.In.SPI) {
 			f.ins[p.ID] = append(f.ins[p.ID], p.In.SPI)
 		}
-		f.pairs[p.ID], f.armed[p.ID] = p.WithoutKeys(), true
+		f.pairs[p.ID], f.armed[p.ID], f.used[p.ID] = p.WithoutKeys(), true, true
 		return nil
 	})
 }
@@ -318,11 +319,13 @@ func (f *Fake) SetRules(rules []ipsec.Rule) error {
 	})
 }
 
-// Used returns all Pairs. It is not recorded.
+// Used returns the Pairs whose usage was set, or that were armed, since it was called before. It is not recorded.
 func (f *Fake) Used() []uint32 {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return slices.Collect(maps.Keys(f.pairs))
+	ids := slices.Collect(maps.Keys(f.used))
+	clear(f.used)
+	return ids
 }
 
 // Usage returns what SetUsage set. It is not recorded.
