@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
+	"io"
 	"net"
 	"net/netip"
 	"syscall"
@@ -39,11 +40,20 @@ func (w *world) connecting(f family) <-chan error {
 	go func() {
 		c, err := w.dial("tcp", f, w.alice, w.bob)
 		if err == nil {
-			err = c.Close()
+			err = hangUp(c)
 		}
 		done <- err
 	}()
 	return done
+}
+
+// hangUp closes a connection with an echo when both ends have: nothing of it is sent again later, in clear maybe.
+func hangUp(c net.Conn) error {
+	err := c.(*net.TCPConn).CloseWrite()
+	if err == nil {
+		_, err = io.Copy(io.Discard, c)
+	}
+	return errors.Join(err, c.Close())
 }
 
 // acquired waits for the Acquire of a selector; others are passed over.
