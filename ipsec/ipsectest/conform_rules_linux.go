@@ -47,7 +47,7 @@ func (w *world) connecting(f family) <-chan error {
 	return done
 }
 
-// hangUp closes a connection with an echo when both ends have: nothing of it is sent again later, in clear maybe.
+// hangUp closes a connection with an echo when both ends have: nothing of it is sent again later, maybe in clear.
 func hangUp(c net.Conn) error {
 	err := c.(*net.TCPConn).CloseWrite()
 	if err == nil {
