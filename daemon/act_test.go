@@ -129,7 +129,7 @@ func idleLoop(t *testing.T, p *play) *loop {
 	t.Helper()
 	l := newTestLoop(t, ipsectest.NewFake(), p.p.local, "", nil, func() time.Time { return p.now })
 	l.peers[p.p.key] = p.p
-	l.rota.Set(p.p, p.now)
+	l.rota.Set(p.p, p.now, p.now)
 	return l
 }
 

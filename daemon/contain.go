@@ -57,7 +57,7 @@ func (l *loop) step(now time.Time, p *peer, e any) {
 		if err == nil {
 			return
 		}
-		l.rota.Set(p, now.Add(tick))
+		l.rota.Set(p, now, now.Add(tick))
 		if !shunned {
 			l.log.Error("contained: lookups at this address are withheld for a while", "peer", p.remote, "event", fmt.Sprintf("%T", e), "for", quarantine, "err", err)
 		}

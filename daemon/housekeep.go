@@ -91,7 +91,7 @@ func (l *loop) count(now time.Time, usages []evUsage) {
 			l.step(now, p, u)
 			l.spoke(p, u)
 			if !p.calm(now) {
-				l.rota.Set(p, now) // in this very round
+				l.rota.Set(p, now, now) // in this very round
 			}
 		}
 	}
@@ -138,6 +138,11 @@ func (p *peer) turn(now time.Time) time.Time {
 	then := now.Add(min(ticks*tick, p.linger/calmTicks))
 	if end := p.pad.StandsUntil(); !end.IsZero() && end.Before(then) {
 		then = end
+	}
+	for _, a := range p.sas {
+		if renew := timeOf(now, a.renew); a.initiator && renew.Before(then) {
+			then = renew
+		}
 	}
 	return latest(soon, then)
 }

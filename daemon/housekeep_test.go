@@ -330,3 +330,17 @@ func TestUsedBeforeItIsKnown(t *testing.T) {
 		t.Errorf("the second Pair is armed: %v, used %v", a.armed, a.usage)
 	}
 }
+
+// An SA of ours is looked after before it expires, however short its lifetime is: it may have to be set up anew.
+func TestTurnBeforeExpiry(t *testing.T) {
+	for _, lifetime := range []time.Duration{20 * time.Second, time.Minute, 2 * time.Minute, time.Hour} {
+		p := newPlay(t)
+		p.p = newPeer(p.p.key, testLinger, lifetime, p.now)
+		p.lookup("bob.example.", 1)
+		p.established(1, true, 1)
+		renew := p.now.Add(p.p.renew)
+		if got := p.p.turn(renew.Add(-1500 * time.Millisecond)); got.After(renew) {
+			t.Errorf("lifetime %v: %v after it is to be set up anew", lifetime, got.Sub(renew))
+		}
+	}
+}

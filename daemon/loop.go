@@ -284,7 +284,7 @@ func (l *loop) peerUpTo(now time.Time, local, remote netip.Addr, most int) *peer
 	if p == nil {
 		p = newPeer(k, l.d.cfg.File.Linger, l.d.cfg.File.IKELifetime, now)
 		l.peers[k] = p
-		l.rota.Set(p, now.Add(tick))
+		l.rota.Set(p, now, now.Add(tick))
 	}
 	return p
 }
@@ -312,7 +312,7 @@ func (l *loop) advance(now time.Time, p *peer, e any) {
 			return
 		}
 	}
-	l.rota.Set(p, latest(wake, now.Add(tick)))
+	l.rota.Set(p, now, latest(wake, now.Add(tick)))
 }
 
 // event takes what the packet path saw.

@@ -97,14 +97,14 @@ func (p *Policies[F]) Find(k guard.Key) (f F, ok bool) {
 // end sets when the policy of a flow ends.
 func (p *Policies[F]) end(f F, t time.Time) {
 	if f.base().until = t; !t.IsZero() {
-		p.dueAt(f, t)
+		p.dueAt(f, p.Now(), t)
 	}
 }
 
 // dueAt has a flow looked at by Due.
-func (p *Policies[F]) dueAt(f F, t time.Time) {
+func (p *Policies[F]) dueAt(f F, now, t time.Time) {
 	p.ends.Tick = tick
-	p.ends.Set(f, t)
+	p.ends.Set(f, now, t)
 }
 
 // KeepUntil lets a flow without a policy be due at the given time. It returns when the flow is.
@@ -281,7 +281,7 @@ func (p *Policies[F]) Due(now time.Time) (due []F) {
 		if b.until.IsZero() {
 			continue
 		}
-		p.dueAt(f, b.until)
+		p.dueAt(f, now, b.until)
 		if !now.Before(b.until) {
 			due = append(due, f)
 		}

@@ -7,9 +7,6 @@ import "time"
 // turns is how many ticks a Wheel sees ahead. Who wants to be looked at later than that is looked at then, too.
 const turns = 64
 
-// past is how long before the first time that a Wheel is told its count begins. That time may be one to come.
-const past = 365 * 24 * time.Hour
-
 // Place is where something stands in its Wheel; zero: nowhere.
 type Place int64
 
@@ -21,7 +18,7 @@ type Member interface{ Place() *Place }
 type Wheel[T Member] struct {
 	Tick time.Duration
 
-	begun time.Time // the count's beginning: before any time that it is told
+	begun time.Time // the count's beginning: the first now that it is told
 	next  Place     // the first tick that Due has not come to
 	stops [turns][]stop[T]
 }
@@ -32,10 +29,10 @@ type stop[T Member] struct {
 	at     Place
 }
 
-// Set has x looked at from t on. If it is to be looked at earlier than that already it is so once more, and then wants to be set again.
-func (w *Wheel[T]) Set(x T, t time.Time) {
-	at := w.tick(t) // which begins the count
-	at = min(max(at, w.next), w.next+turns-1)
+// Set has x looked at from t on, which may be a time of the wall clock alone: what counts is how long it is from now. If it is to be looked at earlier than that already it is so once more, and then wants to be set again.
+func (w *Wheel[T]) Set(x T, now, t time.Time) {
+	w.tick(now) // which begins the count
+	at := min(max(w.tick(now.Add(t.Sub(now))), w.next), w.next+turns-1)
 	if p := x.Place(); *p == 0 || *p > at {
 		*p = at
 		w.stops[at%turns] = append(w.stops[at%turns], stop[T]{x, at})
@@ -62,7 +59,7 @@ func (w *Wheel[T]) Due(now time.Time) (due []T) {
 // tick is the tick of a time, from 1 on.
 func (w *Wheel[T]) tick(t time.Time) Place {
 	if w.begun.IsZero() {
-		w.begun, w.next = t.Add(-past), 1
+		w.begun, w.next = t, 1
 	}
 	return Place(max(0, t.Sub(w.begun))/w.Tick) + 1
 }

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"testing"
 	"time"
+	"unsafe"
 )
 
 type thing struct {
@@ -30,7 +31,7 @@ func TestEverybodysTurnComes(t *testing.T) {
 		now := start
 		want := func(x *thing, in time.Duration) {
 			x.want = now.Add(in)
-			w.Set(x, x.want)
+			w.Set(x, now, x.want)
 		}
 		looks := 0
 		for range 400 {
@@ -47,7 +48,7 @@ func TestEverybodysTurnComes(t *testing.T) {
 					t.Fatalf("seed %d: looked at twice at once", seed)
 				case x.want.IsZero():
 				case x.want.After(now):
-					w.Set(x, x.want)
+					w.Set(x, now, x.want)
 				default:
 					x.want = time.Time{}
 				}
@@ -81,13 +82,13 @@ func TestNobodyIsKept(t *testing.T) {
 	w := Wheel[*thing]{Tick: 250 * time.Millisecond}
 	a, b := &thing{}, &thing{}
 	w.Due(start.Add(-time.Hour))
-	w.Set(a, start)
+	w.Set(a, start, start)
 	if got := w.Due(start); !slices.Equal(got, []*thing{a}) {
 		t.Errorf("at once: %v", got)
 	}
-	w.Set(b, start.Add(time.Hour))
-	w.Set(b, start.Add(time.Second)) // sooner
-	w.Set(b, start.Add(time.Minute))
+	w.Set(b, start, start.Add(time.Hour))
+	w.Set(b, start, start.Add(time.Second)) // sooner
+	w.Set(b, start, start.Add(time.Minute))
 	if got := w.Due(start.Add(999 * time.Millisecond)); len(got) != 0 {
 		t.Errorf("before its tick: %v", got)
 	}
@@ -102,7 +103,7 @@ func TestNobodyIsKept(t *testing.T) {
 			t.Errorf("tick %d is not empty", i)
 		}
 	}
-	w.Set(a, start) // the clock was set back: the next tick is the earliest
+	w.Set(a, start, start) // the clock was set back: the next tick is the earliest
 	if got := w.Due(start.Add(48*time.Hour + 250*time.Millisecond)); !slices.Equal(got, []*thing{a}) {
 		t.Errorf("from the past: %v", got)
 	}
@@ -115,17 +116,61 @@ func BenchmarkWheel(b *testing.B) {
 			w := Wheel[*thing]{Tick: time.Second}
 			now := start
 			for i := range n {
-				w.Set(&thing{}, now.Add(time.Duration(i%8)*time.Second))
+				w.Set(&thing{}, now, now.Add(time.Duration(i%8)*time.Second))
 			}
 			looks := 0
 			b.ResetTimer()
 			for looks < b.N {
 				now = now.Add(time.Second)
 				for _, x := range w.Due(now) {
-					w.Set(x, now.Add(8*time.Second))
+					w.Set(x, now, now.Add(8*time.Second))
 					looks++
 				}
 			}
 		})
+	}
+}
+
+// asleep is what time.Now says d after t where the monotonic clock has seen nothing of it: a machine was suspended, or its clock set.
+func asleep(t time.Time, d time.Duration) time.Time {
+	t = t.Add(d)
+	type raw struct { // of a time.Time with both clocks
+		wall uint64
+		ext  int64
+		loc  *time.Location
+	}
+	(*raw)(unsafe.Pointer(&t)).ext -= int64(d)
+	return t
+}
+
+// A time of the wall clock alone counts by how long it is from now, whatever the two clocks have come to since the beginning.
+func TestWallClock(t *testing.T) {
+	for _, slept := range []time.Duration{time.Hour, -time.Hour} {
+		w := Wheel[*thing]{Tick: time.Second}
+		begun := time.Now()
+		w.Due(begun)
+		now := asleep(begun, slept)
+		if now.Sub(begun) != 0 || now.Round(0).Sub(begun.Round(0)) != slept {
+			t.Fatalf("asleep: %v, %v", now.Sub(begun), now.Round(0).Sub(begun.Round(0)))
+		}
+		x := &thing{}
+		w.Set(x, now, now.Add(2*time.Second).Round(0))
+		for s := range 3 {
+			if got := w.Due(now.Add(time.Duration(s) * time.Second)); (len(got) > 0) != (s == 2) {
+				t.Errorf("clocks %v apart, after %d s: %v", slept, s, got)
+			}
+		}
+	}
+}
+
+// One that is to be looked at in a year keeps nobody waiting.
+func TestFarFirst(t *testing.T) {
+	w := Wheel[*thing]{Tick: time.Second}
+	far, x := &thing{}, &thing{}
+	w.Set(far, start, start.Add(400*24*time.Hour))
+	w.Set(x, start, start.Add(2*time.Second))
+	w.Due(start)
+	if got := w.Due(start.Add(2 * time.Second)); !slices.Equal(got, []*thing{x}) {
+		t.Errorf("got %v", got)
 	}
 }
