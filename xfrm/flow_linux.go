@@ -120,7 +120,7 @@ func (p *Plane) route(f *flow, out *outbound) error {
 		err = p.kernel.delPolicy(outPolicy(f.out.state, f.Key.Own, f.Key.Peer, 0))
 	}
 	if err != nil {
-		p.unrouted = append(p.unrouted, f)
+		p.unrouted[f] = struct{}{}
 		return err
 	}
 	f.out = out

@@ -2,6 +2,7 @@ package xfrm
 
 import (
 	"errors"
+	"maps"
 	"slices"
 	"time"
 
@@ -41,9 +42,8 @@ func (p *Plane) turn(now time.Time) (errs []error) {
 	}
 	errs = append(errs, err, p.policies.FollowGateways(now))
 	errs = append(errs, p.endLeft()...)
-	unrouted := p.unrouted
-	p.unrouted = nil
-	for _, f := range unrouted {
+	for _, f := range slices.Collect(maps.Keys(p.unrouted)) {
+		delete(p.unrouted, f) // route puts it back if it fails again
 		if there, _ := p.policies.Find(f.Key); there == f {
 			errs = append(errs, p.route(f, current(f.armed)))
 		}

@@ -79,8 +79,8 @@ type Plane struct {
 	order    uint64
 	waiting  map[*flow]struct{} // with packets in their queues
 	orphans  []*outbound
-	unrouted []*flow        // whose policy could not be set
-	unended  []func() error // what could not be ended
+	unrouted map[*flow]struct{} // whose policy could not be set
+	unended  []func() error     // what could not be ended
 	left     []ipsec.Pair
 	counts   counters
 	routes   *plane.Routes
@@ -98,7 +98,7 @@ type counters struct {
 func Open(cfg Config) (*Plane, error) {
 	cfg = cfg.withDefaults()
 	p := &Plane{cfg: cfg, log: cfg.Log, now: cfg.Now, run: plane.NewRunner(cfg.Now), pairs: make(map[uint32]*pair),
-		ins: make(map[ipsec.SPI]*inbound), reqIDs: make(map[uint32]bool), waiting: make(map[*flow]struct{})}
+		ins: make(map[ipsec.SPI]*inbound), reqIDs: make(map[uint32]bool), waiting: make(map[*flow]struct{}), unrouted: make(map[*flow]struct{})}
 	p.conns.Send, p.conns.Done = p.sendIKE, p.run.Done()
 	p.policies = plane.Policies[*flow]{Linger: cfg.Linger, Now: cfg.Now, Made: p.newFlow}
 	if err := p.open(); err != nil {
