@@ -116,11 +116,12 @@ func (l *loop) housekeep(now time.Time, peers []*peer) {
 	}
 }
 
-// calmTicks is how seldom a peer is looked after of which nothing is expected: what ends by itself then, like an SA that nobody uses, ends so much later. Some
-// are a little more often, by their address and the time: those that have begun together do not stay so.
+// calmTicks is how seldom a peer is looked after of which nothing is expected. Some are more often, by their address and the time: those that have begun
+// together do not stay so. Where linger is short it is less: what ends by itself then, and has no time of its own in turn, ends so much later.
 const (
-	calmTicks  = 8
-	calmSpread = 4
+	calmTicks  = 32
+	calmSpread = 16
+	calmPart   = 8 // of linger
 )
 
 // Place is for the wheel of the housekeeping.
@@ -135,16 +136,32 @@ func (p *peer) turn(now time.Time) time.Time {
 	a := p.remote.As16()
 	address := binary.BigEndian.Uint64(a[:8]) ^ binary.BigEndian.Uint64(a[8:])
 	ticks := calmTicks - time.Duration(mixed(address^uint64(at(now)/moment(tick))<<32)%calmSpread)
-	then := now.Add(min(ticks*tick, p.linger/calmTicks))
-	if end := p.pad.StandsUntil(); !end.IsZero() && end.Before(then) {
-		then = end
+	then := at(now).Add(min(ticks*tick, p.linger/calmPart))
+	if end := p.pad.StandsUntil(); !end.IsZero() {
+		then = min(then, momentOf(now, end))
+	}
+	unnamed := p.pad.Lame(now)
+	if unnamed != (p.state == lame) && p.authenticated() != nil {
+		return soon
 	}
 	for _, a := range p.sas {
-		if renew := timeOf(now, a.renew); a.initiator && renew.Before(then) {
-			then = renew
+		if a.initiator {
+			then = min(then, a.renew)
+		}
+		if a.key == nil || unnamed {
+			then = min(then, a.talked(now).Add(p.linger))
+		}
+		if unnamed && !a.asked.IsZero() {
+			then = min(then, a.asked.Add(askedAgain))
 		}
 	}
-	return latest(soon, then)
+	return timeOf(now, max(then, at(soon)))
+}
+
+// talked is when a packet came or left last, or the Child SA came up.
+func (a *association) talked(now time.Time) moment {
+	in, out := a.usage.moments(now)
+	return max(a.since, in, out)
 }
 
 // mixed is a number without a pattern for each (S. Vigna, splitmix64).

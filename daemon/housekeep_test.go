@@ -231,6 +231,18 @@ func TestTurn(t *testing.T) {
 			c.Until = p.now.Add(3 * time.Second)
 			p.event(evClaim{c})
 		}, 3 * time.Second},
+		"to be asked again": {func(p *play) {
+			p.established(1, false, 1)
+			p.event(evFirst{101})
+			p.event(evTick{})
+			p.p.sas[0].asked = at(p.now).Add(10*time.Second - askedAgain)
+		}, 10 * time.Second},
+		"about to end": {func(p *play) {
+			p.established(1, false, 0)
+			p.event(evFirst{101})
+			was := p.now.Add(10*time.Second - p.p.linger)
+			p.p.sas[0].since, p.p.sas[0].usage = at(was), usage{in: readingOf(was)}
+		}, 10 * time.Second},
 		"used for seconds only": {func(p *play) { p.p.linger = 24 * time.Second; p.established(1, true, 0) }, 3 * time.Second},
 	} {
 		p := newPlay(t)
@@ -241,7 +253,7 @@ func TestTurn(t *testing.T) {
 	}
 }
 
-// A second's housekeeping looks at some of those at rest, even where all were looked at in one, and at all within eight.
+// A second's housekeeping looks at some of those at rest, even where all were looked at in one, and at all in time.
 func TestManyAtRest(t *testing.T) {
 	p := newPlay(t)
 	l := idleLoop(t, p)

@@ -168,7 +168,7 @@ type (
 	doAsk    struct{ name string } // whether DNS still says what it said of an initiator
 
 	doAskReverse struct{}                   // or what the reverse zone did
-	doTick       struct{ in time.Duration } // evTick then, and not only with the second's housekeeping
+	doTick       struct{ in time.Duration } // evTick then, and not only when it is the peer's turn
 )
 
 // The events of a peer. Those of ike come as they are.
@@ -468,7 +468,7 @@ func (p *peer) acquire(now time.Time) []action {
 	return p.revive(now)
 }
 
-// tick is the housekeeping of a second: unarmed SAs, silent peers, incumbents that lost, claims and linger that ended.
+// tick is the housekeeping, when it is the peer's turn: unarmed SAs, silent peers, incumbents that lost, claims and linger that ended.
 func (p *peer) tick(now time.Time) (do []action) {
 	for _, a := range p.live() {
 		in, out := a.usage.moments(now)
@@ -482,7 +482,7 @@ func (p *peer) tick(now time.Time) (do []action) {
 			do = append(do, p.probe(now, a)...)
 		case out.After(heard) && at(now).Sub(heard) >= silence:
 			do = append(do, p.probe(now, a)...)
-		case at(now).Sub(max(a.since, in, out)) >= p.linger && (a.key == nil || p.pad.Lame(now)):
+		case at(now).Sub(a.talked(now)) >= p.linger && (a.key == nil || p.pad.Lame(now)):
 			p.ending = "it was not used for " + p.linger.String()
 			do = append(do, p.end(now, a)...)
 		}

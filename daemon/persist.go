@@ -54,8 +54,11 @@ type proven struct {
 
 // proof is what the peer's address showed last, without the key, if it still counts; of an address that we have assigned nothing does without its SA. The time is rounded up, so that it does not change with every packet.
 func (p *peer) proof(now time.Time) (x proven, k pad.Key, ok bool) {
+	if p.last.Name == "" || p.outer.IsValid() { // most of those who are many
+		return x, k, false
+	}
 	k, at, ok := p.pad.Key()
-	if !ok || k.Public == nil || p.last.Name == "" || !p.pad.Held(now) || p.outer.IsValid() {
+	if !ok || k.Public == nil || !p.pad.Held(now) {
 		return x, k, false
 	}
 	step := max(p.linger/rememberSteps, time.Second)

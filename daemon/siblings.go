@@ -65,7 +65,7 @@ func (l *loop) tell(now time.Time, p *peer, env *pad.Environment, e evElsewhere)
 	return told
 }
 
-// readdress has addresses that this host has got held as its others are: at once, for its programs may send from them before the second's housekeeping. The peer of an
+// readdress has addresses that this host has got held as its others are: at once, for its programs may send from them. The peer of an
 // address that it has left has a proof without an SA, or had that from another in its turn: it counts for as long as it did.
 func (l *loop) readdress(now time.Time) {
 	env := l.d.host.environment()
