@@ -66,9 +66,8 @@ func (d *Daemon) require(ctx context.Context, c pad.Claim) {
 	if err != nil {
 		return
 	}
-	l := d.shards.of(c.Addr)
-	_ = l.post(ctx, func(now time.Time) {
-		if p := l.wanted(now, local, c.Addr); p != nil {
+	_ = d.shards.wanted(ctx, local, c.Addr, func(now time.Time, l *loop, p *peer) {
+		if p != nil {
 			l.step(now, p, evRequired{c})
 		}
 	})

@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"context"
 	"net/netip"
 	"time"
 
@@ -15,14 +16,47 @@ const looked = 256 // peers that are looked at for one that can go
 // spare is how many peers may be there beyond the most of the configuration, while those end that made room.
 func spare(most int) int { return max(8, most/64) }
 
-// wanted is peerOf for a peer that this host has asked for: when there are too many, one that serves nobody in particular goes for it.
-func (l *loop) wanted(now time.Time, local, remote netip.Addr) *peer {
-	if p := l.peerOf(now, local, remote); p != nil {
-		return p
+// wanted has f run in the loop of a peer that this host has asked for, nil if there is no room. When there are too many, one that serves nobody in particular
+// goes for it, of the same loop or else of any: the places are everybody's, and strangers who came at once may have left theirs in one loop.
+func (s *shards) wanted(ctx context.Context, local, remote netip.Addr, f func(now time.Time, l *loop, p *peer)) error {
+	l := s.of(remote)
+	return l.post(ctx, func(now time.Time) {
+		p := l.peerOf(now, local, remote)
+		if p == nil && l.makeRoom(now) {
+			p = l.peerInSpare(now, local, remote)
+		}
+		if p != nil {
+			f(now, l, p)
+			return
+		}
+		go func() {
+			made := s.roomBeside(ctx, l)
+			_ = l.post(ctx, func(now time.Time) {
+				switch {
+				case ctx.Err() != nil: // who asked has been told
+				case made:
+					f(now, l, l.peerInSpare(now, local, remote))
+				default:
+					f(now, l, nil)
+				}
+			})
+		}()
+	})
+}
+
+// roomBeside has one of the other loops make room, and reports whether one could.
+func (s *shards) roomBeside(ctx context.Context, l *loop) bool {
+	for _, other := range s.loops {
+		var made bool
+		if other != l && other.ask(ctx, func(now time.Time) { made = other.makeRoom(now) }) == nil && made {
+			return true
+		}
 	}
-	if !l.makeRoom(now) {
-		return nil
-	}
+	return false
+}
+
+// peerInSpare is peerOf where somebody has just made room, and may not be gone yet.
+func (l *loop) peerInSpare(now time.Time, local, remote netip.Addr) *peer {
 	most := l.d.cfg.File.MaxPeers
 	return l.peerUpTo(now, local, remote, most+spare(most))
 }

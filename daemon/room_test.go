@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"context"
 	"fmt"
 	"net/netip"
 	"testing"
@@ -57,15 +58,61 @@ func TestRoomForOurs(t *testing.T) {
 		return who
 	}
 	for i, want := range []string{"[idlest]", "[idle idlest]"} {
-		if l.wanted(now, own, next(byte(i))) == nil {
+		if !l.makeRoom(now) || l.peerInSpare(now, own, next(byte(i))) == nil {
 			t.Fatalf("a lookup has no place, and there are %v", gone())
 		}
 		if got := fmt.Sprint(gone()); got != want {
 			t.Fatalf("gone are %s, want %s", got, want)
 		}
 	}
-	if l.wanted(now, own, next(9)) != nil || fmt.Sprint(gone()) != "[idle idlest]" {
+	if l.makeRoom(now) || fmt.Sprint(gone()) != "[idle idlest]" {
 		t.Errorf("gone are %v for who may not displace anybody that is left", gone())
+	}
+}
+
+// The places are everybody's: where all strangers came to one loop, they make room for a lookup in another.
+func TestRoomInAnotherLoop(t *testing.T) {
+	e := newEndOn(t, "192.0.2.1", "", 4, func(p gatedPlane) ipsec.Dataplane { return p })
+	close(e.gate)
+	other := e.s.loops[3]
+	places := map[*loop]netip.Addr{}
+	for i := byte(1); len(places) < 4; i++ {
+		places[e.s.of(netip.AddrFrom4([4]byte{203, 0, 113, i}))] = netip.AddrFrom4([4]byte{203, 0, 113, i})
+	}
+	var stranger *peer
+	if err := other.ask(t.Context(), func(now time.Time) {
+		stranger = other.peerOf(now, e.addr, places[other])
+		before := now.Add(-time.Minute)
+		stranger.step(before, ike.Established{SA: 7, RemoteID: ike.ID{Kind: ike.IDNull}})
+		stranger.step(before, ike.ChildUp{SA: 7, Pair: ipsec.Pair{ID: 7}})
+		stranger.step(before, evFirst{7})
+		e.s.known.Store(int64(e.s.d.cfg.File.MaxPeers))
+	}); err != nil {
+		t.Fatal(err)
+	}
+	got := make(chan *peer)
+	wanted := func(ctx context.Context, remote netip.Addr) {
+		if err := e.s.wanted(ctx, e.addr, remote, func(_ time.Time, l *loop, p *peer) {
+			if p != nil && (l != e.s.of(remote) || l.peers[p.key] != p || p.remote != remote) {
+				t.Errorf("the peer for %v is %v", remote, p.key)
+			}
+			got <- p
+		}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if wanted(t.Context(), places[e.s.loops[0]]); <-got == nil {
+		t.Fatal("a lookup has no place, and a stranger has one in another loop")
+	}
+	if err := other.ask(t.Context(), func(time.Time) {
+		if len(stranger.live()) > 0 {
+			t.Error("the stranger is still there")
+		}
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if wanted(t.Context(), places[e.s.loops[1]]); <-got != nil {
+		t.Error("a second lookup has a place, and nobody has gone for it")
 	}
 }
 
@@ -88,7 +135,7 @@ func TestRoomOfRefusals(t *testing.T) {
 	l.known.Store(int64(l.d.cfg.File.MaxPeers))
 	now = now.Add(time.Second)
 	for i := range byte(2) {
-		if l.wanted(now, own, netip.AddrFrom4([4]byte{203, 0, 113, i})) == nil {
+		if !l.makeRoom(now) || l.peerInSpare(now, own, netip.AddrFrom4([4]byte{203, 0, 113, i})) == nil {
 			t.Fatalf("a lookup has no place, and %d are there", len(l.peers))
 		}
 	}

@@ -105,10 +105,9 @@ func (d *Daemon) key(ctx context.Context, c pad.Claim, then func(now time.Time, 
 		return outcome{why: "no route: " + err.Error()}
 	}
 	w := waiter{claim: c, reply: make(chan outcome, 1)}
-	l := d.shards.of(c.Addr)
 	var p *peer
-	if err := l.post(ctx, func(now time.Time) {
-		if p = l.wanted(now, local, c.Addr); p == nil {
+	if err := d.shards.wanted(ctx, local, c.Addr, func(now time.Time, l *loop, of *peer) {
+		if p = of; p == nil {
 			w.reply <- outcome{why: "too many peers"}
 			return
 		}
@@ -123,6 +122,7 @@ func (d *Daemon) key(ctx context.Context, c pad.Claim, then func(now time.Time, 
 	case <-ctx.Done():
 	}
 	// The client's time is up. The negotiation goes on, for the next lookup.
+	l := d.shards.of(c.Addr)
 	go l.post(context.WithoutCancel(ctx), func(now time.Time) {
 		if p != nil {
 			l.step(now, p, evGone{w})
