@@ -148,7 +148,7 @@ func (l *loop) initiate(now time.Time, p *peer, a doInitiate) {
 	}
 	l.job("preparing for an SA", l.dp.Prepare, func(time.Time, error) {}) // beside the exchanges; what fails is tried again, and said, with the SA
 	id, out := l.engine.Initiate(now, peer)
-	l.bySA[id] = p
+	l.enrol(p, id)
 	if c.Gateway.IsValid() {
 		l.gateways.begun(id, c.Gateway)
 	}
@@ -233,7 +233,11 @@ func (l *loop) engineEvent(now time.Time, e ike.Event) {
 	case ike.Redirected:
 		l.redirect(now, e)
 	case ike.Alive:
-		if p := l.bySA[e.SA]; p != nil && !l.hears(now, p, e.SA) {
+		p, _ := e.Owner.(*peer)
+		if p == nil { // it was established in the same call
+			p = l.bySA[e.SA]
+		}
+		if p != nil && !l.hears(now, p, e.SA) {
 			l.step(now, p, e)
 		}
 	case ike.Closed:
@@ -264,6 +268,12 @@ func (l *loop) prefer(e ike.ChildPreferred) {
 	})
 }
 
+// enrol notes whose an SA is.
+func (l *loop) enrol(p *peer, id ike.SAID) {
+	l.bySA[id] = p
+	l.engine.Own(id, p)
+}
+
 // adopt finds the peer of an SA; a responder's is new to us.
 func (l *loop) adopt(now time.Time, e ike.Established) *peer {
 	p := l.bySA[e.SA]
@@ -280,7 +290,7 @@ func (l *loop) adopt(now time.Time, e ike.Established) *peer {
 		if lodges {
 			p.outer = e.Remote
 		}
-		l.bySA[e.SA] = p
+		l.enrol(p, e.SA)
 	}
 	key := "none"
 	if e.Key != nil {

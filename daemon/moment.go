@@ -50,6 +50,9 @@ func (r reading) time() time.Time {
 	return time.Unix(0, int64(r))
 }
 
+// usage is when packets of a Pair came and left last, by the data plane's clock.
+type usage struct{ in, out reading }
+
 // moments are those of both, as of now.
 func (u usage) moments(now time.Time) (in, out moment) {
 	return momentOf(now, u.in.time()), momentOf(now, u.out.time())

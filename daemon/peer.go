@@ -94,9 +94,6 @@ type association struct {
 	refused   bool // the peer has dropped what came from us in clear: it is sent again when the peer uses this
 }
 
-// usage is when packets of a Pair came and left last, by the data plane's clock.
-type usage struct{ in, out reading }
-
 // noClaim is what nobody has claimed. Peers and associations share their claims, which do not change.
 var noClaim = &pad.Claim{}
 
@@ -124,7 +121,8 @@ type peer struct {
 	pad     *pad.Address
 	last    *pad.Claim // the claim that the address proved last: whom an Acquire means
 	attempt *attempt
-	sas     []*association // the oldest first
+	sas     []*association  // the oldest first
+	one     [1]*association // where the list is as long as most peers' are
 	waiting []waiter
 	anybody *anybody
 	latch   *latch
@@ -193,7 +191,9 @@ type (
 )
 
 func newPeer(k key, linger, lifetime time.Duration, now time.Time) *peer {
-	return &peer{key: k, last: noClaim, latch: noLatch, anybody: nobodyAsked, linger: linger, renew: lifetime - lifetime/20, pad: pad.NewAddress(linger), since: at(now)}
+	p := &peer{key: k, last: noClaim, latch: noLatch, anybody: nobodyAsked, linger: linger, renew: lifetime - lifetime/20, pad: pad.NewAddress(linger), since: at(now)}
+	p.sas = p.one[:0]
+	return p
 }
 
 // setState is the only place where the state changes. why is a sentence for people.

@@ -314,7 +314,7 @@ func cross(t *testing.T, hybrid bool, one, two func(*world, *host, SAID), apart 
 	drive(w, apart, time.Millisecond)
 	two(w, b, bID)
 	drive(w, 2*time.Second, 5*time.Millisecond)
-	w.run(2 * time.Minute)
+	w.run(4 * time.Minute) // requests that met are made again after a minute, and may meet again
 	drive(w, time.Second, 5*time.Millisecond)
 	settled(t, a, b)
 	switch n := a.e.Stats().SAs; {

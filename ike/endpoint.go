@@ -127,8 +127,8 @@ func (e *Endpoint) dispatch(d Datagram, h wire.Header) {
 	}
 	if h.Flags&wire.FlagResponse != 0 {
 		s.onResponse(d, h)
-	} else {
-		s.onRequest(d, h)
+	} else if s.onRequest(d, h) {
+		return
 	}
 	s.pump()
 	e.schedule(s)
@@ -208,6 +208,13 @@ func (e *Endpoint) with(now time.Time, id SAID, f func(*sa)) Output {
 		e.schedule(s)
 	}
 	return e.finish()
+}
+
+// Own notes what the caller keeps of an SA: Alive, which comes most often, brings it.
+func (e *Endpoint) Own(id SAID, owner any) {
+	if s := e.find(id); s != nil {
+		s.owner = owner
+	}
 }
 
 // find is the SA that the caller calls by a name.

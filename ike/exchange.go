@@ -153,36 +153,47 @@ func (s *sa) reply(ps ...wire.Payload) {
 	s.e.transmit(s, data...)
 }
 
-// onRequest takes a request of the peer on an SA that exists.
-func (s *sa) onRequest(d Datagram, h wire.Header) {
+// atRest reports whether a request that asks for nothing, from where the peer is, leaves the SA without anything to do that it had not before.
+func (s *sa) atRest(d Datagram) bool {
+	return s.state == established && (s.kin == nil || *s.kin == kin{}) && len(s.child.all) > 0 && !s.child.unsure && s.remote == d.Remote && s.local == d.Local
+}
+
+// onRequest takes a request of the peer on an SA that exists. done is true where the SA has nothing to do for it any more: whether we are there is what
+// thousands of peers ask all the time.
+func (s *sa) onRequest(d Datagram, h wire.Header) (done bool) {
 	if s.keys == nil {
 		s.e.drop("request-too-early")
-		return
+		return false
 	}
+	rested := s.atRest(d)
 	switch {
 	case h.MessageID+1 == s.in.next && (s.in.busy || s.in.reply != nil):
 		s.onRepeat(d)
-		return
+		return false
 	case h.MessageID != s.in.next || s.in.busy:
 		s.e.drop("message-id")
-		return
+		return false
 	case !s.admits(h.Exchange):
 		s.e.drop("wrong-exchange")
-		return
+		return false
 	}
 	got, ours, err := s.unseal(&s.in.parts, d)
 	if !ours {
-		return
+		return false
 	}
 	if s.state >= established && !s.spend() { // it comes again
 		s.e.drop("over-budget")
-		return
+		return false
 	}
 	s.in = window{next: h.MessageID + 1, busy: true, seen: got.seen, exch: h.Exchange}
 	ps := got.payloads
 	if err != nil {
 		s.malformed(err)
-		return
+		return false
+	}
+	if rested && h.Exchange == wire.Informational && len(ps) == 0 {
+		s.reply()
+		return true
 	}
 	s.chosen(ps)
 	s.child.sure()
@@ -200,6 +211,7 @@ func (s *sa) onRequest(d Datagram, h wire.Header) {
 	case h.Exchange == wire.Informational:
 		s.onInformational(ps)
 	}
+	return false
 }
 
 // unseal opens a message of the peer's turn and notes that the peer is alive and where; parts is where its fragments are kept. ours is
@@ -218,7 +230,7 @@ func (s *sa) unseal(parts **reassembly, d Datagram) (got received, ours bool, er
 	s.follow(d)
 	s.timer.heard = s.e.now
 	if s.open() {
-		s.emit(Alive{s.id})
+		s.emit(Alive{s.id, s.owner})
 	}
 	return got, true, err
 }

@@ -299,7 +299,10 @@ type Redirected struct {
 }
 
 // Alive: an authenticated message came from the peer (an answer to Probe, any request).
-type Alive struct{ SA SAID }
+type Alive struct {
+	SA    SAID
+	Owner any // what Own was told of it; nil: nothing
+}
 
 // Closed: the SA is gone, its children before it. Err nil: deleted by either side. The SAID is never heard of again.
 type Closed struct {

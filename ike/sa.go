@@ -66,40 +66,41 @@ const (
 )
 
 // sa is an IKE SA.
+//
+// Of a hundred thousand none is in the processor's cache when a message of it comes: what one reads and writes that only asks whether we are there stands first, together.
 type sa struct {
-	e         *Endpoint
-	id        SAID // the caller's name for it: our SPI of the first of those that succeeded each other
-	initiator bool
-	state     saState
-	quiet     bool             // Closed was reported: nothing of this SA is any more
-	counted   bool             // as half-open
-	guest     bool             // the peer asked for it, or for what it succeeded
-	named     bool             // we have proved our key
-	key       crypto.PublicKey // that the peer has proved; nil: none
-	remoteID  ID               // what it says it is
-	late      *lateProof
-	token     []byte // of quick crash detection, the peer's
-
-	hostPair pairOfHosts // under which Endpoint.peers has it
-	since    moment      // when it was established
-	spent    moment      // the budget of the peer's requests is what lies between this and now
-
+	e             *Endpoint
+	keys          *saCrypto // nil in initSent
+	id            SAID      // the caller's name for it: our SPI of the first of those that succeeded each other
 	spiI, spiR    uint64
-	local, remote netip.AddrPort
-	origin        netip.AddrPort // remote, when the SA began
-	nat           nat
-	inner         *inner // nil: no other addresses than these, as most have
-	frag          fragments
-	hybrid        bool       // the peer has shown that it knows additional key exchanges, and we ask for them
-	keys          *saCrypto  // nil in initSent
-	hs            *handshake // nil once it is over
-	out           request
-	in            window
-	child         children
-	timer         saTimers
+	owner         any  // the caller's, see Own
 	kin           *kin // nil: it has none
+	state         saState
+	initiator     bool
+	quiet         bool // Closed was reported: nothing of this SA is any more
+	counted       bool // as half-open
+	guest         bool // the peer asked for it, or for what it succeeded
+	named         bool // we have proved our key
+	hybrid        bool // the peer has shown that it knows additional key exchanges, and we ask for them
+	nat           nat
+	frag          fragments
+	local, remote netip.AddrPort
+	in            window
+	spent         moment // the budget of the peer's requests is what lies between this and now
+	timer         saTimers
+	child         children
 
-	slot int // in the heap; -1: not there
+	slot     int // in the heap; -1: not there
+	out      request
+	key      crypto.PublicKey // that the peer has proved; nil: none
+	remoteID ID               // what it says it is
+	late     *lateProof
+	token    []byte         // of quick crash detection, the peer's
+	hostPair pairOfHosts    // under which Endpoint.peers has it
+	since    moment         // when it was established
+	origin   netip.AddrPort // remote, when the SA began
+	inner    *inner         // nil: no other addresses than these, as most have
+	hs       *handshake     // nil once it is over
 }
 
 // saCrypto is what encrypts an established SA and derives its children.
@@ -111,10 +112,10 @@ type saCrypto struct {
 
 // saTimers are the times at which something is due; zero: nothing is.
 type saTimers struct {
-	end       moment // half-open, closed or the IKE SA's lifetime, by state
-	rekey     moment // when we ask for an IKE SA in its place
 	heard     moment // the last authenticated message of the peer
 	spoke     moment // our last message
+	end       moment // half-open, closed or the IKE SA's lifetime, by state
+	rekey     moment // when we ask for an IKE SA in its place
 	childless moment
 	report    moment // when an SA that is closed is reported so: late packets are taken until then
 }

@@ -73,6 +73,7 @@ type child struct {
 
 // children are the Child SAs of an IKE SA. Each direction has one exchange under way at most.
 type children struct {
+	unsure bool // of one at least the peer may not have our answer: childSA.sureAt
 	all    []*child
 	wishes []wish
 	mine   *negotiation // in an exchange of ours
@@ -345,7 +346,7 @@ func (c *children) answered(s *sa) {
 	if n := c.theirs; n != nil {
 		c.theirs = nil
 		if s.in.exch == wire.CreateChildSA { // before IKE_AUTH is answered the peer takes no requests at all
-			n.fresh.sureAt = s.e.now.Add(replacedFor)
+			n.fresh.sureAt, c.unsure = s.e.now.Add(replacedFor), true
 		}
 		c.up(s, n)
 	}
@@ -353,6 +354,10 @@ func (c *children) answered(s *sa) {
 
 // sure: the peer has sent another request, so it has our last answer, the window being 1.
 func (c *children) sure() {
+	if !c.unsure {
+		return
+	}
+	c.unsure = false
 	for _, p := range c.all {
 		for _, x := range p.sas {
 			x.sureAt = 0
@@ -578,22 +583,4 @@ func (c *children) tick(s *sa) {
 			return true
 		})
 	}
-}
-
-// wake is when tick wants to be called.
-func (c *children) wake() moment {
-	var first moment
-	for _, n := range []*negotiation{c.mine, c.theirs} {
-		if n != nil && n.token != 0 {
-			first = earliest(first, n.deadline)
-		}
-	}
-	for _, p := range c.all {
-		for _, x := range p.sas {
-			if x.state == childRetired {
-				first = earliest(first, x.endAt)
-			}
-		}
-	}
-	return first
 }

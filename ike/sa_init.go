@@ -271,7 +271,11 @@ func (s *sa) encapsulates() bool {
 // newCrypto takes copies of the keys that last, one behind the other: the others are as long again, and are not needed after the handshake.
 func newCrypto(suite ikeSuite, k saKeys, initiator bool) (*saCrypto, error) {
 	sealKey, openKey, _, _ := k.local(initiator)
-	all := concat(k.d, sealKey, openKey)
+	c := &struct {
+		saCrypto
+		room [104]byte // what most suites take
+	}{}
+	all := append(append(append(c.room[:0], k.d...), sealKey...), openKey...)
 	own := func(n int) ipsec.Secret {
 		part := all[:n:n]
 		all = all[n:]
@@ -286,7 +290,8 @@ func newCrypto(suite ikeSuite, k saKeys, initiator bool) (*saCrypto, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &saCrypto{suite: suite, d: d, seal: *seal, open: *open}, nil
+	c.saCrypto = saCrypto{suite: suite, d: d, seal: *seal, open: *open}
+	return &c.saCrypto, nil
 }
 
 // onInitRequest takes the first message of an initiator. Until it has shown, by a cookie, that it is where it says, and until

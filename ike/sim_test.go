@@ -210,6 +210,28 @@ func (w *world) take(h *host, o Output) {
 		h.events = append(h.events, ev)
 		h.handle(w, ev)
 	}
+	h.checkRest()
+}
+
+// checkRest checks what atRest says of every SA: once a request is answered that asked for nothing, all that follows a request has nothing to do.
+func (h *host) checkRest() {
+	h.t.Helper()
+	e := h.e
+	for _, s := range e.sas {
+		if !s.atRest(Datagram{Local: s.local, Remote: s.remote}) || s.slot < 0 || due(e.timers[s.slot].wake, e.now.Add(time.Millisecond)) {
+			continue
+		}
+		e.out = Output{}
+		s.chosen(nil)
+		s.child.sure()
+		s.child.checkDown(s, nil)
+		s.pump()
+		wake := s.tick()
+		if len(e.out.Events)+len(e.out.Send) > 0 || wake != 0 && wake < e.timers[s.slot].wake {
+			h.t.Errorf("%s: an SA at rest did %v, sent %d messages, and wakes %v before its turn", h.name, e.out.Events, len(e.out.Send), e.timers[s.slot].wake.Sub(wake))
+		}
+		e.out = Output{}
+	}
 }
 
 func (w *world) send(from *host, d Datagram) {

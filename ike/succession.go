@@ -224,10 +224,11 @@ func (s *sa) inherit(r *succession, t *sa, low []byte) {
 	s.kin.rekey = nil
 	s.setState(deleting)
 	s.succeed(t)
-	if t.keys.suite.add != s.keys.suite.add { // the children get keys of the hybrid as well
-		t.child.rekeyNow(s.e.now)
-	}
 	s.send(taskDelete, wire.Informational, bye()) // "MUST be the last request sent over the old IKE SA"
+	if t.keys.suite.add != s.keys.suite.add {     // the children get keys of the hybrid as well
+		t.child.rekeyNow(s.e.now)
+		s.e.schedule(t)
+	}
 }
 
 // beget makes an IKE SA that may become the heir. The caller does not hear of it before it does.
@@ -253,7 +254,7 @@ func (s *sa) succeed(t *sa) {
 	if f.cross != nil && s.e.young[f.cross.key] == s {
 		s.e.young[f.cross.key] = t
 	}
-	t.id = s.id
+	t.id, t.owner = s.id, s.owner
 	s.e.heirs[t.id] = t
 	t.child, s.child = s.child, children{}
 	t.timer.childless = s.timer.childless

@@ -25,6 +25,7 @@ func TestIKERekey(t *testing.T) {
 		old := only(t, a)
 		h, other := []*host{a, b}[who], []*host{b, a}[who]
 		hID, otherID := only(t, h).id, only(t, other).id
+		h.e.Own(hID, h)
 		for n := range 5 {
 			w.take(h, h.e.Do(w.now, hID, RekeyIKE))
 			drive(w, time.Second, 5*time.Millisecond)
@@ -39,6 +40,11 @@ func TestIKERekey(t *testing.T) {
 			}
 			if r, ok := find[Rekeyed](h); !ok || r.SA != hID || !r.Initiator || count[Rekeyed](other) != n+1 {
 				t.Errorf("%s: %+v", h.name, r)
+			}
+			w.take(other, other.e.Do(w.now, otherID, Probe))
+			w.run(time.Second)
+			if alive, _ := find[Alive](h); alive.SA != hID || alive.Owner != any(h) {
+				t.Errorf("%s %d: heard of %x, which is %v's", h.name, n, alive.SA, alive.Owner)
 			}
 		}
 		if a.lost+b.lost+count[Closed](a)+count[Closed](b)+count[ChildDown](a) != 0 || len(a.e.heirs) != 1 || len(b.e.heirs) != 1 {
