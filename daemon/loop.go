@@ -236,7 +236,9 @@ func (l *loop) output(now time.Time, out ike.Output) {
 	}
 	if later {
 		l.job("switching", func() error { return nil }, func(time.Time, error) { l.sendAll(out.Send) })
+		return
 	}
+	l.engine.Recycle(out)
 }
 
 // succeeds reports whether the peer has deleted an SA that has a successor. It no longer reads the old one when it has our answer, so

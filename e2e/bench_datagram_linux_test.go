@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"encoding/binary"
 	"fmt"
 	"math/rand/v2"
 	"slices"
@@ -8,6 +9,7 @@ import (
 	"time"
 
 	"tacit/ike"
+	"tacit/ike/wire"
 )
 
 // datagramSize is how much is measured: rounds of so many probes, of responders with so many SAs; theirs are the first of ours.
@@ -81,9 +83,7 @@ func measureDatagrams(t *testing.T, size datagramSize) (ours, theirs []*responde
 			r.idle.add(time.Duration(float64(processor(t, r.cmd.Process.Pid)-before[r])/time.Since(began).Seconds()), time.Microsecond)
 		}
 		for _, r := range all {
-			before := processor(t, r.cmd.Process.Pid)
-			r.load.probe(size.probes, size.atOnce)
-			r.cpu.add((processor(t, r.cmd.Process.Pid)-before)/time.Duration(size.probes), time.Microsecond)
+			r.cpu.add(r.load.probe(size.probes, size.atOnce, r.cmd.Process.Pid)/time.Duration(size.probes), time.Microsecond)
 		}
 	}
 	for _, r := range all {
@@ -93,8 +93,10 @@ func measureDatagrams(t *testing.T, size datagramSize) (ours, theirs []*responde
 	return ours, theirs
 }
 
-// probe has n initiators, in no order, and all before one does again, ask whether the responder lives, so many at once, and waits for the answers.
-func (l *load) probe(n, atOnce int) {
+// probe has n initiators, in no order, and all before one does again, ask whether the responder lives, so many at once, and waits for the answers. It says what
+// processor time that took the process. What is sent is made before, and what comes is read after that: beside the responder the load does the same for
+// few SAs as for many.
+func (l *load) probe(n, atOnce, pid int) (took time.Duration) {
 	l.t.Helper()
 	var list []*initiator
 	for _, in := range l.initiators {
@@ -102,14 +104,52 @@ func (l *load) probe(n, atOnce int) {
 	}
 	rand.Shuffle(len(list), func(i, j int) { list[i], list[j] = list[j], list[i] })
 	l.answers = 0
-	for i := range n {
-		in := list[i%len(list)]
-		l.turn(giveUp, func() bool { return i-l.answers < atOnce && !in.asking })
-		in.asking = true
-		l.output(in, in.engine.Do(time.Now(), in.id, ike.Probe))
+	for done := 0; done < n; {
+		var ds []ike.Datagram
+		for range min(probesMade, len(list), n-done) {
+			in := list[done%len(list)]
+			out := in.engine.Do(time.Now(), in.id, ike.Probe)
+			in.asking, in.wake, ds = true, out.Wake, append(ds, out.Send...)
+			done++
+		}
+		before := processor(l.t, pid)
+		came := l.exchange(ds, atOnce)
+		took += processor(l.t, pid) - before
+		for _, d := range came {
+			if in := l.initiators[binary.BigEndian.Uint64(d.Data)]; in != nil {
+				l.output(in, in.engine.Receive(time.Now(), d))
+			}
+		}
 	}
 	l.turn(giveUp, func() bool { return l.answers == n })
 	if l.answers != n || len(l.lost) > 0 {
 		l.t.Fatalf("%d of %d probes are answered, %d SAs were closed: %v", l.answers, n, len(l.lost), l.lost)
 	}
+	return took
+}
+
+// probesMade is how many probes are made before they are sent: of the fewest SAs each asks once.
+const probesMade = 1000
+
+// exchange sends requests, so many at once, and takes what comes until all are answered.
+func (l *load) exchange(ds []ike.Datagram, atOnce int) (came []ike.Datagram) {
+	l.t.Helper()
+	answers, late := 0, time.After(patience)
+	for sent := 0; answers < len(ds); {
+		if sent < len(ds) && sent-answers < atOnce {
+			l.send(ds[sent])
+			sent++
+			continue
+		}
+		select {
+		case d := <-l.in:
+			came = append(came, d)
+			if h, err := wire.ParseHeader(d.Data); err == nil && h.Flags&wire.FlagResponse != 0 {
+				answers++
+			}
+		case <-late:
+			l.t.Fatalf("%d of %d requests are answered within %v", answers, len(ds), patience)
+		}
+	}
+	return came
 }

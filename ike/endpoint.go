@@ -4,7 +4,6 @@ import (
 	"container/heap"
 	crand "crypto/rand"
 	"encoding/binary"
-	"errors"
 	"io"
 	"math/rand/v2"
 	"net/netip"
@@ -91,12 +90,9 @@ func (e *Endpoint) Receive(now time.Time, d Datagram) Output {
 	e.begin(now)
 	e.stats.Received++
 	h, err := wire.ParseHeader(d.Data)
-	var version *wire.VersionError
 	switch {
-	case errors.As(err, &version):
-		e.onVersion(d, h, version)
 	case err != nil:
-		e.drop("malformed")
+		e.onUnreadable(d, h, err)
 	case h.Exchange == wire.IKESAInit && h.Flags&wire.FlagResponse == 0:
 		e.onInitRequest(d, h)
 	default:
@@ -217,6 +213,19 @@ func (e *Endpoint) Own(id SAID, owner any) {
 	}
 }
 
+// Recycle takes an Output back whose lists the caller has read and keeps no more: another will have their room.
+func (e *Endpoint) Recycle(o Output) {
+	if cap(o.Send)+cap(o.Events) > spareRoom {
+		return
+	}
+	clear(o.Send)
+	clear(o.Events)
+	e.spare = Output{Send: o.Send[:0], Events: o.Events[:0]}
+}
+
+// spareRoom is how much is kept.
+const spareRoom = 16
+
 // find is the SA that the caller calls by a name.
 func (e *Endpoint) find(id SAID) *sa {
 	if s := e.heirs[id]; s != nil {
@@ -230,7 +239,7 @@ func (e *Endpoint) begin(now time.Time) {
 		e.called = now.Add(-past)
 	}
 	e.now, e.called = e.moment(now), now
-	e.out = Output{}
+	e.out, e.spare = e.spare, Output{}
 	e.cookies.rotate(e.now, e.cfg.Rand)
 }
 

@@ -2,7 +2,6 @@ package ike
 
 import (
 	"math/rand/v2"
-	"slices"
 	"time"
 
 	"tacit/ike/wire"
@@ -159,11 +158,6 @@ func (s *sa) atRest(d Datagram) bool {
 	return s.state == established && (s.kin == nil || *s.kin == kin{}) && len(s.child.all) > 0 && !s.child.unsure && s.remote == d.Remote && s.local == d.Local
 }
 
-// asksNothing reports whether an INFORMATIONAL request is a probe: "a message with no payloads" (RFC 7296, 1.4), or with octets to make it longer.
-func asksNothing(ps []wire.Payload) bool {
-	return !slices.ContainsFunc(ps, func(p wire.Payload) bool { return p.PayloadType() != wire.PayloadVendorID })
-}
-
 // onRequest takes a request of the peer on an SA that exists. done is true where the SA has nothing to do for it any more: whether we are there is what
 // thousands of peers ask all the time.
 func (s *sa) onRequest(d Datagram, h wire.Header) (done bool) {
@@ -197,7 +191,7 @@ func (s *sa) onRequest(d Datagram, h wire.Header) (done bool) {
 		s.malformed(err)
 		return false
 	}
-	if rested && h.Exchange == wire.Informational && asksNothing(ps) {
+	if rested && h.Exchange == wire.Informational && len(ps) == 0 {
 		s.reply()
 		return true
 	}

@@ -115,8 +115,8 @@ type reassembly struct {
 
 // received is an authentic message of the peer, open.
 type received struct {
-	payloads []wire.Payload
-	seen     [32]byte // hash of the datagram, or of fragment 1
+	payloads []wire.Payload // none if they are all Vendor IDs
+	seen     [32]byte       // hash of the datagram, or of fragment 1
 	first    wire.PayloadType
 	plain    []byte // the payloads as they came
 }
@@ -141,7 +141,9 @@ func (s *sa) receive(r **reassembly, d Datagram) (received, error) {
 	}
 	s.e.release(r)
 	got.first, got.plain = first, plain
-	got.payloads, err = wire.ParsePayloads(first, plain)
+	if !wire.OnlyVendorIDs(first, plain) {
+		got.payloads, err = wire.ParsePayloads(first, plain)
+	}
 	return got, err
 }
 

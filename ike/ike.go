@@ -155,6 +155,7 @@ type Endpoint struct {
 	called time.Time // when the call came that is being served
 	now    moment    // the same
 	out    Output    // and what it returns
+	spare  Output    // empty lists with room, see Recycle
 }
 
 // Result is Signature, SharedSecret or Installed.

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/sha256"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"net/netip"
 	"time"
@@ -495,6 +496,16 @@ func (e *Endpoint) answerInit(d Datagram, h wire.Header, n *wire.Notify) {
 		Header:   wire.Header{InitiatorSPI: h.InitiatorSPI, Exchange: wire.IKESAInit, Flags: wire.FlagResponse, MessageID: h.MessageID},
 		Payloads: []wire.Payload{n},
 	})
+}
+
+// onUnreadable drops what has no header that we can read.
+func (e *Endpoint) onUnreadable(d Datagram, h wire.Header, err error) {
+	var version *wire.VersionError
+	if errors.As(err, &version) {
+		e.onVersion(d, h, version)
+		return
+	}
+	e.drop("malformed")
 }
 
 // onVersion answers a request of a higher major version, once a second at most (RFC 7296, 2.5).

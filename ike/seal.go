@@ -22,6 +22,7 @@ type sealer struct {
 	suite cipherSuite
 	key   ipsec.Secret // the cipher's, with a salt or the key of the integrity algorithm behind it
 	count uint64
+	room  [saltLen + 8]byte // of the last nonce
 }
 
 // newSealer makes a sealer of its part of the key schedule.
@@ -65,7 +66,7 @@ func (s *sealer) nonce(iv []byte) []byte {
 	if !s.suite.cipher.Combined() {
 		return iv
 	}
-	return append(append(make([]byte, 0, saltLen+8), s.key[s.suite.keyLen():]...), iv...)
+	return append(append(s.room[:0], s.key[s.suite.keyLen():]...), iv...)
 }
 
 // padding is how many octets stand between n octets of plain text and the pad length (RFC 7296, 3.14): none with a combined-mode

@@ -210,6 +210,7 @@ func (w *world) take(h *host, o Output) {
 		h.events = append(h.events, ev)
 		h.handle(w, ev)
 	}
+	h.e.Recycle(o)
 	h.checkRest()
 }
 

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"reflect"
+	"slices"
 	"testing"
 )
 
@@ -139,6 +140,10 @@ func FuzzParsePayloads(f *testing.F) {
 	seeds(f, func(_ []byte, first PayloadType, chain []byte) { f.Add(uint8(first), chain) })
 	f.Fuzz(func(t *testing.T, first uint8, b []byte) {
 		ps, err := ParsePayloads(PayloadType(first), b)
+		other := func(p Payload) bool { return p.PayloadType() != PayloadVendorID }
+		if got, want := OnlyVendorIDs(PayloadType(first), b), err == nil && !slices.ContainsFunc(ps, other); got != want {
+			t.Errorf("only Vendor IDs: %v, want %v of %+v, %v", got, want, ps, err)
+		}
 		if err != nil {
 			checkError(t, b, err)
 			return

@@ -1,6 +1,7 @@
 package wire
 
 import (
+	"encoding/binary"
 	"fmt"
 
 	"golang.org/x/crypto/cryptobyte"
@@ -24,6 +25,19 @@ func ParsePayloads(first PayloadType, b []byte) ([]Payload, error) {
 		return nil, *r.err
 	}
 	return ps, nil
+}
+
+// OnlyVendorIDs reports whether a chain that ParsePayloads would read holds nothing else, as a probe does that was made longer: they mean nothing, and such
+// messages come most often.
+func OnlyVendorIDs(first PayloadType, b []byte) bool {
+	for n := 0; first == PayloadVendorID && len(b) >= genericLen && n < MaxPayloads; n++ {
+		length := int(binary.BigEndian.Uint16(b[2:]))
+		if length < genericLen || length > len(b) {
+			return false
+		}
+		first, b = PayloadType(b[0]), b[length:]
+	}
+	return first == PayloadNone && len(b) == 0
 }
 
 // MarshalPayloads writes a chain that is to be encrypted, and says what the Encrypted payload's First must be.
