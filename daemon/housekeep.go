@@ -117,11 +117,10 @@ func (l *loop) housekeep(now time.Time, peers []*peer) {
 }
 
 // calmTicks is how seldom a peer is looked after of which nothing is expected. Some are more often, by their address and the time: those that have begun
-// together do not stay so. Where linger is short it is less: what ends by itself then, and has no time of its own in turn, ends so much later.
+// together do not stay so. Where linger is short it is less. What ends by itself has a time of its own in turn.
 const (
-	calmTicks  = 32
-	calmSpread = 16
-	calmPart   = 8 // of linger
+	calmTicks = 128
+	calmPart  = 2 // of linger
 )
 
 // Place is for the wheel of the housekeeping.
@@ -135,8 +134,8 @@ func (p *peer) turn(now time.Time) time.Time {
 	}
 	a := p.remote.As16()
 	address := binary.BigEndian.Uint64(a[:8]) ^ binary.BigEndian.Uint64(a[8:])
-	ticks := calmTicks - time.Duration(mixed(address^uint64(at(now)/moment(tick))<<32)%calmSpread)
-	then := at(now).Add(min(ticks*tick, p.linger/calmPart))
+	calmly := min(calmTicks*tick, p.linger/calmPart)
+	then := at(now).Add(calmly - time.Duration(mixed(address^uint64(at(now)/moment(tick))<<32)%uint64(calmly/2)))
 	if end := p.pad.StandsUntil(); !end.IsZero() {
 		then = min(then, momentOf(now, end))
 	}

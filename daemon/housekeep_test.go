@@ -207,7 +207,7 @@ func TestNews(t *testing.T) {
 	}
 }
 
-// A peer of which something is expected is looked after every second; of one at rest that is left to every fifth to eighth, or to the end of what its name has claimed.
+// A peer of which something is expected is looked after every second; one at rest once in a minute or two, or at the end of what its name has claimed.
 func TestTurn(t *testing.T) {
 	for what, tt := range map[string]struct {
 		make func(p *play)
@@ -243,11 +243,12 @@ func TestTurn(t *testing.T) {
 			was := p.now.Add(10*time.Second - p.p.linger)
 			p.p.sas[0].since, p.p.sas[0].usage = at(was), usage{in: readingOf(was)}
 		}, 10 * time.Second},
-		"used for seconds only": {func(p *play) { p.p.linger = 24 * time.Second; p.established(1, true, 0) }, 3 * time.Second},
+		"used for seconds only": {func(p *play) { p.p.linger = 24 * time.Second; p.established(1, true, 0) }, 24 * time.Second / calmPart},
 	} {
 		p := newPlay(t)
 		tt.make(p)
-		if got := p.p.turn(p.now).Sub(p.now); got > tt.want || got < tt.want && (tt.want < calmTicks*tick || got <= (calmTicks-calmSpread)*tick) {
+		calmly := min(calmTicks*tick, p.p.linger/calmPart)
+		if got := p.p.turn(p.now).Sub(p.now); got > tt.want || got < tt.want && (tt.want < calmly || got <= calmly/2) {
 			t.Errorf("%s: in %v, want %v", what, got, tt.want)
 		}
 	}
@@ -264,10 +265,10 @@ func TestManyAtRest(t *testing.T) {
 		l.step(p.now, q, ike.ChildUp{SA: ike.SAID(i + 1), Pair: ipsec.Pair{ID: uint32(i + 1)}})
 	}
 	last := map[*peer]time.Time{}
-	for second := range 200 {
+	for second := range 2 * calmTicks {
 		p.now = p.now.Add(tick)
 		due := l.rota.Due(p.now)
-		if second > 60 && len(due) > many/3 {
+		if second > calmTicks && len(due) > many/3 {
 			t.Errorf("%d peers in second %d", len(due), second)
 		}
 		for _, q := range due {

@@ -5,7 +5,7 @@ package wheel
 import "time"
 
 // turns is how many ticks a Wheel sees ahead. Who wants to be looked at later than that is looked at then, too.
-const turns = 64
+const turns = 256
 
 // Place is where something stands in its Wheel; zero: nowhere.
 type Place int64
