@@ -153,9 +153,10 @@ func (s *sa) reply(ps ...wire.Payload) {
 	s.e.transmit(s, data...)
 }
 
-// atRest reports whether a request that asks for nothing, from where the peer is, leaves the SA without anything to do that it had not before.
+// atRest reports whether a request that asks for nothing leaves the SA without anything to do that it had not before. One that comes to another of our ports
+// may have us keep that open.
 func (s *sa) atRest(d Datagram) bool {
-	return s.state == established && (s.kin == nil || *s.kin == kin{}) && len(s.child.all) > 0 && !s.child.unsure && s.remote == d.Remote && s.local == d.Local
+	return s.state == established && (s.kin == nil || *s.kin == kin{}) && len(s.child.all) > 0 && !s.child.unsure && s.local == d.Local
 }
 
 // onRequest takes a request of the peer on an SA that exists. done is true where the SA has nothing to do for it any more: whether we are there is what

@@ -151,3 +151,18 @@ func TestProvedKeyIsTold(t *testing.T) {
 		t.Errorf("told %v", e.Key)
 	}
 }
+
+// Behind a NAT the port that the peer has begun to use is kept open from then on, even if it was only asked whether we are there.
+func TestProbeAtAnotherPort(t *testing.T) {
+	a, b, w := classic(t)
+	id := establish(t, w, a, b, peerOf(a, b))
+	w.run(time.Minute)
+	s := only(t, b)
+	s.nat = nat{supported: true, local: true}
+	d := back(a.e.Do(w.now, id, Probe).Send[0])
+	d.Local = netip.AddrPortFrom(d.Local.Addr(), 4500)
+	w.take(b, b.e.Receive(w.now, d))
+	if wake := b.e.timers[s.slot].wake; wake == 0 || wake.After(b.e.now.Add(keepAliveEvery)) {
+		t.Errorf("the next keepalive would be in %v", wake.Sub(b.e.now))
+	}
+}

@@ -219,7 +219,7 @@ func (h *host) checkRest() {
 	h.t.Helper()
 	e := h.e
 	for _, s := range e.sas {
-		if !s.atRest(Datagram{Local: s.local, Remote: s.remote}) || s.slot < 0 || due(e.timers[s.slot].wake, e.now.Add(time.Millisecond)) {
+		if !s.atRest(Datagram{Local: s.local}) || s.slot < 0 || due(e.timers[s.slot].wake, e.now.Add(time.Millisecond)) {
 			continue
 		}
 		e.out = Output{}
