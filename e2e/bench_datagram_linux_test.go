@@ -33,6 +33,11 @@ func benchDatagrams(t *testing.T) {
 	few := datagramFull.ours[0]
 	for i, r := range ours[1:] {
 		figure(t, fmt.Sprintf("datagram-%d-by-%d", datagramFull.ours[i+1], few), "us", r.cpu, fmt.Sprint("tacit-", few), ours[0].cpu)
+		var ratios samples // the machine's speed changes from round to round
+		for k := range r.cpu {
+			ratios = append(ratios, r.cpu[k]/ours[0].cpu[k])
+		}
+		t.Logf("%d by %d SAs, round by round: %s", datagramFull.ours[i+1], few, ratios.spread())
 	}
 }
 
