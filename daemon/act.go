@@ -233,11 +233,7 @@ func (l *loop) engineEvent(now time.Time, e ike.Event) {
 	case ike.Redirected:
 		l.redirect(now, e)
 	case ike.Alive:
-		p, _ := e.Owner.(*peer)
-		if p == nil { // it was established in the same call
-			p = l.bySA[e.SA]
-		}
-		if p != nil && !l.hears(now, p, e.SA) {
+		if p, _ := e.Owner.(*peer); p != nil && !l.hears(now, p, e.SA) {
 			l.step(now, p, e)
 		}
 	case ike.Closed:

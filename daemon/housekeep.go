@@ -135,6 +135,9 @@ func (p *peer) turn(now time.Time) time.Time {
 	a := p.remote.As16()
 	address := binary.BigEndian.Uint64(a[:8]) ^ binary.BigEndian.Uint64(a[8:])
 	calmly := min(calmTicks*tick, p.linger/calmPart)
+	if at(now).Sub(p.talked(now)) < calmTicks*tick { // soon again, probably; and who has no SA has only places to give back
+		calmly = min(calmly, calmTicks*tick/4)
+	}
 	then := at(now).Add(calmly - time.Duration(mixed(address^uint64(at(now)/moment(tick))<<32)%uint64(calmly/2)))
 	if end := p.pad.StandsUntil(); !end.IsZero() {
 		then = min(then, momentOf(now, end))
@@ -142,6 +145,9 @@ func (p *peer) turn(now time.Time) time.Time {
 	unnamed := p.pad.Lame(now)
 	if unnamed != (p.state == lame) && p.authenticated() != nil {
 		return soon
+	}
+	if p.state == lame {
+		then = min(then, p.since.Add(p.renew))
 	}
 	for _, a := range p.sas {
 		if a.initiator {
@@ -161,6 +167,17 @@ func (p *peer) turn(now time.Time) time.Time {
 func (a *association) talked(now time.Time) moment {
 	in, out := a.usage.moments(now)
 	return max(a.since, in, out)
+}
+
+// talked is that of its SAs; of a peer without any, now.
+func (p *peer) talked(now time.Time) (last moment) {
+	if len(p.sas) == 0 {
+		return at(now)
+	}
+	for _, a := range p.sas {
+		last = max(last, a.talked(now))
+	}
+	return last
 }
 
 // mixed is a number without a pattern for each (S. Vigna, splitmix64).

@@ -213,8 +213,19 @@ func TestTurn(t *testing.T) {
 		make func(p *play)
 		want time.Duration
 	}{
-		"proven":       {func(p *play) { p.lookup("bob.example.", 1); p.established(1, true, 1) }, calmTicks * tick},
-		"anonymous":    {func(p *play) { p.established(1, false, 0); p.event(evFirst{101}) }, calmTicks * tick},
+		"proven":    {func(p *play) { p.lookup("bob.example.", 1); p.established(1, true, 1) }, calmTicks * tick / 4},
+		"anonymous": {func(p *play) { p.established(1, false, 0); p.event(evFirst{101}) }, calmTicks * tick / 4},
+		"silent": {func(p *play) {
+			p.lookup("bob.example.", 1)
+			p.established(1, true, 1)
+			p.p.sas[0].since = at(p.now).Add(-calmTicks * tick)
+		}, calmTicks * tick},
+		"nobody's any more": {func(p *play) {}, calmTicks * tick / 4},
+		"lame, and about to end": {func(p *play) {
+			p.established(1, true, 1)
+			p.event(evFirst{101})
+			p.p.state, p.p.since = lame, at(p.now).Add(10*time.Second-p.p.renew)
+		}, 10 * time.Second},
 		"not used yet": {func(p *play) { p.established(1, false, 0) }, tick},
 		"being keyed":  {func(p *play) { p.lookup("bob.example.", 1) }, tick},
 		"held":         {func(p *play) { p.lookup("bob.example.", 1); p.established(1, true, 1); p.ended(1, nil) }, tick},
@@ -247,7 +258,10 @@ func TestTurn(t *testing.T) {
 	} {
 		p := newPlay(t)
 		tt.make(p)
-		calmly := min(calmTicks*tick, p.p.linger/calmPart)
+		calmly := min(calmTicks*tick/4, p.p.linger/calmPart)
+		if tt.want == calmTicks*tick {
+			calmly = tt.want
+		}
 		if got := p.p.turn(p.now).Sub(p.now); got > tt.want || got < tt.want && (tt.want < calmly || got <= calmly/2) {
 			t.Errorf("%s: in %v, want %v", what, got, tt.want)
 		}

@@ -33,20 +33,21 @@ type loop struct {
 	datagrams   chan ike.Datagram
 	strangers   chan ike.Datagram // first messages: whoever sends many of them fills no queue but theirs
 	events      chan ipsec.Event
-	calls       chan func(now time.Time)     // from lookups and status
-	jobs        chan func()                  // to the data plane's goroutine, in order
-	queue       []func()                     // jobs that wait for it
-	done        chan func(now time.Time)     // what jobs and signers found
-	wake        time.Time                    // of the engine
-	measuring   bool                         // the Pairs' counters are being read
-	usages      []evUsage                    // what was read last of some of them; its room is used again
-	measured    time.Time                    // when they may be read again
-	leaving     bool                         // the SAs are being ended: no new ones
-	ended       chan struct{}                // closed when the loop has
-	unheld      map[ipsec.Selector]time.Time // holds that could not be set; the data plane goroutine's
-	stuck       map[ipsec.Selector]bool      // what it may not release, since connections could not be ended
-	ruled       moment                       // when the rules changed last; zero: they did not
-	quarantined map[key]time.Time            // whose step panicked, and until when lookups do not reach them: peers, so max-peers bounds it
+	calls       chan func(now time.Time)               // from lookups and status
+	jobs        chan func()                            // to the data plane's goroutine, in order
+	queue       []func()                               // jobs that wait for it
+	done        chan func(now time.Time)               // what jobs and signers found
+	wake        time.Time                              // of the engine
+	measuring   bool                                   // the Pairs' counters are being read
+	seeking     map[key][]func(now time.Time, p *peer) // what waits for room for a peer that another loop is to make
+	usages      []evUsage                              // what was read last of some of them; its room is used again
+	measured    time.Time                              // when they may be read again
+	leaving     bool                                   // the SAs are being ended: no new ones
+	ended       chan struct{}                          // closed when the loop has
+	unheld      map[ipsec.Selector]time.Time           // holds that could not be set; the data plane goroutine's
+	stuck       map[ipsec.Selector]bool                // what it may not release, since connections could not be ended
+	ruled       moment                                 // when the rules changed last; zero: they did not
+	quarantined map[key]time.Time                      // whose step panicked, and until when lookups do not reach them: peers, so max-peers bounds it
 	endings     endings
 	parting     parting // what a stop leaves to the end of all loops
 }
@@ -55,7 +56,7 @@ const maxQueue = 400_000 // data plane calls that wait, two of each peer where m
 
 func newLoop(s *shared, engine *ike.Endpoint) *loop {
 	return &loop{
-		shared: s, engine: engine, peers: map[key]*peer{}, rota: wheel.Wheel[*peer]{Tick: tick}, bySA: map[ike.SAID]*peer{}, pairs: map[uint32]*peer{}, callers: newCallers(), refusals: refusals{asked: map[ike.SAID]ike.AuthorizationWanted{}},
+		shared: s, engine: engine, peers: map[key]*peer{}, rota: wheel.Wheel[*peer]{Tick: tick}, bySA: map[ike.SAID]*peer{}, seeking: map[key][]func(time.Time, *peer){}, pairs: map[uint32]*peer{}, callers: newCallers(), refusals: refusals{asked: map[ike.SAID]ike.AuthorizationWanted{}},
 		datagrams: make(chan ike.Datagram, 1024), strangers: make(chan ike.Datagram, 256), events: make(chan ipsec.Event, 1024), calls: make(chan func(time.Time), 64), jobs: make(chan func()),
 		packets: newPackets(1), gateways: newGateways(), lodgers: newLodgers(), done: make(chan func(time.Time), 64), ended: make(chan struct{}), unheld: map[ipsec.Selector]time.Time{},
 		stuck: map[ipsec.Selector]bool{}, quarantined: map[key]time.Time{}, endings: endings{of: map[ipsec.Selector]*ending{}},

@@ -335,6 +335,9 @@ func (p *peer) established(now time.Time, e ike.Established) (do []action) {
 		raw = ipseckey.Fingerprint(e.Raw)
 	}
 	p.sas = append(p.sas, &association{claim: noClaim, raw: raw, id: e.SA, initiator: e.Initiator, key: e.Key, remoteID: e.RemoteID, suite: e.Summary, born: at(now), renew: at(now).Add(p.renew), since: at(now)})
+	if len(p.sas) > 1 { // the list is elsewhere
+		p.one[0] = nil
+	}
 	if e.Initiator {
 		return nil
 	}

@@ -16,8 +16,8 @@ const looked = 256 // peers that are looked at for one that can go
 // spare is how many peers may be there beyond the most of the configuration, while those end that made room.
 func spare(most int) int { return max(8, most/64) }
 
-// wanted has f run in the loop of a peer that this host has asked for, nil if there is no room. When there are too many, one that serves nobody in particular
-// goes for it, of the same loop or else of any: the places are everybody's, and strangers who came at once may have left theirs in one loop.
+// wanted has f run in the loop of a peer that this host has asked for, with nil if there is no room, unless ctx has ended. When there are too many, one that serves
+// nobody in particular goes for it, of the same loop or else of any: the places are everybody's, and strangers who came at once may have left theirs in one loop.
 func (s *shards) wanted(ctx context.Context, local, remote netip.Addr, f func(now time.Time, l *loop, p *peer)) error {
 	l := s.of(remote)
 	return l.post(ctx, func(now time.Time) {
@@ -29,26 +29,41 @@ func (s *shards) wanted(ctx context.Context, local, remote netip.Addr, f func(no
 			f(now, l, p)
 			return
 		}
-		go func() {
-			made := s.roomBeside(ctx, l)
-			_ = l.post(ctx, func(now time.Time) {
-				switch {
-				case ctx.Err() != nil: // who asked has been told
-				case made:
-					f(now, l, l.peerInSpare(now, local, remote))
-				default:
-					f(now, l, nil)
-				}
-			})
-		}()
+		k := key{local, remote}
+		if l.seeking[k] = append(l.seeking[k], func(now time.Time, p *peer) {
+			if ctx.Err() == nil {
+				f(now, l, p)
+			}
+		}); len(l.seeking[k]) == 1 {
+			go s.seek(ctx, l, k)
+		}
+	})
+}
+
+// seek has another loop make room for a peer, once for all who want it, and runs what they want of it.
+func (s *shards) seek(ctx context.Context, l *loop, k key) {
+	made := s.roomBeside(ctx, l)
+	_ = l.post(context.WithoutCancel(ctx), func(now time.Time) {
+		p := l.peerOf(now, k.local, k.remote)
+		if p == nil && made {
+			p = l.peerInSpare(now, k.local, k.remote)
+		}
+		all := l.seeking[k]
+		delete(l.seeking, k)
+		for _, f := range all {
+			f(now, p)
+		}
 	})
 }
 
 // roomBeside has one of the other loops make room, and reports whether one could.
 func (s *shards) roomBeside(ctx context.Context, l *loop) bool {
 	for _, other := range s.loops {
+		if ctx.Err() != nil { // nobody is to go for who has given up
+			return false
+		}
 		var made bool
-		if other != l && other.ask(ctx, func(now time.Time) { made = other.makeRoom(now) }) == nil && made {
+		if other != l && other.ask(ctx, func(now time.Time) { made = ctx.Err() == nil && other.makeRoom(now) }) == nil && made {
 			return true
 		}
 	}

@@ -21,7 +21,8 @@ import (
 func TestRoomForOurs(t *testing.T) {
 	now := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
 	own := netip.MustParseAddr("192.0.2.1")
-	l := newTestLoop(t, ipsectest.NewFake(), own, "", nil, func() time.Time { return now })
+	s := newTestShards(t, ipsectest.NewFake(), own, "", nil, func() time.Time { return now }, 1)
+	l := s.loops[0]
 	f := l.d.cfg.File
 	f.Policy = append(f.Policy, policy.Rule{Prefixes: []netip.Prefix{netip.MustParsePrefix("198.51.100.5/32")}, Class: policy.Private, AcceptAnonymous: true})
 	l.d.obey(f)
@@ -45,6 +46,16 @@ func TestRoomForOurs(t *testing.T) {
 		"private":  place(5, 10*time.Hour, 0),
 	}
 	l.known.Store(int64(f.MaxPeers))
+	wanted := func(remote netip.Addr) (got *peer) {
+		done := false
+		if err := s.wanted(t.Context(), own, remote, func(_ time.Time, _ *loop, p *peer) { got, done = p, true }); err != nil {
+			t.Fatal(err)
+		}
+		for !done {
+			(<-l.calls)(now)
+		}
+		return got
+	}
 	next := func(i byte) netip.Addr { return netip.AddrFrom4([4]byte{203, 0, 113, i}) }
 	if l.peerOf(now, own, next(0)) != nil {
 		t.Error("a stranger has a place where there is none")
@@ -58,14 +69,14 @@ func TestRoomForOurs(t *testing.T) {
 		return who
 	}
 	for i, want := range []string{"[idlest]", "[idle idlest]"} {
-		if !l.makeRoom(now) || l.peerInSpare(now, own, next(byte(i))) == nil {
+		if wanted(next(byte(i))) == nil {
 			t.Fatalf("a lookup has no place, and there are %v", gone())
 		}
 		if got := fmt.Sprint(gone()); got != want {
 			t.Fatalf("gone are %s, want %s", got, want)
 		}
 	}
-	if l.makeRoom(now) || fmt.Sprint(gone()) != "[idle idlest]" {
+	if wanted(next(9)) != nil || fmt.Sprint(gone()) != "[idle idlest]" {
 		t.Errorf("gone are %v for who may not displace anybody that is left", gone())
 	}
 }
@@ -90,7 +101,7 @@ func TestRoomInAnotherLoop(t *testing.T) {
 	}); err != nil {
 		t.Fatal(err)
 	}
-	got := make(chan *peer)
+	got := make(chan *peer, 2)
 	wanted := func(ctx context.Context, remote netip.Addr) {
 		if err := e.s.wanted(ctx, e.addr, remote, func(_ time.Time, l *loop, p *peer) {
 			if p != nil && (l != e.s.of(remote) || l.peers[p.key] != p || p.remote != remote) {
@@ -101,8 +112,14 @@ func TestRoomInAnotherLoop(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if wanted(t.Context(), places[e.s.loops[0]]); <-got == nil {
-		t.Fatal("a lookup has no place, and a stranger has one in another loop")
+	// Two lookups of one address, both before there is room: one place is enough for both.
+	for range 2 {
+		wanted(t.Context(), places[e.s.loops[0]])
+	}
+	for range 2 {
+		if <-got == nil {
+			t.Fatal("a lookup has no place, and a stranger has one in another loop")
+		}
 	}
 	if err := other.ask(t.Context(), func(time.Time) {
 		if len(stranger.live()) > 0 {
@@ -113,6 +130,42 @@ func TestRoomInAnotherLoop(t *testing.T) {
 	}
 	if wanted(t.Context(), places[e.s.loops[1]]); <-got != nil {
 		t.Error("a second lookup has a place, and nobody has gone for it")
+	}
+}
+
+// Nobody goes for a lookup that has ended.
+func TestRoomForNobody(t *testing.T) {
+	e := newEndOn(t, "192.0.2.1", "", 2, func(p gatedPlane) ipsec.Dataplane { return p })
+	close(e.gate)
+	for _, l := range e.s.loops {
+		if err := l.ask(t.Context(), func(now time.Time) {
+			for i := range byte(8) {
+				p := l.peerOf(now, e.addr, netip.AddrFrom4([4]byte{198, 51, 100, i}))
+				p.step(now.Add(-time.Minute), ike.Established{SA: ike.SAID(i) + 1, RemoteID: ike.ID{Kind: ike.IDNull}})
+				p.step(now.Add(-time.Minute), ike.ChildUp{SA: ike.SAID(i) + 1, Pair: ipsec.Pair{ID: uint32(i) + 1}})
+				p.step(now.Add(-time.Minute), evFirst{uint32(i) + 1})
+			}
+		}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	stop()
+	for range 20 {
+		if e.s.roomBeside(ctx, e.s.loops[0]) {
+			t.Error("there is room for who has gone")
+		}
+	}
+	for _, l := range e.s.loops {
+		if err := l.ask(t.Context(), func(time.Time) {
+			for _, p := range l.peers {
+				if len(p.live()) != 1 {
+					t.Errorf("%v had to go", p.remote)
+				}
+			}
+		}); err != nil {
+			t.Fatal(err)
+		}
 	}
 }
 

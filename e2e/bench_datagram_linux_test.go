@@ -109,7 +109,9 @@ func (l *load) probe(n, atOnce, pid int) (took time.Duration) {
 		list = append(list, in)
 	}
 	rand.Shuffle(len(list), func(i, j int) { list[i], list[j] = list[j], list[i] })
-	l.answers = 0
+	if l.answers = 0; len(list) == 0 {
+		l.t.Fatal("there is no initiator to probe")
+	}
 	for done := 0; done < n; {
 		var ds []ike.Datagram
 		for range min(probesMade, len(list), n-done) {
