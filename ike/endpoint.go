@@ -4,6 +4,7 @@ import (
 	"container/heap"
 	crand "crypto/rand"
 	"encoding/binary"
+	"errors"
 	"io"
 	"math/rand/v2"
 	"net/netip"
@@ -99,6 +100,16 @@ func (e *Endpoint) Receive(now time.Time, d Datagram) Output {
 		e.dispatch(d, h)
 	}
 	return e.finish()
+}
+
+// onUnreadable drops what has no header that we can read.
+func (e *Endpoint) onUnreadable(d Datagram, h wire.Header, err error) {
+	var version *wire.VersionError
+	if errors.As(err, &version) {
+		e.onVersion(d, h, version)
+		return
+	}
+	e.drop("malformed")
 }
 
 // dispatch hands a message to its SA. The peer's Initiator flag must be the opposite of ours: a message of our own that comes

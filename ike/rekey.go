@@ -100,24 +100,6 @@ func (c *children) workDue() moment {
 	return first
 }
 
-// wake is when tick wants to be called.
-func (c *children) wake() moment {
-	var first moment
-	for _, n := range []*negotiation{c.mine, c.theirs} {
-		if n != nil && n.token != 0 {
-			first = earliest(first, n.deadline)
-		}
-	}
-	for _, p := range c.all {
-		for _, x := range p.sas {
-			if x.state == childRetired {
-				first = earliest(first, x.endAt)
-			}
-		}
-	}
-	return first
-}
-
 // rekeyNow makes the rekeys of all Child SAs due.
 func (c *children) rekeyNow(now moment) {
 	for _, p := range c.all {

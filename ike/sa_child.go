@@ -4,117 +4,9 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
-	"time"
 
 	"tacit/ike/wire"
 	"tacit/ipsec"
-)
-
-// childState is where a Child SA stands.
-//
-//	offered ──► inbound ──► up ◄──► rekeying ──► deleting ──► retired
-//	                         └──────────────────────┘            ▲
-//	                         └──── deleted by the peer ──────────┘
-type childState uint8
-
-const (
-	childOffered  childState = iota // its exchange is under way
-	childInbound                    // the data plane has been asked to accept it
-	childUp                         // both ends have it
-	childRekeying                   // up, and another is to take its place
-	childDeleting                   // our DELETE is out
-	childRetired                    // deleted; packets that are late are still taken for a moment
-)
-
-func (s childState) String() string {
-	return [...]string{"offered", "inbound", "up", "rekeying", "deleting", "retired"}[s]
-}
-
-// childArrows are the allowed changes.
-var childArrows = map[childState][]childState{
-	childOffered:  {childInbound},
-	childInbound:  {childUp},
-	childUp:       {childRekeying, childDeleting, childRetired},
-	childRekeying: {childUp, childDeleting, childRetired},
-	childDeleting: {childRetired},
-}
-
-// childSA is two SAs of ESP that were made together.
-type childSA struct {
-	state     childState
-	initiator bool // we asked for it
-	unborn    bool // the data plane never had it
-	in, out   ipsec.SPI
-	born      moment
-	rekeyAt   moment   // zero: another has taken its place
-	endAt     moment   // when we delete it, if nobody else does; in retired: when nothing is taken on it any more
-	sureAt    moment   // until then our answer may not have reached the peer, which does not know this one: we ask for nothing about it
-	replaces  *childSA // what it was made in place of, while that is still there
-	heir      *childSA // what has taken its place
-}
-
-// setState is the only place where the state changes.
-func (c *childSA) setState(e *Endpoint, to childState) {
-	if !slices.Contains(childArrows[c.state], to) {
-		e.drop("no arrow from child " + c.state.String() + " to " + to.String()) // a mistake of this package
-	}
-	c.state = to
-}
-
-// child is a Pair: the Child SAs that follow each other by rekeys and share its ID.
-type child struct {
-	id       uint32
-	mode     ipsec.Mode
-	noPFS    bool           // the peer has refused a key exchange at a rekey
-	selector ipsec.Selector // zero until one is up
-	sas      []*childSA
-	since    moment // since when it says TEMPORARY_FAILURE; zero: it does not
-}
-
-// children are the Child SAs of an IKE SA. Each direction has one exchange under way at most.
-type children struct {
-	unsure bool // of one at least the peer may not have our answer: childSA.sureAt
-	all    []*child
-	wishes []wish
-	mine   *negotiation // in an exchange of ours
-	theirs *negotiation // in one of the peer's
-	grant  grant
-}
-
-// grant is what the peer may have, by the Authorization of the IKE SA.
-type grant struct {
-	selector ipsec.Selector
-	mode     ipsec.Mode
-}
-
-// negotiation is a Child SA in the making.
-type negotiation struct {
-	child      *child   // nil: a new one, until the data plane is asked
-	old, fresh *childSA // old: what is rekeyed; nil for a new one
-	mode       ipsec.Mode
-	selector   ipsec.Selector
-	ni         []byte
-	share      *share
-	again      bool // INVALID_KE_PAYLOAD was obeyed
-	inner      bool // our address in it is the responder's to assign
-
-	low       []byte       // the lower of the two nonces
-	rival     *negotiation // of ours: the peer's rekey of the same Child SA, which we answered meanwhile
-	redundant bool         // it has lost against the other: its creator deletes it
-
-	followed bool           // the answer that is due is that to IKE_FOLLOWUP_KE
-	token    uint64         // of the ChildWanted that is out
-	deadline moment         // for its answer
-	reply    []wire.Payload // responder
-	pair     ipsec.Pair     // without keys
-}
-
-// Bounds of the Child SAs (TRUST.md A-23).
-const (
-	maxChildren   = 8                // Pairs of an IKE SA
-	maxServing    = 4                // Child SAs of a Pair, rekeyed ones that nobody has deleted yet among them
-	installWithin = 5 * time.Second  // a data plane that does not answer for so long has refused
-	replacedFor   = 30 * time.Second // how long we wait for the DELETE of what the peer has replaced
 )
 
 // outer are the outer addresses: with ports if the ESP travels in UDP.
@@ -140,13 +32,16 @@ func (s *sa) pairOf(p *child, c *childSA) ipsec.Pair {
 
 // want asks the data plane for the Child SA. ni, nr and shared are those of its exchange.
 func (s *sa) want(n *negotiation, suite espSuite, ni, nr, shared, added []byte) {
-	c, rekey := n.fresh, n.child != nil
-	in, out := deriveChild(s.keys.suite.prf, s.keys.d, suite.cipher, ni, nr, shared, added).pair(suite, c.initiator, c.in, c.out)
+	rekey := n.child != nil
 	if !rekey {
-		n.child = &child{id: s.e.nextPair}
+		b := &firstborn{child: child{id: s.e.nextPair}, sa: *n.fresh}
+		b.sas = b.list[:0]
+		n.child, n.fresh = &b.child, &b.sa
 		s.e.nextPair += uint32(s.e.cfg.Shards)
 		s.child.all = append(s.child.all, n.child)
 	}
+	c := n.fresh
+	in, out := deriveChild(s.keys.suite.prf, s.keys.d, suite.cipher, ni, nr, shared, added).pair(suite, c.initiator, c.in, c.out)
 	n.token, n.deadline = s.e.token(), s.e.now.Add(installWithin)
 	n.low = lower(ni, nr)
 	p := s.pairOf(&child{id: n.child.id, mode: n.mode, selector: n.selector}, c)
@@ -583,4 +478,22 @@ func (c *children) tick(s *sa) {
 			return true
 		})
 	}
+}
+
+// wake is when tick wants to be called.
+func (c *children) wake() moment {
+	var first moment
+	for _, n := range []*negotiation{c.mine, c.theirs} {
+		if n != nil && n.token != 0 {
+			first = earliest(first, n.deadline)
+		}
+	}
+	for _, p := range c.all {
+		for _, x := range p.sas {
+			if x.state == childRetired {
+				first = earliest(first, x.endAt)
+			}
+		}
+	}
+	return first
 }

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"crypto/sha256"
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"net/netip"
 	"time"
@@ -272,26 +271,25 @@ func (s *sa) encapsulates() bool {
 // newCrypto takes copies of the keys that last, one behind the other: the others are as long again, and are not needed after the handshake.
 func newCrypto(suite ikeSuite, k saKeys, initiator bool) (*saCrypto, error) {
 	sealKey, openKey, _, _ := k.local(initiator)
+	seal, err := newSealer(suite.cipher, sealKey)
+	if err != nil {
+		return nil, err
+	}
+	open, err := newSealer(suite.cipher, openKey)
+	if err != nil {
+		return nil, err
+	}
 	c := &struct {
 		saCrypto
-		room [104]byte // what most suites take
-	}{}
-	all := append(append(append(c.room[:0], k.d...), sealKey...), openKey...)
+		room [96]byte // what combined-mode suites with SHA-256 take
+	}{saCrypto: saCrypto{suite: suite, seal: *seal, open: *open}}
+	all := append(append(append(c.room[:0], k.d...), seal.key...), open.key...)
 	own := func(n int) ipsec.Secret {
 		part := all[:n:n]
 		all = all[n:]
 		return part
 	}
-	d := own(len(k.d))
-	seal, err := newSealer(suite.cipher, own(len(sealKey)))
-	if err != nil {
-		return nil, err
-	}
-	open, err := newSealer(suite.cipher, own(len(openKey)))
-	if err != nil {
-		return nil, err
-	}
-	c.saCrypto = saCrypto{suite: suite, d: d, seal: *seal, open: *open}
+	c.d, c.seal.key, c.open.key = own(len(k.d)), own(len(seal.key)), own(len(open.key))
 	return &c.saCrypto, nil
 }
 
@@ -496,16 +494,6 @@ func (e *Endpoint) answerInit(d Datagram, h wire.Header, n *wire.Notify) {
 		Header:   wire.Header{InitiatorSPI: h.InitiatorSPI, Exchange: wire.IKESAInit, Flags: wire.FlagResponse, MessageID: h.MessageID},
 		Payloads: []wire.Payload{n},
 	})
-}
-
-// onUnreadable drops what has no header that we can read.
-func (e *Endpoint) onUnreadable(d Datagram, h wire.Header, err error) {
-	var version *wire.VersionError
-	if errors.As(err, &version) {
-		e.onVersion(d, h, version)
-		return
-	}
-	e.drop("malformed")
 }
 
 // onVersion answers a request of a higher major version, once a second at most (RFC 7296, 2.5).

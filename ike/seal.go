@@ -20,9 +20,9 @@ var errSealed = errors.New("the encrypted payload does not open")
 // the encrypted count (NIST SP 800-38A, appendix C).
 type sealer struct {
 	suite cipherSuite
-	key   ipsec.Secret // the cipher's, with a salt or the key of the integrity algorithm behind it
+	nonce [saltLen + 8]byte // of a combined-mode cipher: the salt, which is secret, and the last IV
+	key   ipsec.Secret      // the cipher's, with the key of the integrity algorithm behind it
 	count uint64
-	room  [saltLen + 8]byte // of the last nonce
 }
 
 // newSealer makes a sealer of its part of the key schedule.
@@ -30,7 +30,12 @@ func newSealer(c cipherSuite, material ipsec.Secret) (*sealer, error) {
 	if len(material) != c.keyMaterial() {
 		return nil, fmt.Errorf("%v with %d octets of keys", c, len(material))
 	}
-	return &sealer{suite: c, key: material}, nil
+	s := &sealer{suite: c, key: material}
+	if c.cipher.Combined() {
+		s.key = material[:c.keyLen()]
+		copy(s.nonce[:], material[c.keyLen():])
+	}
+	return s, nil
 }
 
 // algorithms are made for a message and forgotten: that takes half a microsecond, and an SA that says something once a minute would keep a
@@ -61,12 +66,13 @@ func (s *sealer) fillIV(iv []byte, block cipher.Block) {
 	}
 }
 
-// nonce is the IV, with the salt of a combined-mode cipher before it.
-func (s *sealer) nonce(iv []byte) []byte {
+// nonceOf is the IV, with the salt of a combined-mode cipher before it.
+func (s *sealer) nonceOf(iv []byte) []byte {
 	if !s.suite.cipher.Combined() {
 		return iv
 	}
-	return append(append(s.room[:0], s.key[s.suite.keyLen():]...), iv...)
+	copy(s.nonce[saltLen:], iv)
+	return s.nonce[:]
 }
 
 // padding is how many octets stand between n octets of plain text and the pad length (RFC 7296, 3.14): none with a combined-mode
@@ -104,7 +110,7 @@ func (s *sealer) enclose(h wire.Header, c wire.Closed, plain []byte) ([]byte, er
 	n := copy(b[text:], plain)
 	in := b[text : text+n+s.padding(n)+1]
 	in[len(in)-1] = byte(len(in) - n - 1)
-	aead.Seal(in[:0], s.nonce(b[at:text:text]), in, b[:at])
+	aead.Seal(in[:0], s.nonceOf(b[at:text]), in, b[:at])
 	return b, nil
 }
 
@@ -132,7 +138,7 @@ func (s *sealer) disclose(data []byte) (c wire.Closed, plain []byte, err error) 
 		return c, nil, err
 	}
 	iv := s.suite.ivLen()
-	plain, err = aead.Open(nil, s.nonce(body[:iv:iv]), body[iv:], data[:len(data)-len(body)])
+	plain, err = aead.Open(nil, s.nonceOf(body[:iv]), body[iv:], data[:len(data)-len(body)])
 	if err != nil {
 		return c, nil, errSealed
 	}
