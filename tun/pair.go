@@ -115,10 +115,18 @@ func (p *Plane) installInbound(spec ipsec.Pair) (*inbound, error) {
 	}
 	pr.local, pr.remote = spec.Local, spec.Remote
 	p.order++
-	out := &outbound{pair: pr, order: p.order, spi: spec.Out.SPI, sealer: sealer, expire: expireAfter(spec.Out), tunnel: spec.Mode == ipsec.Tunnel}
-	in := &inbound{pair: pr, spi: spec.In.SPI, next: out, mode: spec.Mode, encap: spec.Encapsulated(), opener: opener}
-	outer := spec.Remote // not all of spec
-	in.outer.Store(&outer)
+	made := &struct { // what comes and goes together
+		in    inbound
+		out   outbound
+		outer netip.AddrPort
+	}{
+		in:    inbound{pair: pr, spi: spec.In.SPI, mode: spec.Mode, encap: spec.Encapsulated(), opener: opener},
+		out:   outbound{pair: pr, order: p.order, spi: spec.Out.SPI, sealer: sealer, expire: expireAfter(spec.Out), tunnel: spec.Mode == ipsec.Tunnel},
+		outer: spec.Remote,
+	}
+	in := &made.in
+	in.next = &made.out
+	in.outer.Store(&made.outer)
 	pr.ins = append(pr.ins, in)
 	p.spis.put(in.spi, in)
 	return in, nil
