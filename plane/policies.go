@@ -44,7 +44,7 @@ type Traffic interface {
 	// Armed reports whether armed Pairs carry it, and, unless that is zero, until when.
 	Armed() (bool, time.Time)
 	// Settle says what becomes of packets that find no SA, and of those that wait; see [Queue.Settle].
-	Settle(f Fate, until time.Time)
+	Settle(f Fate, until time.Time, then Fate)
 }
 
 // Policies are the flows of a data plane, by their hosts, and what guard was asked for each. What stands in guard lasts for Linger
@@ -53,7 +53,7 @@ type Policies[F Traffic] struct {
 	Guard  *guard.Guard
 	Linger time.Duration
 	Now    func() time.Time
-	Made   func(guard.Key) F // makes a flow
+	Made   func(guard.Key) F // makes a flow; if packets find it at once, with the fate that FateOf gives
 	Gone   func(F)           // nothing asks for the flow any more; may be nil
 	Rules  Rules
 	// Gateways are the addresses of the default gateways; nil: no rule spares them.
@@ -83,7 +83,7 @@ func (p *Policies[F]) Flow(k guard.Key) F {
 		}
 		f = p.Made(k)
 		p.flows[k] = f
-		f.Settle(p.fate(f.base()))
+		f.Settle(p.FateOf(f.base()))
 	}
 	return f
 }
@@ -206,19 +206,26 @@ func (p *Policies[F]) Clear(s ipsec.Selector) error {
 	return nil
 }
 
-// fate is that of packets of a flow that find no SA.
-func (p *Policies[F]) fate(b *Flow) (Fate, time.Time) {
+// stands reports whether a flow has a policy that has not ended: one that has may not have been looked at yet.
+func (p *Policies[F]) stands(b *Flow) bool { return b.asked && b.until.After(p.Now()) }
+
+// FateOf is the fate of packets of a flow that find no SA: by its policy until that ends, to the moment, and then by the rules.
+func (p *Policies[F]) FateOf(b *Flow) (f Fate, until time.Time, then Fate) {
 	switch {
-	case !b.asked && p.Rules.Waits(b.Key.Peer):
-		return Wait, time.Time{}
-	case !b.asked && p.Rules.Watches(b.Key.Peer):
-		return Copy, time.Time{}
-	case b.asked && b.policy == ipsec.Hold:
-		return Wait, b.until
-	case b.asked && b.policy == ipsec.Bypass:
-		return Release, time.Time{}
+	case p.Rules.Waits(b.Key.Peer):
+		then = Wait
+	case p.Rules.Watches(b.Key.Peer):
+		then = Copy
 	}
-	return Drop, time.Time{}
+	switch {
+	case !p.stands(b):
+		return then, time.Time{}, Drop
+	case b.policy == ipsec.Hold:
+		return Wait, b.until, then
+	case b.policy == ipsec.Bypass:
+		return Release, b.until, then
+	}
+	return Drop, b.until, then
 }
 
 // change replaces the policy of a flow; with a zero time it ends it. Packets may wait before they are diverted, and are diverted no more
@@ -228,19 +235,19 @@ func (p *Policies[F]) change(f F, a ipsec.Action, until time.Time) error {
 	before := *b
 	b.asked, b.adopted, b.policy = !until.IsZero(), false, a
 	p.end(f, until)
-	fate, ends := p.fate(b)
+	fate, ends, then := p.FateOf(b)
 	if fate != Drop {
-		f.Settle(fate, ends)
+		f.Settle(fate, ends, then)
 	}
 	armed, _ := f.Armed()
 	if err := p.Enforce(f, armed); err != nil {
 		b.asked, b.adopted, b.policy = before.asked, before.adopted, before.policy
 		p.end(f, before.until)
-		f.Settle(p.fate(b))
+		f.Settle(p.FateOf(b))
 		return err
 	}
 	if fate == Drop {
-		f.Settle(Drop, time.Time{})
+		f.Settle(Drop, ends, then)
 	}
 	return nil
 }
@@ -256,7 +263,7 @@ func (p *Policies[F]) Adopt(left []guard.Element) {
 		b.asked, b.adopted, b.verdict = true, true, e.Verdict
 		p.end(f, now.Add(e.Left))
 		b.policy = map[guard.Verdict]ipsec.Action{guard.Divert: ipsec.Hold, guard.Block: ipsec.Block, guard.Clear: ipsec.Bypass}[e.Verdict]
-		f.Settle(p.fate(b))
+		f.Settle(p.FateOf(b))
 	}
 }
 

@@ -15,14 +15,15 @@ type traffic struct {
 	armed   bool
 	ends    time.Time
 	fate    Fate
+	then    Fate
 	settled *[]Fate // all of them
 	waiting time.Time
 }
 
 func (f *traffic) Used() bool               { return f.armed }
 func (f *traffic) Armed() (bool, time.Time) { return f.armed, f.ends }
-func (f *traffic) Settle(fate Fate, until time.Time) {
-	f.fate, f.waiting = fate, until
+func (f *traffic) Settle(fate Fate, until time.Time, then Fate) {
+	f.fate, f.waiting, f.then = fate, until, then
 	if f.settled != nil {
 		*f.settled = append(*f.settled, fate)
 	}
@@ -78,7 +79,7 @@ func TestAdopt(t *testing.T) {
 	if f, _ := p.Find(held); !f.waiting.Equal(now.Add(2 * time.Second)) {
 		t.Errorf("packets wait until %v", f.waiting)
 	}
-	if f, _ := p.Find(refused); !f.waiting.IsZero() {
+	if f, _ := p.Find(refused); f.fate != Drop {
 		t.Error("packets wait for what is refused")
 	}
 	if pairs := p.Left(left); len(pairs) != 1 || pairs[0].Selector != ipsec.Host(alice, bob) {

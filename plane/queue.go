@@ -67,7 +67,8 @@ type Queue[P any] struct {
 	list     []Held[P]
 	copies   []Held[P]
 	fate     Fate
-	until    time.Time // packets may wait until then; zero: as long as the fate stays
+	then     Fate      // after until
+	until    time.Time // zero: the fate stays until another is set
 	acquired time.Time // the last Acquire
 }
 
@@ -78,17 +79,17 @@ func (q *Queue[P]) Len() int { return len(q.list) }
 func (q *Queue[P]) Size() int { return len(q.list) + len(q.copies) }
 
 // Fate is that of a packet that comes now. A queue begins with Drop.
-func (q *Queue[P]) Fate() Fate { return q.fate }
-
-// shut reports whether packets may not wait.
-func (q *Queue[P]) shut(now time.Time) bool {
-	return q.fate != Wait || !q.until.IsZero() && !now.Before(q.until)
+func (q *Queue[P]) Fate(now time.Time) Fate {
+	if !q.until.IsZero() && !now.Before(q.until) {
+		return q.then
+	}
+	return q.fate
 }
 
 // Put makes a packet wait, which takes size octets of the Budget: the caller sets its Packet. A nil one means that the packet must be
 // dropped. acquire says that the event is due.
 func (q *Queue[P]) Put(size int, now time.Time) (h *Held[P], acquire bool) {
-	if q.shut(now) {
+	if q.Fate(now) != Wait {
 		return nil, false
 	}
 	acquire = q.Due(now)
@@ -137,7 +138,7 @@ func (q *Queue[P]) Take(now time.Time) (ready, late []Held[P]) {
 func (q *Queue[P]) Expire(now time.Time) (late []Held[P]) {
 	q.copies = drop(q.copies, overdue(q.copies, now), q.Copies)
 	n := overdue(q.list, now)
-	if q.shut(now) {
+	if q.Fate(now) != Wait {
 		n = len(q.list)
 	}
 	late = q.list[:n]
@@ -145,10 +146,10 @@ func (q *Queue[P]) Expire(now time.Time) (late []Held[P]) {
 	return late
 }
 
-// Settle says what becomes of packets from now on: with Wait they may wait until the given time, or if that is zero until it is called again.
-// Otherwise those that wait are taken out. Copies stay, unless nothing may leave any more.
-func (q *Queue[P]) Settle(f Fate, until time.Time) (out []Held[P]) {
-	q.fate, q.until = f, until
+// Settle says what becomes of packets from now on, until the given time, or if that is zero until it is called again; and what after that. Those that
+// wait are taken out, but with Wait. Copies stay, unless nothing may leave any more.
+func (q *Queue[P]) Settle(f Fate, until time.Time, then Fate) (out []Held[P]) {
+	q.fate, q.until, q.then = f, until, then
 	if f != Wait {
 		out = q.list
 		q.remove(len(q.list))

@@ -12,7 +12,7 @@ func TestQueue(t *testing.T) {
 	if h, acquire := q.Put(1, now); acquire || h != nil {
 		t.Error("a packet waits though nothing holds it")
 	}
-	q.Settle(Wait, now.Add(10*time.Second))
+	q.Settle(Wait, now.Add(10*time.Second), Drop)
 	for i := range HoldPerPeer + 5 {
 		h, acquire := q.Put(1, now)
 		if acquire != (i == 0) || (h != nil) != (i < HoldPerPeer) {
@@ -32,7 +32,7 @@ func TestQueue(t *testing.T) {
 		t.Errorf("%d packets expired, want %d", n, HoldPerPeer)
 	}
 	q.Put(1, now)
-	if n := len(q.Settle(Drop, time.Time{})); n != 1 {
+	if n := len(q.Settle(Drop, time.Time{}, Drop)); n != 1 {
 		t.Errorf("%d packets dropped at the end of the hold, want 1", n)
 	}
 	if p, b := budget.packets.Load(), budget.bytes.Load(); p != 0 || b != 0 {
@@ -45,7 +45,7 @@ func TestQueueTake(t *testing.T) {
 	var budget Budget
 	now := time.Unix(1000, 0)
 	q := Queue[int]{Budget: &budget}
-	q.Settle(Wait, now.Add(time.Minute))
+	q.Settle(Wait, now.Add(time.Minute), Drop)
 	for i := range 4 {
 		h, _ := q.Put(1, now.Add(time.Duration(i)*time.Second))
 		h.Packet = i
@@ -81,7 +81,7 @@ func TestCopies(t *testing.T) {
 	now := time.Unix(1000, 0)
 	fresh := func() *Queue[int] {
 		q := &Queue[int]{Budget: &budget, Copies: &copies}
-		q.Settle(Copy, time.Time{})
+		q.Settle(Copy, time.Time{}, Drop)
 		return q
 	}
 	q := fresh()
@@ -116,7 +116,7 @@ func TestCopies(t *testing.T) {
 	for fate, want := range map[Fate]int{Release: 1, Wait: 1, Copy: 1, Drop: 0} { // what may not leave any more is not sent again either
 		q := fresh()
 		q.Keep(1, now)
-		if out := q.Settle(fate, time.Time{}); len(out) != 0 {
+		if out := q.Settle(fate, time.Time{}, Drop); len(out) != 0 {
 			t.Errorf("fate %d: %d copies came out as if they had waited", fate, len(out))
 		}
 		if got := len(q.Repeat(now)); got != want {

@@ -241,11 +241,11 @@ func (p *Policies[F]) putRules(now time.Time) error {
 			errs = append(errs, p.Clear(b.Selector())) // it was let go under other rules
 			continue
 		}
-		if !b.asked { // only what waits now is let go
-			f.Settle(r.Fate(b.Key.Peer), time.Time{})
-			f.Settle(p.fate(b))
-			p.Forget(f)
+		if !p.stands(b) { // only what waits now is let go
+			f.Settle(r.Fate(b.Key.Peer), time.Time{}, Drop)
 		}
+		f.Settle(p.FateOf(b))
+		p.Forget(f)
 	}
 	return errors.Join(errs...)
 }

@@ -132,26 +132,55 @@ func TestFate(t *testing.T) {
 		until  time.Time
 		fate   Fate
 		ends   time.Time
+		then   Fate
 	}{
 		"trapped":                        {peer: bob, fate: Wait},
 		"watched":                        {peer: carol, fate: Copy},
-		"let go, though watched":         {peer: carol, asked: true, policy: ipsec.Bypass, until: later, fate: Release},
-		"held, though a rule watches":    {peer: carol, asked: true, policy: ipsec.Hold, until: later, fate: Wait, ends: later},
+		"let go, though watched":         {peer: carol, asked: true, policy: ipsec.Bypass, until: later, fate: Release, ends: later, then: Copy},
+		"held, though a rule watches":    {peer: carol, asked: true, policy: ipsec.Hold, until: later, fate: Wait, ends: later, then: Copy},
 		"no rule":                        {peer: alice, fate: Drop},
 		"kept until it is due":           {peer: alice, until: later, fate: Drop},
-		"let go, though trapped":         {peer: bob, asked: true, policy: ipsec.Bypass, until: later, fate: Release},
+		"let go, though trapped":         {peer: bob, asked: true, policy: ipsec.Bypass, until: later, fate: Release, ends: later, then: Wait},
+		"let go":                         {peer: alice, asked: true, policy: ipsec.Bypass, until: later, fate: Release, ends: later},
+		"let go, which is over":          {peer: bob, asked: true, policy: ipsec.Bypass, until: now, fate: Wait},
+		"held, which is over":            {peer: alice, asked: true, policy: ipsec.Hold, until: now, fate: Drop},
 		"held":                           {peer: alice, asked: true, policy: ipsec.Hold, until: later, fate: Wait, ends: later},
-		"refused, though a rule traps":   {peer: bob, asked: true, policy: ipsec.Block, until: later, fate: Drop},
+		"refused, though a rule traps":   {peer: bob, asked: true, policy: ipsec.Block, until: later, fate: Drop, ends: later, then: Wait},
 		"a rule, and kept until due yet": {peer: bob, until: later, fate: Wait},
 	} {
-		fate, ends := p.fate(&Flow{Key: guard.Key{Own: alice, Peer: tt.peer}, asked: tt.asked, policy: tt.policy, until: tt.until})
-		if fate != tt.fate || !ends.Equal(tt.ends) {
-			t.Errorf("%s: %v until %v, want %v until %v", name, fate, ends, tt.fate, tt.ends)
+		fate, ends, then := p.FateOf(&Flow{Key: guard.Key{Own: alice, Peer: tt.peer}, asked: tt.asked, policy: tt.policy, until: tt.until})
+		if fate != tt.fate || !ends.Equal(tt.ends) || then != tt.then {
+			t.Errorf("%s: %v until %v, then %v, want %v until %v, then %v", name, fate, ends, then, tt.fate, tt.ends, tt.then)
 		}
 	}
 	p.Rules.unknown.Store(true)
-	if fate, _ := p.fate(&Flow{Key: guard.Key{Own: bob, Peer: alice}}); fate != Wait {
+	if fate, _, _ := p.FateOf(&Flow{Key: guard.Key{Own: bob, Peer: alice}}); fate != Wait {
 		t.Error("under a dead process's rules packets do not wait")
+	}
+}
+
+// A policy's end is one to the moment: whatever looks at policies late, packets have their next fate.
+func TestFateEnds(t *testing.T) {
+	now := time.Unix(1000, 0)
+	for _, tt := range []struct{ fate, then Fate }{{Release, Wait}, {Drop, Copy}, {Wait, Drop}, {Wait, Wait}} {
+		q := Queue[int]{Budget: &Budget{}, Copies: &Budget{}}
+		q.Settle(tt.fate, now.Add(time.Second), tt.then)
+		if got := q.Fate(now.Add(time.Second - 1)); got != tt.fate {
+			t.Errorf("%v, then %v: before its end %v", tt.fate, tt.then, got)
+		}
+		if h, _ := q.Put(1, now); (h != nil) != (tt.fate == Wait) {
+			t.Errorf("%v, then %v: before its end a packet waits: %v", tt.fate, tt.then, h != nil)
+		}
+		if got := q.Fate(now.Add(time.Second)); got != tt.then {
+			t.Errorf("%v, then %v: at its end %v", tt.fate, tt.then, got)
+		}
+		late := q.Expire(now.Add(time.Second))
+		if h, acquire := q.Put(1, now.Add(time.Second)); (h != nil) != (tt.then == Wait) || acquire != (h != nil) {
+			t.Errorf("%v, then %v: at its end a packet waits: %v, acquire %v", tt.fate, tt.then, h != nil, acquire)
+		}
+		if want := tt.fate == Wait && tt.then != Wait; (len(late) == 1) != want {
+			t.Errorf("%v, then %v: at its end %d packets are late", tt.fate, tt.then, len(late))
+		}
 	}
 }
 

@@ -34,10 +34,10 @@ func (f *flow) Used() bool { return f.pairs > 0 }
 func (f *flow) Armed() (bool, time.Time) { return len(f.armed) > 0, time.Time{} }
 
 // Settle says what becomes of packets that find no SA.
-func (f *flow) Settle(fate plane.Fate, until time.Time) {
+func (f *flow) Settle(fate plane.Fate, until time.Time, then plane.Fate) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	out := f.queue.Settle(fate, until)
+	out := f.queue.Settle(fate, until, then)
 	if fate != plane.Release && fate != plane.Copy {
 		f.plane.counts.held.Add(uint64(len(out)))
 		return

@@ -45,7 +45,7 @@ func (p *Plane) hold(f *flow, data []byte, now time.Time) *outbound {
 	}
 	var h *plane.Held[[]byte]
 	var acquire bool
-	switch f.queue.Fate() {
+	switch f.queue.Fate(now) {
 	case plane.Release:
 		p.sendClear(data)
 		f.mu.Unlock()

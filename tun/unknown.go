@@ -41,7 +41,7 @@ func (p *Plane) meet(pkt *packet) *flow {
 		return nil
 	}
 	f := p.makeFlow(guard.Key{Own: netip.AddrFrom16(pkt.src).Unmap(), Peer: peer})
-	f.queue.Settle(fate, time.Time{})
+	f.queue.Settle(fate, time.Time{}, plane.Drop)
 	if p.unknown.flows == nil {
 		p.unknown.flows = make(map[addrKey]*flow)
 	}
@@ -61,6 +61,7 @@ func (p *Plane) newFlow(k guard.Key) *flow {
 	f, ok := p.unknown.flows[key]
 	if !ok {
 		f = p.makeFlow(k)
+		f.queue.Settle(p.policies.FateOf(&f.Flow)) // before the path finds it
 	}
 	delete(p.unknown.flows, key)
 	p.flows.put(key, f)
@@ -102,11 +103,11 @@ func (u *unknown) judge(rules *plane.Rules) {
 	for key, f := range u.flows {
 		switch fate := rules.Fate(f.Key.Peer); fate {
 		case plane.Wait, plane.Copy:
-			f.Settle(fate, time.Time{})
+			f.Settle(fate, time.Time{}, plane.Drop)
 		default:
 			delete(u.flows, key)
-			f.Settle(fate, time.Time{})
-			f.Settle(plane.Drop, time.Time{})
+			f.Settle(fate, time.Time{}, plane.Drop)
+			f.Settle(plane.Drop, time.Time{}, plane.Drop)
 		}
 	}
 }

@@ -40,8 +40,8 @@ func (f *flow) Armed() (bool, time.Time) {
 }
 
 // Settle says what becomes of packets that find no SA.
-func (f *flow) Settle(fate plane.Fate, until time.Time) {
-	out := f.queue.Settle(fate, until)
+func (f *flow) Settle(fate plane.Fate, until time.Time, then plane.Fate) {
+	out := f.queue.Settle(fate, until, then)
 	if fate != plane.Release && fate != plane.Copy {
 		f.plane.dropHeld(f, out)
 		return

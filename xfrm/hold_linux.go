@@ -60,9 +60,9 @@ func (p *Plane) judge(q Queued) {
 	switch {
 	case ok && f.out != nil: // the policy came after the packet had been routed
 		p.letGo(w)
-	case ok && f.queue.Fate() == plane.Release: // it was let go after that
+	case ok && f.queue.Fate(p.now()) == plane.Release: // it was let go after that
 		p.letPass(w)
-	case ok && f.queue.Fate() == plane.Copy:
+	case ok && f.queue.Fate(p.now()) == plane.Copy:
 		p.watch(f, w, q.Data)
 	case ok && p.hold(f, w):
 	default:

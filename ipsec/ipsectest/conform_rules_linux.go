@@ -105,9 +105,9 @@ func (w *world) testLetGo(f family, da ipsec.Dataplane) {
 	w.answered(f, w.alice, w.bob, 8, 1400)
 	w.silence(da, ipsec.Acquire)
 	w.must(da.SetPolicy(s, ipsec.Bypass, time.Now().Add(300*time.Millisecond)))
-	time.Sleep(700 * time.Millisecond)
+	time.Sleep(330 * time.Millisecond)
 	_ = ask(w.dialUDP(f, w.alice, w.bob), 8, 50*time.Millisecond)
-	w.acquired(da, s) // it has ended
+	w.acquired(da, s) // it has ended, to the moment
 }
 
 // testKeyed: what waits because of a rule leaves through the SA.
