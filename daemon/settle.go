@@ -22,20 +22,24 @@ const settleAgain = 3
 type settler struct {
 	seen      uint64 // allocated so far, in octets, when it looked last
 	collected uint64 // and when it asked for a collection last
+	burst     bool   // much was allocated since then
 	again     int    // looks until it asks for one more; zero: it does not
 }
 
 // due takes what has been allocated so far and what is in use, in octets, and reports whether now is a good time to collect: enough has been
-// allocated since the last time, or that was a while ago and there was none more, and next to nothing since it looked last.
+// allocated since the last time, or the last time was settleAgain looks ago, behind a burst; and next to nothing since it looked last.
 func (s *settler) due(allocated, live uint64) bool {
 	fresh := allocated - s.seen
 	s.seen = allocated
 	if fresh > settleLeast/4+live/4 {
+		s.burst = true
 		return false
 	}
 	switch {
 	case allocated-s.collected >= settleLeast+live/8:
-		s.again = settleAgain
+		if s.burst {
+			s.burst, s.again = false, settleAgain
+		}
 	case s.again == 0:
 		return false
 	default:

@@ -2,7 +2,7 @@ package daemon
 
 import "testing"
 
-// Memory is given back in the calm after a burst: and once more a little later, not while the burst lasts, and not for what a quiet daemon allocates.
+// Memory is given back in the calm after a burst: once, and once more a little later; not while the burst lasts, and not for what a quiet daemon allocates.
 func TestSettlesAfterABurst(t *testing.T) {
 	const mb = 1 << 20
 	var s settler
@@ -27,7 +27,11 @@ func TestSettlesAfterABurst(t *testing.T) {
 		{1 * mb, 30 * mb, false},
 		{1 * mb, 30 * mb, false},
 		{3 * mb, 30 * mb, false},
-		{4 * mb, 30 * mb, true}, // until it has come together
+		{4 * mb, 30 * mb, true},  // until it has come together
+		{1 * mb, 30 * mb, false}, // once
+		{1 * mb, 30 * mb, false},
+		{1 * mb, 30 * mb, false},
+		{1 * mb, 30 * mb, false},
 	} {
 		allocated += tick.fresh
 		if got := s.due(allocated, tick.live); got != tick.want {

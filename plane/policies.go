@@ -211,11 +211,9 @@ func (p *Policies[F]) stands(b *Flow) bool { return b.asked && b.until.After(p.N
 
 // FateOf is the fate of packets of a flow that find no SA: by its policy until that ends, to the moment, and then by the rules.
 func (p *Policies[F]) FateOf(b *Flow) (f Fate, until time.Time, then Fate) {
-	switch {
-	case p.Rules.Waits(b.Key.Peer):
-		then = Wait
-	case p.Rules.Watches(b.Key.Peer):
-		then = Copy
+	then = p.Rules.Fate(b.Key.Peer)
+	if then == Release { // what nothing concerns does not come to us
+		then = Drop
 	}
 	switch {
 	case !p.stands(b):

@@ -138,7 +138,7 @@ func (q *Queue[P]) Take(now time.Time) (ready, late []Held[P]) {
 func (q *Queue[P]) Expire(now time.Time) (late []Held[P]) {
 	q.copies = drop(q.copies, overdue(q.copies, now), q.Copies)
 	n := overdue(q.list, now)
-	if q.Fate(now) != Wait {
+	if q.Fate(now) != Wait && q.then != Wait { // what waits by the next fate may have come since now
 		n = len(q.list)
 	}
 	late = q.list[:n]
@@ -146,8 +146,8 @@ func (q *Queue[P]) Expire(now time.Time) (late []Held[P]) {
 	return late
 }
 
-// Settle says what becomes of packets from now on, until the given time, or if that is zero until it is called again; and what after that. Those that
-// wait are taken out, but with Wait. Copies stay, unless nothing may leave any more.
+// Settle says what becomes of packets from now on, until the given time, or if that is zero until it is called again; and what after that. With
+// any fate but Wait those that wait are taken out. Copies stay, unless nothing may leave any more.
 func (q *Queue[P]) Settle(f Fate, until time.Time, then Fate) (out []Held[P]) {
 	q.fate, q.until, q.then = f, until, then
 	if f != Wait {

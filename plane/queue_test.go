@@ -135,3 +135,32 @@ func TestCopies(t *testing.T) {
 		t.Errorf("beyond the budget: a copy %v, acquire %v", h, acquire)
 	}
 }
+
+// A policy's end is one to the moment: whatever looks at policies late, packets have their next fate.
+func TestFateEnds(t *testing.T) {
+	now := time.Unix(1000, 0)
+	for _, tt := range []struct{ fate, then Fate }{{Release, Wait}, {Drop, Copy}, {Wait, Drop}, {Wait, Wait}} {
+		q := Queue[int]{Budget: &Budget{}, Copies: &Budget{}}
+		q.Settle(tt.fate, now.Add(time.Second), tt.then)
+		if got := q.Fate(now.Add(time.Second - 1)); got != tt.fate {
+			t.Errorf("%v, then %v: before its end %v", tt.fate, tt.then, got)
+		}
+		if h, _ := q.Put(1, now); (h != nil) != (tt.fate == Wait) {
+			t.Errorf("%v, then %v: before its end a packet waits: %v", tt.fate, tt.then, h != nil)
+		}
+		if got := q.Fate(now.Add(time.Second)); got != tt.then {
+			t.Errorf("%v, then %v: at its end %v", tt.fate, tt.then, got)
+		}
+		late := q.Expire(now.Add(time.Second))
+		if h, acquire := q.Put(1, now.Add(time.Second)); (h != nil) != (tt.then == Wait) || acquire != (h != nil) {
+			t.Errorf("%v, then %v: at its end a packet waits: %v, acquire %v", tt.fate, tt.then, h != nil, acquire)
+		}
+		early := len(q.Expire(now.Add(time.Second - 1))) // by a clock that was read before the packet came
+		if tt.then == Wait && early != 0 {
+			t.Errorf("%v, then %v: %d packets of after its end do not wait", tt.fate, tt.then, early)
+		}
+		if want := tt.fate == Wait && tt.then != Wait; (len(late) == 1) != want {
+			t.Errorf("%v, then %v: at its end %d packets are late", tt.fate, tt.then, len(late))
+		}
+	}
+}

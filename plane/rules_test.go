@@ -159,31 +159,6 @@ func TestFate(t *testing.T) {
 	}
 }
 
-// A policy's end is one to the moment: whatever looks at policies late, packets have their next fate.
-func TestFateEnds(t *testing.T) {
-	now := time.Unix(1000, 0)
-	for _, tt := range []struct{ fate, then Fate }{{Release, Wait}, {Drop, Copy}, {Wait, Drop}, {Wait, Wait}} {
-		q := Queue[int]{Budget: &Budget{}, Copies: &Budget{}}
-		q.Settle(tt.fate, now.Add(time.Second), tt.then)
-		if got := q.Fate(now.Add(time.Second - 1)); got != tt.fate {
-			t.Errorf("%v, then %v: before its end %v", tt.fate, tt.then, got)
-		}
-		if h, _ := q.Put(1, now); (h != nil) != (tt.fate == Wait) {
-			t.Errorf("%v, then %v: before its end a packet waits: %v", tt.fate, tt.then, h != nil)
-		}
-		if got := q.Fate(now.Add(time.Second)); got != tt.then {
-			t.Errorf("%v, then %v: at its end %v", tt.fate, tt.then, got)
-		}
-		late := q.Expire(now.Add(time.Second))
-		if h, acquire := q.Put(1, now.Add(time.Second)); (h != nil) != (tt.then == Wait) || acquire != (h != nil) {
-			t.Errorf("%v, then %v: at its end a packet waits: %v, acquire %v", tt.fate, tt.then, h != nil, acquire)
-		}
-		if want := tt.fate == Wait && tt.then != Wait; (len(late) == 1) != want {
-			t.Errorf("%v, then %v: at its end %d packets are late", tt.fate, tt.then, len(late))
-		}
-	}
-}
-
 // What waited because of a rule is judged anew by the next rules, and its flow is forgotten then; rules that guard refuses change nothing.
 func TestSetRules(t *testing.T) {
 	if os.Getenv("TACIT_E2E") != "1" {
@@ -215,7 +190,39 @@ func TestSetRules(t *testing.T) {
 	if err := p.SetRules(nil); !errors.Is(err, fault) || !p.Rules.Waits(bob) || f.fate != Wait {
 		t.Errorf("rules that could not be set: %v, fate %v", err, f.fate)
 	}
-	fault, fates = nil, nil
+	// What has a policy has that, and what comes behind it is the new rules' to say; a policy that has ended lets nothing go any more.
+	fault = nil
+	let, ended := p.Flow(guard.Key{Own: alice, Peer: netip.MustParseAddr("192.0.2.8")}), p.Flow(guard.Key{Own: alice, Peer: netip.MustParseAddr("192.0.2.9")})
+	for _, f := range []*traffic{let, ended} {
+		if err := p.Set(f.Selector(), ipsec.Bypass, time.Now().Add(time.Minute)); err != nil || f.fate != Release || f.then != Wait || f.waiting.IsZero() {
+			t.Errorf("let go under a trap: %v, fate %v until %v, then %v", err, f.fate, f.waiting, f.then)
+		}
+	}
+	p.end(ended, time.Now())
+	fates = nil
+	trap[0].Action = ipsec.Hold
+	if err := p.SetRules(trap); err != nil || let.fate != Release || ended.fate != Wait {
+		t.Errorf("held instead of trapped: %v, fates %v, %v", err, let.fate, ended.fate)
+	}
+	if n := len(slices.DeleteFunc(slices.Clone(fates), func(f Fate) bool { return f != Release })); n != 1 {
+		t.Errorf("held instead of trapped: let go %d times, want once, by the policy that stands: %v", n, fates)
+	}
+	ended.settled = new([]Fate)
+	if err := p.SetRules(nil); err != nil || let.fate != Release || let.then != Drop || !slices.Equal(*ended.settled, []Fate{Release, Drop}) {
+		t.Errorf("no rules: %v, fate %v, then %v; what waited behind a policy that had ended: %v", err, let.fate, let.then, *ended.settled)
+	}
+	if err := p.Clear(let.Selector()); err != nil {
+		t.Error(err)
+	}
+	if err := p.Clear(ended.Selector()); err != nil {
+		t.Error(err)
+	}
+	trap[0].Action = ipsec.Trap
+	if err := p.SetRules(trap); err != nil {
+		t.Error(err)
+	}
+	p.Flow(guard.Key{Own: alice, Peer: bob})
+	fates = nil
 	if err := p.SetRules(nil); err != nil || !slices.Equal(fates, []Fate{Release, Drop}) || p.Len() != 0 {
 		t.Errorf("no rules: %v, fates %v, %d flows", err, fates, p.Len())
 	}

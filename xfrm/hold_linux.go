@@ -57,14 +57,15 @@ func (p *Plane) judge(q Queued) {
 			f, ok = p.policies.Flow(key), true
 		}
 	}
+	now := p.now()
 	switch {
 	case ok && f.out != nil: // the policy came after the packet had been routed
 		p.letGo(w)
-	case ok && f.queue.Fate(p.now()) == plane.Release: // it was let go after that
+	case ok && f.queue.Fate(now) == plane.Release: // it was let go after that
 		p.letPass(w)
-	case ok && f.queue.Fate(p.now()) == plane.Copy:
-		p.watch(f, w, q.Data)
-	case ok && p.hold(f, w):
+	case ok && f.queue.Fate(now) == plane.Copy:
+		p.watch(f, w, q.Data, now)
+	case ok && p.hold(f, w, now):
 	default:
 		p.counts.stray++
 		p.verdict(q.ID, verdictDrop, 0)
@@ -75,8 +76,8 @@ func (p *Plane) judge(q Queued) {
 }
 
 // hold makes a packet wait for a Pair and raises Acquire. It reports false if the packet may not wait.
-func (p *Plane) hold(f *flow, w waiting) bool {
-	h, acquire := f.queue.Put(0, p.now()) // its octets stay in the kernel
+func (p *Plane) hold(f *flow, w waiting, now time.Time) bool {
+	h, acquire := f.queue.Put(0, now) // its octets stay in the kernel
 	if acquire {
 		p.acquire(f)
 	}
@@ -89,9 +90,9 @@ func (p *Plane) hold(f *flow, w waiting) bool {
 }
 
 // watch lets a packet leave in clear, and keeps a copy of it. Of one that did not come whole it keeps only that it was there: it raises Acquire as any other.
-func (p *Plane) watch(f *flow, w waiting, data []byte) {
+func (p *Plane) watch(f *flow, w waiting, data []byte, now time.Time) {
 	p.letPass(w)
-	h, acquire := f.queue.Keep(len(data), p.now())
+	h, acquire := f.queue.Keep(len(data), now)
 	if h != nil {
 		h.Packet = waiting{copy: bytes.Clone(data)}
 		p.waiting[f] = struct{}{}
