@@ -200,6 +200,6 @@ func (s *sa) prefer() {
 func (s *sa) part(wait time.Duration) {
 	s.prefer()
 	s.setState(closed)
-	s.out = request{next: s.out.next}
+	s.forgetRequest()
 	s.timer.report = s.e.now.Add(wait)
 }

@@ -373,6 +373,10 @@ func (e *Endpoint) answer(d Datagram, m *wire.Message) {
 		e.drop("too-long")
 		return
 	}
+	if len(data) > len(d.Data) {
+		e.drop("amplifies")
+		return
+	}
 	e.post(d, data)
 }
 

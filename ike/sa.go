@@ -216,8 +216,7 @@ func (s *sa) fail(err error) {
 	if s.state != closed {
 		s.setState(closed)
 	}
-	s.e.release(&s.out.parts)
-	s.out = request{next: s.out.next}
+	s.forgetRequest()
 	if len(s.in.reply) == 0 {
 		s.e.forget(s)
 	}

@@ -275,8 +275,14 @@ func (s *sa) yield() {
 	s.kin.rekey = nil
 	s.setState(replaced)
 	s.succeed(t)
-	s.out = request{next: s.out.next}
+	s.forgetRequest()
 	t.reassure()
+}
+
+// forgetRequest forgets the request that is out, and what has come of its answer.
+func (s *sa) forgetRequest() {
+	s.e.release(&s.out.parts)
+	s.out = request{next: s.out.next}
 }
 
 // reassure asks for a sign of life if there has been none on a new SA: the peer may not have got to know it.
@@ -447,7 +453,7 @@ func (s *sa) grown() {
 	if t := s.kin.heir; t != nil && t.kin.before == s {
 		t.kin.before = nil
 	}
-	if o := s.kin.elder; o != nil && o.kin.rekey != nil && o.kin.rekey.rival == s {
+	if o := s.kin.elder; o != nil && o.kin != nil && o.kin.rekey != nil && o.kin.rekey.rival == s {
 		o.kin.rekey.rival = nil
 	}
 	if c := s.kin.cross; c != nil {
