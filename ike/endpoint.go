@@ -366,7 +366,7 @@ func (e *Endpoint) transmit(s *sa, datagrams ...[]byte) {
 	}
 }
 
-// answer sends a message of no SA back to where d came from.
+// answer sends a message of no SA back to where d came from, if it is no longer than d (TRUST.md A-21).
 func (e *Endpoint) answer(d Datagram, m *wire.Message) {
 	data, err := m.Marshal()
 	if err != nil {
