@@ -350,3 +350,14 @@ func FuzzFragments(f *testing.F) {
 		checkSound(t, g.b)
 	})
 }
+
+// What has come of an answer gives its room back when the request is forgotten.
+func TestForgottenRequestLeavesNoFragments(t *testing.T) {
+	a, _, _ := pairOf(t)
+	a.e.fragmented = 100
+	s := &sa{e: a.e, out: request{next: 7, parts: &reassembly{size: 100}}}
+	s.forgetRequest()
+	if a.e.fragmented != 0 || s.out.parts != nil || s.out.next != 7 {
+		t.Errorf("%d octets are counted, %v kept, next %d", a.e.fragmented, s.out.parts, s.out.next)
+	}
+}

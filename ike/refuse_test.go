@@ -567,3 +567,22 @@ func TestFloodFromOneNetwork(t *testing.T) {
 		t.Errorf("%d half-open SAs of one /24, want 10 of 40", n)
 	}
 }
+
+// TRUST.md A-21: a refusal that would be longer than the request is not sent.
+//
+//tacit:attack A-21 a refusal that would be longer than the request is not sent
+func TestShortRefusals(t *testing.T) {
+	_, b, w := pairOf(t)
+	h := wire.Header{InitiatorSPI: 1, Exchange: wire.IKESAInit, Flags: wire.FlagInitiator}
+	bare, _ := (&wire.Message{Header: h}).Marshal()
+	version := append([]byte{}, bare...)
+	version[17] = 0x30
+	critical := append(append([]byte{}, bare...), 0, 0x80, 0, 4)
+	critical[16], critical[27] = 200, 32
+	for _, data := range [][]byte{version, critical} {
+		o := b.e.Receive(w.now, Datagram{addrB, addrA, data})
+		if len(o.Send) != 0 || o.Dropped != "amplifies" {
+			t.Errorf("%x: %d answers, dropped %q", data, len(o.Send), o.Dropped)
+		}
+	}
+}

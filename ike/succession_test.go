@@ -486,3 +486,11 @@ func TestTemporaryFailure(t *testing.T) {
 		})
 	}
 }
+
+// An heir that outlives its elder's memory of their rekey is forgotten all the same.
+func TestHeirOfAnElderWithoutKin(t *testing.T) {
+	a, _, _ := pairOf(t)
+	elder := &sa{e: a.e, slot: gone}
+	heir := &sa{e: a.e, slot: -1, kin: &kin{elder: elder}}
+	heir.grown()
+}
