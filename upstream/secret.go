@@ -109,35 +109,12 @@ func (s *secret) ask(ctx context.Context, q *dns.Msg) (*dns.Msg, error) {
 	}
 }
 
-// connection is one that is up. fresh: it was made for this question.
+// connection is one that is up. fresh: there was none when it was asked for.
 func (s *secret) connection(ctx context.Context) (c *tlsConn, fresh bool, err error) {
 	if c := s.current(nil); c != nil && c.alive() {
 		return c, false, nil
 	}
-	// A handshake goes on for others when who began it has left.
-	made := s.making.DoChan("", func() (any, error) {
-		ctx, cancel := context.WithTimeout(context.Background(), tlsHandshake)
-		defer cancel()
-		addrs := []netip.AddrPort{s.server.Addr}
-		if s.find != nil {
-			found, err := s.find(ctx, s.server.Name)
-			if err != nil {
-				return nil, err
-			}
-			addrs = found[:min(len(found), maxTLSAddrs)]
-		}
-		err := errors.New("it has no address")
-		for _, a := range addrs {
-			var c *tlsConn
-			if c, err = s.connect(ctx, netip.AddrPortFrom(a.Addr(), s.server.Port)); err == nil {
-				if s.find != nil && s.learned != nil {
-					s.learned(a.Addr())
-				}
-				return s.current(c), nil
-			}
-		}
-		return nil, err
-	})
+	made := s.making.DoChan("", func() (any, error) { return s.establish() }) // it goes on for others when who began it has left
 	select {
 	case r := <-made:
 		if r.Err != nil {
@@ -147,6 +124,34 @@ func (s *secret) connection(ctx context.Context) (c *tlsConn, fresh bool, err er
 	case <-ctx.Done():
 		return nil, false, ctx.Err()
 	}
+}
+
+// establish makes a connection, unless another has come up since the caller looked.
+func (s *secret) establish() (*tlsConn, error) {
+	if c := s.current(nil); c != nil && c.alive() {
+		return c, nil
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), tlsHandshake)
+	defer cancel()
+	addrs := []netip.AddrPort{s.server.Addr}
+	if s.find != nil {
+		found, err := s.find(ctx, s.server.Name)
+		if err != nil {
+			return nil, err
+		}
+		addrs = found[:min(len(found), maxTLSAddrs)]
+	}
+	err := errors.New("it has no address")
+	for _, a := range addrs {
+		var c *tlsConn
+		if c, err = s.connect(ctx, netip.AddrPortFrom(a.Addr(), s.server.Port)); err == nil {
+			if s.find != nil && s.learned != nil {
+				s.learned(a.Addr())
+			}
+			return s.current(c), nil
+		}
+	}
+	return nil, err
 }
 
 // connect makes a connection and has the server prove itself.

@@ -228,6 +228,11 @@ func TestTLSConnections(t *testing.T) {
 	if n := s.conns.Load(); n != 1 {
 		t.Errorf("%d connections", n)
 	}
+	way := r.ways[0].carrier.(*secret)
+	is := way.current(nil)
+	if c, err := way.establish(); c != is || err != nil {
+		t.Errorf("who looked before it was up is given %p, %v; want %p", c, err, is)
+	}
 	for len(s.sizes) > 0 {
 		if n := <-s.sizes; n%paddedTo != 0 {
 			t.Errorf("a query of %d octets", n)
