@@ -6,6 +6,7 @@ import (
 	"io"
 	"net/netip"
 	"os"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -160,33 +161,35 @@ func testPairToHold(w *world) {
 	w.must(da.SetPolicy(ipsec.Host(f.of(w.alice), f.of(w.bob)), ipsec.Hold, time.Now().Add(time.Minute)))
 	w.must(db.SetPolicy(ipsec.Host(f.of(w.bob), f.of(w.alice)), ipsec.Hold, time.Now().Add(time.Minute)))
 	c := w.dialUDP(f, w.alice, w.bob)
-	stop := make(chan struct{})
-	sent := make(chan int)
+	var sent atomic.Int64
+	stop, stopped := make(chan struct{}), make(chan struct{})
 	go func() {
-		n := 0
+		defer close(stopped)
 		for {
 			select {
 			case <-stop:
-				sent <- n
 				return
 			default:
 				_, _ = c.Write([]byte("datagram"))
-				n++
+				sent.Add(1)
 				time.Sleep(50 * time.Microsecond)
 			}
 		}
 	}()
+	more := func(n int64) { // waits until the flow has sent n more
+		for was := sent.Load(); sent.Load() < was+n; {
+			time.Sleep(100 * time.Microsecond)
+		}
+	}
 	for i := range 20 {
 		alice, bob := w.pairs(uint32(i+1), shape{f, ipsec.Transport, false})
 		w.up(da, db, alice, bob)
-		time.Sleep(5 * time.Millisecond)
+		more(20)
 		w.must(errors.Join(da.Remove(alice.ID), db.Remove(bob.ID)))
-		time.Sleep(2 * time.Millisecond)
+		more(10)
 	}
 	close(stop)
-	if n := <-sent; n < 500 {
-		w.Errorf("sent %d datagrams only", n)
-	}
+	<-stopped
 	w.noClear(f)
 }
 
