@@ -177,8 +177,8 @@ func (s *sendBatch) send(first, end int) {
 		if s.err == nil {
 			continue
 		}
-		if m := &s.pending[first]; m.segments > 1 && (errors.Is(s.err, unix.EINVAL) || errors.Is(s.err, unix.EIO)) {
-			s.unpack(first) // this device cannot segment
+		if m := &s.pending[first]; m.segments > 1 && (errors.Is(s.err, unix.EINVAL) || errors.Is(s.err, unix.EIO) || errors.Is(s.err, unix.EMSGSIZE)) {
+			s.unpack(first) // this device cannot segment, or the path takes less now, which kernels name differently
 		} else {
 			s.counts.sendErrors.Add(uint64(m.segments))
 		}
