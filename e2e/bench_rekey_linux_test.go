@@ -29,6 +29,9 @@ var floodFull = floodSize{rounds: 5, sas: 50, each: 2 * time.Second, pace: 10_00
 func benchRekeyFlood(t *testing.T) {
 	flood, quiet := measureRekeys(t, floodFull)
 	figure(t, "rekey-flood", "ms", flood, "quiet", quiet)
+	if flood.median() > 2*quiet.median() {
+		t.Errorf("the p99 of a rekey is %.2f ms under the flood, more than twice the %.2f ms without", flood.median(), quiet.median())
+	}
 }
 
 // TestRekeyUnderFlood runs the benchmark in small: no rekey is lost, and the flood leaves no state.

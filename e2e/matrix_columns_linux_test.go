@@ -101,6 +101,9 @@ func (m *matrix) start(t *testing.T, row matrixRow, g matrixGroup) *matrixRun {
 		o.name, o.identity = row.endName("alice"), m.keys[[2]string{"alice", row.ours}].pem
 		o.top += "\nidentify = \"all\""
 	}
+	if row.theirs == null && row.by == "tacit" {
+		o.policy = fmt.Sprintf("[[policy]]\nmatch = [\"%v\", \"%v\"]\nclass = \"private\"\nanonymous = true\npackets = true\n", m.bob.Addr4(), m.bob.Addr6())
+	}
 	r.tacit = startTacit(t, m.alice, m.anchor, o)
 	t.Cleanup(func() { m.logged = len(r.tacit.log()) })
 	if !g.raw {
@@ -124,6 +127,7 @@ func (r *matrixRun) establish(t *testing.T) {
 		}
 		r.initiate(t)
 	}
+	r.proven(t)
 }
 
 // initiate has the peer initiate, and send first: a responder enforces nothing before the first ESP.
@@ -191,6 +195,7 @@ func (r *matrixRun) protected(t *testing.T) {
 	w := *r.world
 	w.t = t
 	w.protectedBut(known, r.alice, r.bob)
+	r.inMode(t)
 }
 
 // spiCounts are the numbers of SPIs on the cable, each family each way.
@@ -233,6 +238,9 @@ const (
 	createChildSA = 36
 	informational = 37
 )
+
+// payloadSKF is that of an encrypted fragment (RFC 7383, 2.5).
+const payloadSKF = 53
 
 // requests counts the requests of an exchange that a host began since a message, repeats aside.
 func (r *matrixRun) requests(h *lab.Host, exchange uint8, since int) int {
@@ -406,16 +414,31 @@ func (r *matrixRun) narrow(t *testing.T) {
 		"meta nfproto ipv4 udp dport 4500 udp length > 560 @th,64,32 0 counter drop")
 }
 
-// fragments wants encrypted fragments of a host on the cable (RFC 7383: payload 53). The SAs that came up need them.
+// What every path takes of an IKE message whole: IP datagrams of 576 octets (RFC 791), and of 1280 (RFC 8200, 5).
+const (
+	leastIPv4 = 576 - 20 - 8
+	leastIPv6 = 1280 - 40 - 8
+)
+
+// fragments wants encrypted fragments of a host on the cable (RFC 7383). The SAs that came up need them, or all that it has sent passes every path whole.
 func (r *matrixRun) fragments(t *testing.T, h *lab.Host) {
 	r.sync()
-	const skf = 53
+	longest := map[bool]int{}
 	for _, m := range r.messages() {
-		if m.next == skf && m.of(h) {
+		switch {
+		case !m.of(h) || m.Exchange == ikeSAInit: // which cannot be cut
+		case m.next == payloadSKF:
 			return
+		default:
+			longest[m.src.Is4()] = max(longest[m.src.Is4()], len(m.data))
 		}
 	}
-	t.Errorf("no fragment of %s on the cable", h.Name)
+	t.Logf("no fragment of %s on the cable; its longest sealed messages have %d octets over IPv4 and %d over IPv6", h.Name, longest[true], longest[false])
+	if len(longest) != 2 || longest[true] > leastIPv4 || longest[false] > leastIPv6 {
+		t.Errorf("want none longer than %d and %d", leastIPv4, leastIPv6)
+		return
+	}
+	r.cannot = fmt.Sprintf("All that this end sends with these keys passes every path whole (%d octets over IPv4, %d over IPv6): there is nothing to cut.", leastIPv4, leastIPv6)
 }
 
 // halfOpen begins n IKE SAs with each address of a host: as from another host, or, without one, from as many addresses of its network.

@@ -49,12 +49,7 @@ type matrixPeer interface {
 	demandCookies(t *testing.T, r *matrixRun) (cannot string)
 	// sas counts what the peer has with alice. Every Child SA is in the row's mode.
 	sas(t *testing.T, r *matrixRun) (ike, child int)
-	// lacks says why a cell is empty; "": it is not.
-	lacks(row matrixRow, column string) string
 }
-
-// shortMessages says why a row has no fragments.
-const shortMessages = "With these keys a message is shorter than any path: nothing to cut. The rows of RSA-3072 have them."
 
 // matrixRow is a line of the table.
 type matrixRow struct {
@@ -165,10 +160,14 @@ func runMatrix(t *testing.T, name, plane string, p matrixPeer, rows []matrixRow)
 			if e.end == "bob" {
 				host = m.bob
 			}
-			if e.kind == null || named[n] {
+			if named[n] {
 				continue
 			}
 			named[n] = true
+			if e.kind == null { // an address without a key
+				records = append(records, hostRecords(n+".", host, nil)...)
+				continue
+			}
 			key := matrixKey(t, e.end, e.kind)
 			m.keys[[2]string{e.end, e.kind}] = key
 			records = append(records, hostRecords(n+".", host, &key)...)
@@ -188,13 +187,28 @@ func runMatrix(t *testing.T, name, plane string, p matrixPeer, rows []matrixRow)
 // run runs the columns of a row, group by group.
 func (m *matrix) run(t *testing.T, row matrixRow) {
 	cells := map[string]string{}
+	if p, ok := m.peer.(matrixRefuser); ok && p.refuses(row) {
+		cell := "FAIL"
+		t.Run("refused", func(t *testing.T) {
+			if why := m.refused(t, row, p); !t.Failed() {
+				cell = m.note(why)
+			}
+		})
+		for _, g := range matrixGroups {
+			for _, c := range g.columns {
+				if cells[c.name] = cell; g.by != "" && g.by != row.by {
+					cells[c.name] = "."
+				}
+			}
+		}
+		m.line(t, row, cells)
+		return
+	}
 	for _, g := range matrixGroups {
 		var due []matrixColumn
 		for _, c := range g.columns {
-			if why := m.peer.lacks(row, c.name); g.by != "" && g.by != row.by {
+			if g.by != "" && g.by != row.by {
 				cells[c.name] = "." // the other role's
-			} else if why != "" {
-				cells[c.name] = m.note(why)
 			} else if row.depth >= c.from || long() {
 				due = append(due, c)
 			}
@@ -227,6 +241,11 @@ func (m *matrix) run(t *testing.T, row matrixRow) {
 			}
 		})
 	}
+	m.line(t, row, cells)
+}
+
+// line adds a row to the table.
+func (m *matrix) line(t *testing.T, row matrixRow, cells map[string]string) {
 	line := fmt.Sprintf("| %s | %s | %s |", row.key(), row.mode, row.by)
 	for _, c := range matrixColumns() {
 		line += " " + cmp.Or(cells[c], "-") + " |"

@@ -196,13 +196,6 @@ func (p *matrixSwan) sas(t *testing.T, r *matrixRun) (ikes, children int) {
 	return ikes, len(found)
 }
 
-func (p *matrixSwan) lacks(r matrixRow, column string) string {
-	if strings.HasPrefix(column, "fragments") && r.ours != "RSA-3072" {
-		return shortMessages
-	}
-	return ""
-}
-
 var swanKeys = []string{"Ed25519", "P-256", "P-384", "RSA-2048", "RSA-3072"}
 
 // TestMatrixStrongSwan is strongSwan on this machine's kernel: ESP in user space (kernel-libipsec), tunnel mode.
