@@ -88,7 +88,7 @@ func newShards(d *Daemon, n int) (*shards, error) {
 		InitSends:  initSends,
 		Retransmit: []time.Duration{500 * time.Millisecond, time.Second, 2 * time.Second, 3 * time.Second},
 		FirstPair:  uint32(d.started.Unix()) &^ 0xfff, // differs from the ids of a process before us
-		Shards:     n, CrashSecret: d.cfg.CrashSecret, AskKeys: true,
+		Shards:     n, CrashSecret: d.cfg.CrashSecret, AskKeys: true, Census: newCensus(),
 	}
 	c.PostQuantum = map[string]ike.PostQuantum{"after": ike.After, "before": ike.Before, "off": ike.Off}[f.PostQuantum]
 	if d.cfg.Signer != nil {

@@ -76,6 +76,27 @@ func TestShards(t *testing.T) {
 	}
 }
 
+// A network's cap is the host's: its addresses are in several loops, and get no more for that (TRUST.md A-22).
+func TestCapsHoldForAllLoops(t *testing.T) {
+	s := newTestShards(t, ipsectest.NewFake(), netip.MustParseAddr("192.0.2.1"), "", nil, time.Now, 4)
+	defer s.close()
+	flood, to, loops := ike.New(ike.Config{}), netip.MustParseAddrPort("192.0.2.1:500"), map[*loop]bool{}
+	for i := range 100 {
+		from := netip.AddrPortFrom(netip.AddrFrom4([4]byte{198, 51, 100, byte(i + 1)}), 500)
+		_, o := flood.Initiate(time.Now(), ike.Peer{Local: from, Remote: to, Auth: ike.Authorization{Anonymous: true}})
+		l := s.of(from.Addr())
+		loops[l] = true
+		l.engine.Receive(time.Now(), ike.Datagram{Local: to, Remote: from, Data: o.Send[0].Data})
+	}
+	half, cookies := 0, uint64(0)
+	for l := range loops {
+		half, cookies = half+l.engine.Stats().HalfOpen, cookies+l.engine.Stats().Drops["cookie-demanded"]
+	}
+	if len(loops) != 4 || half != 8 || cookies != 92 { // a quarter of 32
+		t.Errorf("%d half-open in %d loops, %d cookies demanded", half, len(loops), cookies)
+	}
+}
+
 // However many first messages wait, those of the SAs that there are have a queue of their own.
 func TestStrangersWaitApart(t *testing.T) {
 	s := &shards{seed: maphash.MakeSeed(), loops: []*loop{newLoop(nil, nil), newLoop(nil, nil)}}

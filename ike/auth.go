@@ -285,10 +285,10 @@ func floor(pub crypto.PublicKey) error {
 // maxKeys bounds how many of Authorization.Keys are tried (TRUST.md A-31).
 const maxKeys = 8
 
-// prove finds the key that made the signature over what digest made.
-func (s scheme) prove(keys []crypto.PublicKey, signed, sig []byte) (crypto.PublicKey, bool) {
+// prove finds the key that made the signature over one of what digest made.
+func (s scheme) prove(keys []crypto.PublicKey, signed [][]byte, sig []byte) (crypto.PublicKey, bool) {
 	for _, k := range keys[:min(len(keys), maxKeys)] {
-		if floor(k) == nil && s.verify(k, signed, sig) {
+		if floor(k) == nil && slices.ContainsFunc(signed, func(what []byte) bool { return s.verify(k, what, sig) }) {
 			return k, true
 		}
 	}

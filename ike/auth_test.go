@@ -50,7 +50,7 @@ func TestSignatures(t *testing.T) {
 				if err != nil {
 					return false
 				}
-				_, ok := got.prove(keys, got.digest(octets), sig)
+				_, ok := got.prove(keys, [][]byte{got.digest(octets)}, sig)
 				return ok
 			}
 			if !verify(a, testKeys()["p256"].Public(), key.Public()) {
@@ -160,7 +160,7 @@ func TestWeakKeyProvesNothing(t *testing.T) {
 	if !s.verify(weak.Public(), s.digest([]byte("x")), sig) {
 		t.Fatal("the test's signature is not good")
 	}
-	if _, ok := s.prove([]crypto.PublicKey{weak.Public()}, s.digest([]byte("x")), sig); ok {
+	if _, ok := s.prove([]crypto.PublicKey{weak.Public()}, [][]byte{s.digest([]byte("x"))}, sig); ok {
 		t.Error("proved")
 	}
 }
@@ -173,10 +173,10 @@ func TestKeysTried(t *testing.T) {
 	_, sig, _ := parseAuth(sign(t, key, s, []byte("x")))
 	other := testKeys()["other"].Public()
 	keys := []crypto.PublicKey{other, other, other, other, other, other, other, key.Public()}
-	if _, ok := s.prove(keys, []byte("x"), sig); !ok {
+	if _, ok := s.prove(keys, [][]byte{[]byte("x")}, sig); !ok {
 		t.Error("the eighth key is not tried")
 	}
-	if _, ok := s.prove(append([]crypto.PublicKey{other}, keys...), []byte("x"), sig); ok {
+	if _, ok := s.prove(append([]crypto.PublicKey{other}, keys...), [][]byte{[]byte("x")}, sig); ok {
 		t.Error("the ninth key is tried")
 	}
 }

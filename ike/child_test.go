@@ -238,6 +238,83 @@ func TestDeleteInEveryState(t *testing.T) {
 	}
 }
 
+// The states that last while the caller, or the peer, thinks: DELETE in each, from either end, and the answer comes late all the same.
+func TestDeleteWhileWaiting(t *testing.T) {
+	holds := func(h *host, is func(Event) bool) { h.holds = is }
+	signature := func(ev Event) bool { _, ok := ev.(SignatureWanted); return ok }
+	for _, tt := range []struct {
+		what  string
+		at    int // whose state it is: 0 the initiator's
+		state saState
+		tell  Tell
+		pq    PostQuantum
+		setup func(a, b *host, w *world)
+	}{
+		{"our signature, as the initiator", 0, signing, TellFirst, Off, func(a, _ *host, _ *world) { holds(a, signature) }},
+		{"our second signature", 0, signing, TellAfter, Off, func(a, _ *host, _ *world) { holds(a, signature) }},
+		{"the authorization", 1, authWaiting, TellFirst, Off, func(_, b *host, _ *world) {
+			holds(b, func(ev Event) bool { _, ok := ev.(AuthorizationWanted); return ok })
+		}},
+		{"the second authorization", 1, authWaiting, TellAfter, Off, func(_, b *host, _ *world) {
+			holds(b, func(ev Event) bool { e, ok := ev.(AuthorizationWanted); return ok && !e.More })
+		}},
+		{"our signature, as the responder", 1, authWaiting, TellFirst, Off, func(_, b *host, _ *world) { holds(b, signature) }},
+		{"the data plane", 1, authWaiting, TellFirst, Off, func(_, b *host, _ *world) {
+			holds(b, func(ev Event) bool { _, ok := ev.(ChildWanted); return ok })
+		}},
+		{"the initiator's second proof", 1, authAgain, TellAfter, Off, func(a, _ *host, _ *world) { holds(a, signature) }},
+		{"the other half of ML-KEM", 0, mixing, TellFirst, Before, func(a, b *host, w *world) {
+			w.tap = func(from *host, d *Datagram) bool {
+				h, _ := wire.ParseHeader(d.Data)
+				return from == a || h.Exchange != wire.Intermediate || w.now.Sub(start) > 100*time.Millisecond
+			}
+		}},
+	} {
+		for who := range 2 {
+			a := newHost(t, "alice.example", addrA, testKeys()["p256"], Config{PostQuantum: tt.pq})
+			b := newHost(t, "bob.example", addrB, testKeys()["ed25519"], Config{PostQuantum: tt.pq})
+			w := newWorld(t, a, b)
+			p := named(a, b)
+			p.Tell = tt.tell
+			tt.setup(a, b, w)
+			id := w.initiate(a, p)
+			w.run(60 * time.Millisecond)
+			at := []*host{a, b}[tt.at]
+			if s := only(t, at); s.state != tt.state {
+				t.Fatalf("%s: it is %v, not %v\n%s", tt.what, s.state, tt.state, at.dump())
+			}
+			h, name, known := []*host{a, b}[who], id, true
+			if who == 1 { // a responder's caller has not heard of it before IKE_AUTH has come
+				name, known = only(t, b).id, !only(t, b).quiet
+			}
+			w.take(h, h.e.Do(w.now, name, Delete))
+			w.run(50 * time.Millisecond)
+			for _, h := range []*host{a, b} {
+				if h.holds != nil {
+					waiting, is := h.events, h.holds
+					h.holds = nil
+					for _, ev := range waiting {
+						if c, ok := ev.(ChildWanted); ok && is(ev) { // a data plane that comes too late
+							w.take(h, h.e.Supply(w.now, c.SA, Installed{Token: c.Token}))
+						} else if is(ev) {
+							h.handle(w, ev)
+						}
+					}
+				}
+			}
+			w.run(2 * time.Minute)
+			if known && (len(a.e.sas)+len(b.e.sas)+len(a.in)+len(b.in)+len(a.e.spis)+len(b.e.spis)+len(a.e.half)+len(b.e.half) != 0 ||
+				len(a.alive())+len(b.alive()) != 0 || count[Closed](a) != 1) {
+				t.Errorf("%s, deleted by %s\n%s\n%s", tt.what, h.name, a.dump(), b.dump())
+			}
+			if c, _ := find[Closed](a); known && who == 1 && tt.state == authWaiting && c.Err != (NotifyError{wire.AuthenticationFailed}) {
+				t.Errorf("%s, deleted by %s: closed with %v", tt.what, h.name, c.Err)
+			}
+			checkSound(t, a, b)
+		}
+	}
+}
+
 // Message ids far ahead, of the past, and replays of what was answered long ago change nothing and are not answered (RFC 7296, 2.2, 2.3).
 func TestMessageIDs(t *testing.T) {
 	a, b, w := pairOf(t)

@@ -26,7 +26,7 @@ func New(cfg Config) *Endpoint {
 		cfg:   withDefaults(cfg),
 		offer: defaultOffer,
 		sas:   map[SAID]*sa{}, heirs: map[SAID]*sa{}, young: map[youngKey]*sa{}, half: map[halfKey]*sa{},
-		prefixes: map[netip.Prefix]int{}, peers: map[pairOfHosts][]*sa{}, networks: map[netip.Prefix]int{}, spis: map[ipsec.SPI]struct{}{}, work: map[uint64]work{},
+		peers: map[pairOfHosts][]*sa{}, spis: map[ipsec.SPI]struct{}{}, work: map[uint64]work{},
 		suites: map[ikeSuite]string{},
 	}
 	e.stats.Drops = map[string]uint64{}
@@ -38,6 +38,9 @@ func New(cfg Config) *Endpoint {
 func withDefaults(c Config) Config {
 	if c.Rand == nil {
 		c.Rand = crand.Reader
+	}
+	if c.Census == nil {
+		c.Census = newCensus()
 	}
 	set := func(d *time.Duration, to time.Duration) {
 		if *d == 0 {
@@ -293,9 +296,15 @@ func (e *Endpoint) newSA(initiator bool, local, remote netip.AddrPort) *sa {
 			s.timer.end = s.timer.end.Add(3 * wait)
 		}
 	}
-	e.sas[s.id] = s
+	e.enter(s.id, s)
 	e.halfOpen(s, +1)
 	return s
+}
+
+// enter has the SA found by our SPI, until it is forgotten.
+func (e *Endpoint) enter(spi SAID, s *sa) {
+	e.sas[spi] = s
+	e.cfg.Census.Count(network(s.origin), Tally{SAs: +1})
 }
 
 // newSAID draws an SPI that no SA has or had when it was called after it.
@@ -324,11 +333,12 @@ func (e *Endpoint) forget(s *sa) {
 	e.release(&s.out.parts)
 	e.depart(s)
 	s.disown()
-	s.grown()
 	delete(e.sas, s.spi())
+	e.cfg.Census.Count(network(s.origin), Tally{SAs: -1})
 	if e.heirs[s.id] == s {
 		delete(e.heirs, s.id)
 	}
+	s.grown()
 }
 
 // halfOpen counts SAs that are not established: a responder's also by the peer's network (TRUST.md A-22).
@@ -338,10 +348,7 @@ func (e *Endpoint) halfOpen(s *sa, by int) {
 		return
 	}
 	e.stats.HalfOpen += by
-	p := network(s.origin)
-	if e.prefixes[p] += by; e.prefixes[p] == 0 {
-		delete(e.prefixes, p)
-	}
+	e.cfg.Census.Count(network(s.origin), Tally{Half: by})
 	if k := (halfKey{s.spiI, s.origin}); by < 0 && e.half[k] == s {
 		delete(e.half, k)
 	}

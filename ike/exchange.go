@@ -42,7 +42,7 @@ type request struct {
 	task  task
 	sends uint8
 	next  uint32   // Message ID of the next request
-	data  [][]byte // the request, sealed, in one or in fragments
+	data  [][]byte // the request, sealed, in one or in fragments; nil: it is being computed
 	first moment   // when it was sent first
 	last  moment   // and last
 	due   moment   // of the next repeat
@@ -252,9 +252,18 @@ func (s *sa) admits(x wire.ExchangeType) bool {
 	return false
 }
 
-// onRepeat answers a repeated request from memory. Before the answer is ready it is dropped.
+// onRepeat answers a repeated request.
 func (s *sa) onRepeat(d Datagram) {
-	if s.in.busy || !s.repeats(d) {
+	if s.in.busy || d.Remote.Addr() != s.remote.Addr() && !s.lodges() || !s.repeats(d) { // a repeat proves nothing about where it comes from
+		s.e.drop("repeat")
+		return
+	}
+	s.answerAgain(d)
+}
+
+// answerAgain answers from memory. Before the answer is ready there is nothing to answer.
+func (s *sa) answerAgain(d Datagram) {
+	if s.in.busy {
 		s.e.drop("repeat")
 		return
 	}
@@ -279,7 +288,7 @@ func (s *sa) malformed(err error) {
 
 // onResponse takes a response of the peer.
 func (s *sa) onResponse(d Datagram, h wire.Header) {
-	if s.out.state != waiting || h.MessageID != s.out.next {
+	if s.out.state != waiting || s.out.data == nil || h.MessageID != s.out.next { // nil: what is asked is still being computed
 		s.e.drop("message-id")
 		return
 	}

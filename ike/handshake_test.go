@@ -4,12 +4,14 @@ import (
 	"crypto"
 	crand "crypto/rand"
 	"fmt"
+	"math/rand/v2"
 	"net/netip"
 	"runtime"
 	"strings"
 	"testing"
 	"time"
 
+	"tacit/ike/wire"
 	"tacit/ipsec"
 )
 
@@ -226,6 +228,34 @@ func TestAddressStays(t *testing.T) {
 	w.run(time.Second)
 	if s := only(t, b); s.remote.Addr() != addrA.Addr() || count[Alive](b) == 0 {
 		t.Errorf("the peer is at %v", s.remote)
+	}
+}
+
+// RFC 7296, 2.5: implementations "MUST NOT reject as invalid a message with those payloads in any other order". That of IKE_SA_INIT is in TestGoodFirstMessages.
+func TestPayloadsInAnyOrder(t *testing.T) {
+	for who := range 2 {
+		for _, x := range []wire.ExchangeType{wire.IKEAuth, wire.CreateChildSA} {
+			for seed := range uint64(8) {
+				a, b, w := pairOf(t)
+				h, rng, changed := []*host{a, b}[who], rand.New(rand.NewPCG(seed, 1)), 0
+				w.tap = rewriteIn(t, h, x, func(ps []wire.Payload) []wire.Payload {
+					changed++
+					rng.Shuffle(len(ps), func(i, j int) { ps[i], ps[j] = ps[j], ps[i] })
+					return ps
+				})
+				id := establish(t, w, a, b, peerOf(a, b))
+				for _, c := range []Command{RekeyChild, RekeyIKE, RekeyChild} {
+					w.take(a, a.e.Do(w.now, id, c))
+					w.run(2 * time.Second)
+				}
+				up, _ := find[ChildUp](b)
+				if changed == 0 || count[ChildUp](a) != 3 || count[Rekeyed](b) != 1 || up.Pair.Mode != ipsec.Transport {
+					t.Errorf("%s, %v, seed %d: %d changed\n%s\n%s", h.name, x, seed, changed, a.dump(), b.dump())
+				}
+				checkPaired(t, a, b)
+				checkSound(t, a, b)
+			}
+		}
 	}
 }
 

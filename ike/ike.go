@@ -67,6 +67,7 @@ type Config struct {
 	MaxHalfOpen   int             // half-open SAs above which nothing new is accepted; 0: 10,000
 	FirstPair     uint32          // Pair ids start here
 	Shard, Shards int             // of how many Endpoints that share the host's ports, a power of two, this is which: see ShardOf; 0, 0: the only one
+	Census        Census          // what the caps are about, shared by all Endpoints of a host; nil: this one's own
 	MaxSAs        int             // IKE SAs of all states above which no initiator is accepted; 0: 250,000
 	MaxPerPeer    int             // IKE SAs that one address may ask for at one of ours; then its oldest go; 0: 64
 	MaxPerNetwork int             // and one network (IPv4 /24, IPv6 /56), at all of ours; then no more; 0: 16,384
@@ -133,18 +134,16 @@ type Endpoint struct {
 	stats   Stats
 	jitter  *rand.Rand
 
-	sas      map[SAID]*sa         // by our SPI
-	heirs    map[SAID]*sa         // those whose SAID is not their SPI: they were rekeyed
-	young    map[youngKey]*sa     // those that may have crossed another
-	half     map[halfKey]*sa      // responders that are not established
-	prefixes map[netip.Prefix]int // how many of them, by network
-	spis     map[ipsec.SPI]struct{}
-	timers   timers
-	work     map[uint64]work     // key exchanges that are out, by token
-	suites   map[ikeSuite]string // their summaries
+	sas    map[SAID]*sa     // by our SPI
+	heirs  map[SAID]*sa     // those whose SAID is not their SPI: they were rekeyed
+	young  map[youngKey]*sa // those that may have crossed another
+	half   map[halfKey]*sa  // responders that are not established
+	spis   map[ipsec.SPI]struct{}
+	timers timers
+	work   map[uint64]work     // key exchanges that are out, by token
+	suites map[ikeSuite]string // their summaries
 
 	peers       map[pairOfHosts][]*sa // established, oldest first
-	networks    map[netip.Prefix]int  // how many of them, by the peer's network
 	shown       int                   // tokens of quick crash detection since shownSince
 	shownSince  moment
 	fragmented  int // octets of messages that are not whole

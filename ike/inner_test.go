@@ -167,6 +167,29 @@ func TestInnerMoves(t *testing.T) {
 	}
 }
 
+// The NAT may forget while a request is on its way: the answer has gone to where nobody is any more, and the repeat, which comes from elsewhere, is answered there.
+func TestInnerMovesBetweenRepeats(t *testing.T) {
+	shift := uint16(20_000)
+	a, b, w := lodging(t, innerA, &shift)
+	id := w.initiate(a, peerOf(a, b))
+	if !w.until(time.Second, bothUp(a, b)) {
+		t.Fatal("not up")
+	}
+	nat, to := w.tap, netip.MustParseAddr("198.51.100.10")
+	w.tap = func(from *host, d *Datagram) bool {
+		if from == b && d.Remote.Addr() == outsideNAT { // to the mapping that there was
+			translate(w, a, to, &shift)
+			return false
+		}
+		return nat(from, d)
+	}
+	w.take(a, a.e.Do(w.now, id, Probe))
+	w.run(time.Second)
+	if count[Alive](a) == 0 || b.e.Stats().Retransmitted == 0 {
+		t.Errorf("%s\n%s", a.dump(), b.dump())
+	}
+}
+
 // Clients of one NAT are not one peer: what one may have at once does not bound them together, and the word of one that it has begun anew ends nobody else's.
 func TestInnersAreApart(t *testing.T) {
 	shift := uint16(20_000)
@@ -184,15 +207,15 @@ func TestInnersAreApart(t *testing.T) {
 			t.Fatalf("%d up, %d peers\n%s", n, len(b.e.peers), b.dump())
 		}
 	}
-	if n := b.e.networks[network(netip.AddrPortFrom(outsideNAT, 0))]; n != 3 {
+	if n := b.e.networks()[network(netip.AddrPortFrom(outsideNAT, 0))].Open; n != 3 {
 		t.Errorf("the network has %d SAs, want 3", n)
 	}
 	for _, s := range b.e.sas {
 		s.fail(nil)
 	}
 	w.take(b, b.e.Advance(w.now.Add(10*time.Hour)))
-	if len(b.e.networks)+len(b.e.peers) > 0 {
-		t.Errorf("left: %v, %v", b.e.networks, b.e.peers)
+	if len(b.e.networks())+len(b.e.peers) > 0 {
+		t.Errorf("left: %v, %v", b.e.networks(), b.e.peers)
 	}
 }
 

@@ -86,7 +86,7 @@ func TestHalfOpenEnds(t *testing.T) {
 		t.Fatalf("stats %+v", st)
 	}
 	w.run(time.Minute)
-	if st := b.e.Stats(); st.HalfOpen != 0 || st.SAs != 0 || len(b.e.half) != 0 || len(b.e.prefixes) != 0 || len(b.events) != 0 {
+	if st := b.e.Stats(); st.HalfOpen != 0 || st.SAs != 0 || len(b.e.half) != 0 || len(b.e.networks()) != 0 || len(b.events) != 0 {
 		t.Errorf("stats %+v\n%s", st, b.dump())
 	}
 }

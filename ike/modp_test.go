@@ -286,3 +286,92 @@ func BenchmarkMODP(b *testing.B) {
 		})
 	}
 }
+
+// A rekey of the IKE SA takes milliseconds to answer where the group is slow. What we begin meanwhile with a Child SA would not end in the heir, so that the peer
+// is asked to try again (RFC 7296, 2.25.2).
+func TestMODPHeirMeetsChild(t *testing.T) {
+	a, b, w := modpOnly(t)
+	id := w.initiate(a, peerOf(a, b))
+	w.until(time.Second, bothUp(a, b))
+	e, _ := find[Established](b)
+	a.work, b.work = nil, nil
+	b.busy = true
+	w.take(a, a.e.Do(w.now, id, RekeyIKE))
+	w.run(100 * time.Millisecond)
+	if len(b.work) != 1 {
+		t.Fatalf("%d at work", len(b.work))
+	}
+	ours := b.work[0]
+	w.take(b, b.e.Do(w.now, e.SA, RekeyChild))
+	w.take(b, b.e.Supply(w.now, e.SA, ours.Compute()))
+	b.busy = false
+	w.take(b, b.e.Supply(w.now, e.SA, b.work[1].Compute()))
+	w.run(50 * time.Millisecond)
+	if s := b.e.find(e.SA); count[Rekeyed](b) != 0 || count[ChildUp](b) != 2 {
+		t.Errorf("%d heirs, %d Child SAs, busy %v\n%s", count[Rekeyed](b), count[ChildUp](b), s.child.busy(), b.states())
+	}
+	w.run(time.Minute) // it tries again
+	for range 2 {      // and of either kind, in the SA that serves now
+		w.take(b, b.e.Do(w.now, e.SA, RekeyIKE))
+		w.run(time.Minute)
+		w.take(b, b.e.Do(w.now, e.SA, RekeyChild))
+		w.run(time.Minute)
+	}
+	if count[Rekeyed](b) != 3 || count[ChildUp](b) != 4 {
+		t.Errorf("%d heirs, %d Child SAs\n%s", count[Rekeyed](b), count[ChildUp](b), b.states())
+	}
+	checkPaired(t, a, b)
+	checkSound(t, a, b)
+}
+
+// Who is authenticated has no more work done than others: beyond the bound it is asked to try again, and does.
+func TestMODPRekeysAreBounded(t *testing.T) {
+	for _, c := range []Command{RekeyChild, RekeyIKE} {
+		a, b, w := modpOnly(t)
+		id := w.initiate(a, peerOf(a, b))
+		w.until(time.Second, bothUp(a, b))
+		b.work = nil
+		others := &sa{slot: gone}
+		for i := range uint64(maxWork) {
+			b.e.work[1<<40+i] = work{sa: others}
+		}
+		w.take(a, a.e.Do(w.now, id, c))
+		w.run(100 * time.Millisecond)
+		if len(b.work) != 0 || len(b.e.work) != maxWork || count[ChildUp](b) != 1 || count[Rekeyed](b) != 0 {
+			t.Errorf("command %d: %d at work\n%s", c, len(b.work), b.dump())
+		}
+		clear(b.e.work)
+		w.run(2 * time.Minute)
+		if count[ChildUp](b)+count[Rekeyed](b) != 2 {
+			t.Errorf("command %d: not tried again\n%s", c, b.dump())
+		}
+		checkSound(t, a, b)
+	}
+}
+
+// A peer may answer what was not asked yet: our half of its key exchange is still being computed. It is not listened to.
+func TestMODPAnswerBeforeTheQuestion(t *testing.T) {
+	a, b, w := modpOnly(t)
+	id := w.initiate(a, peerOf(a, b))
+	w.until(time.Second, bothUp(a, b))
+	a.work, a.busy = nil, true
+	w.take(a, a.e.Do(w.now, id, RekeyChild))
+	s := only(t, a)
+	k := only(t, b)
+	for _, ps := range [][]wire.Payload{{&wire.Notify{Type: wire.TemporaryFailure}}, {&wire.Notify{Type: wire.ChildSANotFound}}, {&wire.Nonce{Data: make([]byte, 32)}}} {
+		data, err := k.keys.seal.seal(k.header(wire.CreateChildSA, s.out.next, true), ps)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if o := a.e.Receive(w.now, Datagram{addrA, addrB, data}); len(o.Send)+len(o.Events) != 0 || o.Dropped != "message-id" || s.out.state != waiting {
+			t.Errorf("%+v: %v", ps[0], o)
+		}
+	}
+	a.busy = false
+	w.take(a, a.e.Supply(w.now, id, a.work[0].Compute()))
+	w.run(time.Second)
+	if count[ChildUp](a) != 2 {
+		t.Error(a.dump())
+	}
+	checkPaired(t, a, b)
+}

@@ -122,10 +122,11 @@ func (s *sa) keepAlive() {
 	}
 }
 
-// follow takes the source of a fresh authenticated message as the peer's address: any port, but another address only from a
-// peer that is behind a NAT (RFC 7296, 2.23; TRUST.md A-30) and has begun: who was asked is where he was found.
+// follow takes the source of a fresh authenticated message as the peer's: any port of its address, but another address only of a peer that is known by the one
+// that we have assigned (RFC 7296, 2.23; TRUST.md A-30). What others may have, and how much of it, goes by where they are, and that a NAT is before them is
+// their word alone.
 func (s *sa) follow(d Datagram) {
-	if d.Remote.Addr() == s.remote.Addr() || s.nat.remote && s.guest {
+	if d.Remote.Addr() == s.remote.Addr() || s.lodges() {
 		s.moveTo(d.Remote)
 	}
 	if d.Local.Addr() == s.local.Addr() {

@@ -166,3 +166,59 @@ func TestProbeAtAnotherPort(t *testing.T) {
 		t.Errorf("the next keepalive would be in %v", wake.Sub(b.e.now))
 	}
 }
+
+// victim is an address that has asked for nothing.
+var victim = netip.MustParseAddr("203.0.113.66")
+
+// claimsNAT is an initiator that says that a NAT is before it, as everybody can, and is at no address of ours.
+func claimsNAT(t *testing.T) (a, b *host, w *world) {
+	a, b, w = pairOf(t)
+	shift := uint16(20_000)
+	translate(w, a, outsideNAT, &shift)
+	b.authorize = func(AuthorizationWanted) Authorization {
+		return Authorization{Anonymous: true, Selector: ipsec.Host(addrB.Addr(), addrA.Addr()), Mode: ipsec.Tunnel}
+	}
+	return a, b, w
+}
+
+// TRUST.md A-30: that a NAT is before it does not let a peer be at another address than that of its first message, whatever it signs: neither where it is
+// authorized, nor later, nor in an heir. There would be no end to what is held against somebody who never asked, or is sent to him.
+//
+//tacit:attack A-30 who says that a NAT is before it is nowhere else than where it began
+func TestClaimedNATMovesNobody(t *testing.T) {
+	for _, from := range []wire.ExchangeType{wire.IKEAuth, wire.Informational, wire.CreateChildSA} {
+		a, b, w := claimsNAT(t)
+		nat := w.tap
+		w.tap = func(h *host, d *Datagram) bool {
+			if h == b && d.Remote.Addr() == victim {
+				t.Errorf("%v: %v is sent %d octets", from, victim, len(d.Data))
+			}
+			nat(h, d)
+			if x, err := wire.ParseHeader(d.Data); h == a && err == nil && x.Exchange == from {
+				d.Local = netip.AddrPortFrom(victim, d.Local.Port())
+			}
+			return true
+		}
+		id := w.initiate(a, peerOf(a, b))
+		if !w.until(time.Second, bothUp(a, b)) {
+			t.Fatalf("%v: not up\n%s\n%s", from, a.dump(), b.dump())
+		}
+		for _, c := range []Command{Probe, RekeyChild, RekeyIKE, Probe} {
+			w.take(a, a.e.Do(w.now, id, c))
+			w.run(time.Second)
+		}
+		if count[Rekeyed](b) != 1 || count[ChildUp](b) != 2 {
+			t.Errorf("%v: %s", from, b.dump())
+		}
+		for _, s := range b.e.sas {
+			if s.remote.Addr() != outsideNAT || s.state == established && s.hosts().remote != outsideNAT {
+				t.Errorf("%v: a peer in state %v is at %v", from, s.state, s.remote)
+			}
+		}
+		for _, e := range b.events {
+			if e, ok := e.(AuthorizationWanted); ok && e.Remote.Addr() != outsideNAT {
+				t.Errorf("%v: asked about %v", from, e.Remote)
+			}
+		}
+	}
+}

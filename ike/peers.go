@@ -38,7 +38,7 @@ func (s *sa) hosts() pairOfHosts {
 func (e *Endpoint) join(s *sa) {
 	s.since, s.hostPair = e.now, s.hosts()
 	e.peers[s.hostPair] = append(e.peers[s.hostPair], s)
-	e.networks[network(s.origin)]++
+	e.cfg.Census.Count(network(s.origin), Tally{Open: +1})
 	var asked, first, nobody *sa
 	n := 0
 	for _, x := range e.peers[s.hostPair] {
@@ -77,10 +77,7 @@ func (e *Endpoint) depart(s *sa) {
 	} else {
 		e.peers[s.hostPair] = left
 	}
-	network := network(s.origin)
-	if e.networks[network]--; e.networks[network] == 0 {
-		delete(e.networks, network)
-	}
+	e.cfg.Census.Count(network(s.origin), Tally{Open: -1})
 	s.hostPair = pairOfHosts{}
 }
 

@@ -107,8 +107,8 @@ func TestTooManyOfANetwork(t *testing.T) {
 			t.Errorf("client %d: up %v, want %v", i, up, tt.up)
 		}
 	}
-	if b.e.networks[netip.MustParsePrefix("192.0.2.0/24")] != most || count[Closed](b) != 0 {
-		t.Errorf("networks: %v, %d closed", b.e.networks, count[Closed](b))
+	if b.e.networks()[netip.MustParsePrefix("192.0.2.0/24")].Open != most || count[Closed](b) != 0 {
+		t.Errorf("networks: %v, %d closed", b.e.networks(), count[Closed](b))
 	}
 }
 
@@ -221,7 +221,7 @@ func TestRekeyKeepsAge(t *testing.T) {
 	w.run(time.Minute)
 	closeAll(w, a)
 	w.run(time.Minute)
-	if len(b.e.peers)+len(b.e.networks) != 0 || len(a.e.peers)+len(a.e.networks) != 0 {
+	if len(b.e.peers)+len(b.e.networks()) != 0 || len(a.e.peers)+len(a.e.networks()) != 0 {
 		t.Errorf("%d and %d peers are left", len(b.e.peers), len(a.e.peers))
 	}
 }

@@ -11,7 +11,7 @@ const lateFor = time.Minute
 // lateProof is a signature that no key of the Authorization made, of a peer that came up as nobody meanwhile (TRUST.md R7).
 type lateProof struct {
 	scheme scheme
-	signed []byte // digest, or with Ed25519 the octets themselves
+	signed [][]byte // digests, or with Ed25519 the octets themselves, of which any may be what it signed
 	sig    []byte
 	until  moment
 }
@@ -25,7 +25,7 @@ func (e *Endpoint) Promote(now time.Time, id SAID, keys []crypto.PublicKey) Outp
 func (s *sa) promote(keys []crypto.PublicKey) {
 	p := s.late
 	s.late = nil
-	if p == nil || s.state > established {
+	if p == nil || s.state > rekeying {
 		return
 	}
 	key, ok := p.scheme.prove(keys, p.signed, p.sig)

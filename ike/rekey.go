@@ -495,6 +495,10 @@ func (s *sa) answerKE(group uint16, theirs *wire.KE, then func(shared []byte, ou
 		then(nil, nil, nil)
 		return
 	}
+	if slow(group) && len(s.e.work) >= maxWork {
+		then(nil, nil, refuse(wire.TemporaryFailure, "too many key exchanges at once"))
+		return
+	}
 	sh, err := newShare(s.e.cfg.Rand, group)
 	if err != nil {
 		then(nil, nil, refuse(wire.TemporaryFailure, "%v", err))

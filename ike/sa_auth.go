@@ -45,14 +45,21 @@ func (s *sa) localOctets() []byte {
 	return signedOctets(s.keys.suite.prf, message, nonce, skp, hs.auths.local.Signed(), hs.mix.auth)
 }
 
-func (s *sa) remoteOctets() []byte {
+// Of two messages that an initiator may have sent either will do.
+func (s *sa) remoteOctets() (all [][]byte) {
 	hs := s.hs
 	_, _, _, skp := hs.keys.local(s.initiator)
-	message, nonce := hs.message2, hs.ni
+	messages, nonce := [][]byte{hs.message2}, hs.ni
 	if !s.initiator {
-		message, nonce = hs.message1, hs.nr
+		messages, nonce = [][]byte{hs.message1}, hs.nr
+		if hs.cookied != nil {
+			messages = append(messages, hs.cookied)
+		}
 	}
-	return signedOctets(s.keys.suite.prf, message, nonce, skp, hs.auths.remote.Signed(), hs.mix.auth)
+	for _, m := range messages {
+		all = append(all, signedOctets(s.keys.suite.prf, m, nonce, skp, hs.auths.remote.Signed(), hs.mix.auth))
+	}
+	return all
 }
 
 // beginAuth makes our ID and AUTH as initiator.
@@ -219,10 +226,12 @@ func (s *sa) verifyResponder(ps []wire.Payload) (crypto.PublicKey, error) {
 // verifyNull checks AUTH of NULL authentication: it proves that the peer made the key exchange, and no more.
 func (s *sa) verifyNull() error {
 	_, _, _, skp := s.hs.keys.local(s.initiator)
-	if !hmac.Equal(s.hs.auths.method.Data, nullAuth(s.keys.suite.prf, skp, s.remoteOctets())) {
-		return fmt.Errorf("%w: AUTH is wrong", ErrAuthentication)
+	for _, octets := range s.remoteOctets() {
+		if hmac.Equal(s.hs.auths.method.Data, nullAuth(s.keys.suite.prf, skp, octets)) {
+			return nil
+		}
 	}
-	return nil
+	return fmt.Errorf("%w: AUTH is wrong", ErrAuthentication)
 }
 
 // errAnother says that the peer is allowed to be nobody, and is not the nobody that it may be.
@@ -246,7 +255,10 @@ func (s *sa) verify(auth Authorization, ps []wire.Payload) (crypto.PublicKey, er
 		return nil, fmt.Errorf("%w: %w", ErrAuthentication, err)
 	}
 	a.family = sch.family
-	signed := sch.digest(s.remoteOctets())
+	var signed [][]byte
+	for _, octets := range s.remoteOctets() {
+		signed = append(signed, sch.digest(octets))
+	}
 	if key, ok := sch.prove(auth.Keys, signed, sig); ok {
 		return key, nil
 	}

@@ -276,6 +276,9 @@ func (c *children) up(s *sa, n *negotiation) {
 		life = life * 3 / 2
 	}
 	f.rekeyAt = now.Add(life - jitter(s.e.jitter, life/10))
+	if s.key != nil && !n.pair.Authenticated { // the peer has become somebody while the data plane was asked
+		f.rekeyAt = now
+	}
 	rekey := p.selector.Local.IsValid()
 	p.mode, p.selector, p.since = n.mode, n.selector, 0
 	s.timer.childless = 0

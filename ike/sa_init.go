@@ -2,10 +2,8 @@ package ike
 
 import (
 	"bytes"
-	"crypto/sha256"
 	"encoding/binary"
 	"fmt"
-	"net/netip"
 	"time"
 
 	"tacit/ike/wire"
@@ -20,13 +18,14 @@ type handshake struct {
 
 	ni, nr             []byte
 	message1, message2 []byte // the IKE_SA_INIT messages, which AUTH signs (RFC 7296, 2.15)
+	cookied            []byte // responder: message1 as it came again, with another COOKIE; nil: it did not
 	keys               saKeys
 	hashes             []uint16 // SIGNATURE_HASH_ALGORITHMS of the peer
 	rtt                time.Duration
 
 	attempts   []attempt // initiator: our IKE_SA_INIT requests, by group
 	cookie     []byte
-	usedCookie bool
+	usedCookie int   // COOKIEs obeyed: one, and the true one if that was forged
 	usedKE     int   // INVALID_KE_PAYLOADs obeyed: one, and one that leads back if that was forged
 	agreeing   bool  // a response is in, and its key exchange is being computed
 	hint       error // an error notification that nobody has signed: the reason if nothing better comes (TRUST.md A-16)
@@ -139,7 +138,7 @@ func (s *sa) onInitResponse(d Datagram, h wire.Header) {
 	}
 }
 
-// onInitNotify: COOKIE is obeyed once, INVALID_KE_PAYLOAD twice, all else is only remembered.
+// onInitNotify: COOKIE and INVALID_KE_PAYLOAD are obeyed twice, all else is only remembered.
 func (s *sa) onInitNotify(ps []wire.Payload) {
 	if ruleNotifyOnly.check(ps) != nil {
 		s.e.drop("malformed")
@@ -147,11 +146,12 @@ func (s *sa) onInitNotify(ps []wire.Payload) {
 	}
 	hs := s.hs
 	if n := notify(ps, wire.Cookie); n != nil {
-		if hs.usedCookie || len(n.Data) == 0 || len(n.Data) > 64 {
+		if hs.usedCookie == 2 || len(n.Data) == 0 || len(n.Data) > 64 || bytes.Equal(n.Data, hs.cookie) {
 			s.e.drop("cookie")
 			return
 		}
-		hs.usedCookie, hs.cookie = true, bytes.Clone(n.Data)
+		hs.usedCookie++
+		hs.cookie = bytes.Clone(n.Data)
 		s.sendInit(s.current().share.group)
 		return
 	}
@@ -305,10 +305,13 @@ func (e *Endpoint) onInitRequest(d Datagram, h wire.Header) {
 		return
 	case e.repeatedInit(d, h):
 		return
-	case len(e.sas) >= e.cfg.MaxSAs, e.networks[network(d.Remote)] >= e.cfg.MaxPerNetwork:
+	}
+	all, there := e.cfg.Census.Of(network(d.Remote))
+	switch {
+	case all.SAs >= e.cfg.MaxSAs, there.Open >= e.cfg.MaxPerNetwork:
 		e.drop("too-many-sas")
 		return
-	case e.stats.HalfOpen >= e.cfg.MaxHalfOpen || e.prefixes[network(d.Remote)] >= max(e.cfg.MaxHalfOpen/4, 1):
+	case all.Half >= e.cfg.MaxHalfOpen || there.Half >= max(e.cfg.MaxHalfOpen/4, 1):
 		e.drop("too-many-half-open")
 		return
 	}
@@ -326,17 +329,17 @@ func (e *Endpoint) onInitRequest(d Datagram, h wire.Header) {
 	ni := get[*wire.Nonce](m.Payloads).Data
 	c := notify(m.Payloads, wire.Cookie)
 	shown := c != nil && e.cookies.valid(c.Data, ni, d.Remote.Addr(), h.InitiatorSPI)
-	if !shown && e.crowded(d.Remote) {
+	if !shown && e.crowded(all, there) {
 		e.demandCookie(d, h, ni)
 		return
 	}
 	e.respondInit(d, h, m.Payloads, shown)
 }
 
-// crowded reports whether there are so many half-open SAs, in all or of one network, that a newcomer must return a cookie.
-func (e *Endpoint) crowded(from netip.AddrPort) bool {
+// crowded reports whether there are so many half-open SAs, in all or of the newcomer's network, that it must return a cookie.
+func (e *Endpoint) crowded(all, there Tally) bool {
 	most := e.cfg.CookieAbove
-	return most < 0 || e.stats.HalfOpen >= most || e.prefixes[network(from)] >= max(most/4, 1)
+	return most < 0 || all.Half >= most || there.Half >= max(most/4, 1)
 }
 
 // demandCookie answers without keeping anything (RFC 7296, 2.6).
@@ -345,8 +348,9 @@ func (e *Endpoint) demandCookie(d Datagram, h wire.Header, ni []byte) {
 	e.answerInit(d, h, status(wire.Cookie, e.cookies.give(ni, d.Remote.Addr(), h.InitiatorSPI)))
 }
 
-// repeatedInit answers a repeat from memory. Anything else from the same SPI and address is not believed, but for the same
-// message with a cookie: somebody has forged our demand for one, and the initiator signs what it sent last (TRUST.md A-16).
+// repeatedInit answers a repeat from memory. Anything else from the same SPI and address is not believed, but for the same message with another COOKIE:
+// somebody has forged our demand for one, and the initiator signs what it sent last. Or somebody has seen the message, and nobody sends that but he: AUTH tells
+// (TRUST.md A-16).
 func (e *Endpoint) repeatedInit(d Datagram, h wire.Header) bool {
 	s := e.half[halfKey{h.InitiatorSPI, d.Remote}]
 	if s == nil {
@@ -356,22 +360,29 @@ func (e *Endpoint) repeatedInit(d Datagram, h wire.Header) bool {
 		e.drop("repeat")
 		return true
 	}
-	if addsCookie(s.hs.message1, d.Data) {
-		s.hs.message1 = bytes.Clone(d.Data)
-		s.in.seen = sha256.Sum256(d.Data)
+	switch first := s.hs.message1; {
+	case bytes.Equal(d.Data, first):
+	case bytes.Equal(withoutCookie(d.Data), withoutCookie(first)):
+		s.hs.cookied = bytes.Clone(d.Data)
+	default:
+		e.drop("repeat")
+		return true
 	}
-	s.onRepeat(d)
+	s.answerAgain(d)
 	return true
 }
 
-// addsCookie reports whether b is a with a COOKIE before the first payload, and no more.
-func addsCookie(a, b []byte) bool {
+// withoutCookie is what follows the header of a message, and a COOKIE that is its first payload; nil for what is no message.
+func withoutCookie(b []byte) []byte {
 	m, err := wire.Parse(b)
-	if err != nil || len(b) <= len(a) || !bytes.HasSuffix(b, a[wire.HeaderLen:]) {
-		return false
+	if err != nil || len(m.Payloads) == 0 {
+		return nil
 	}
-	n, ok := m.Payloads[0].(*wire.Notify)
-	return ok && n.Type == wire.Cookie && len(b)-len(a) == 8+len(n.SPI)+len(n.Data)
+	rest := b[wire.HeaderLen:]
+	if n, ok := m.Payloads[0].(*wire.Notify); ok && n.Type == wire.Cookie {
+		rest = rest[8+len(n.SPI)+len(n.Data):]
+	}
+	return rest
 }
 
 // respondInit chooses the algorithms and has the key exchange computed. shown: the initiator has returned a cookie, without which it
@@ -407,7 +418,7 @@ func (e *Endpoint) respondInit(d Datagram, h wire.Header, ps []wire.Payload, sho
 	s.spiI, s.quiet = h.InitiatorSPI, true // the caller hears of it when it has something to decide
 	d.Data = bytes.Clone(d.Data)
 	s.hs.message1 = d.Data
-	s.in = window{next: 1, busy: true, seen: sha256.Sum256(d.Data)}
+	s.in = window{next: 1, busy: true, exch: wire.IKESAInit} // its repeats are repeatedInit's
 	e.half[halfKey{s.spiI, d.Remote}] = s
 	s.compute(sh, ke.Data, func(r SharedSecret) {
 		if s.state != initReceived || s.keys != nil {

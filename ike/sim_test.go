@@ -56,7 +56,8 @@ type host struct {
 
 	authorize func(AuthorizationWanted) Authorization
 	install   func(ChildWanted) error
-	held      bool // do not answer ChildWanted: the test will
+	held      bool             // do not answer ChildWanted: the test will
+	holds     func(Event) bool // an event that is not to be answered: the test will
 	events    []Event
 	wake      time.Time
 	work      []SharedSecretWanted // what the engine had computed
@@ -258,6 +259,9 @@ func (w *world) send(from *host, d Datagram) {
 
 // handle is a caller: data plane, signer and PAD.
 func (h *host) handle(w *world, ev Event) {
+	if h.holds != nil && h.holds(ev) {
+		return
+	}
 	switch ev := ev.(type) {
 	case AuthorizationWanted:
 		w.take(h, h.e.Authorize(w.now, ev.SA, h.authorize(ev)))

@@ -157,7 +157,7 @@ func play(t *testing.T, script []byte) cast {
 	w.run(3 * time.Minute)
 	for _, h := range w.hosts {
 		e := h.e
-		if st := e.Stats(); st.HalfOpen != 0 || st.SAs != 0 || len(e.spis)+len(e.peers)+len(e.networks)+len(e.timers)+len(e.work)+len(e.heirs)+e.fragmented != 0 {
+		if st := e.Stats(); st.HalfOpen != 0 || st.SAs != 0 || len(e.spis)+len(e.peers)+len(e.networks())+len(e.timers)+len(e.work)+len(e.heirs)+e.fragmented != 0 {
 			t.Errorf("left behind: %+v\n%s", st, h.dump())
 		}
 	}

@@ -234,7 +234,7 @@ func (s *sa) inherit(r *succession, t *sa, low []byte) {
 // beget makes an IKE SA that may become the heir. The caller does not hear of it before it does.
 func (s *sa) beget(initiator bool, ours SAID, theirs uint64, c *saCrypto) *sa {
 	t := &sa{
-		e: s.e, id: ours, initiator: initiator, state: established, quiet: true, key: s.key, named: s.named, remoteID: s.remoteID, late: s.late, guest: s.guest,
+		e: s.e, id: ours, initiator: initiator, state: established, quiet: true, guest: s.guest,
 		spiI: uint64(ours), spiR: theirs, local: s.local, remote: s.remote, origin: s.origin, nat: s.nat, inner: s.inner, frag: s.frag, hybrid: s.hybrid, keys: c, slot: -1,
 	}
 	if !initiator {
@@ -242,7 +242,7 @@ func (s *sa) beget(initiator bool, ours SAID, theirs uint64, c *saCrypto) *sa {
 	}
 	t.live()
 	t.timer.heard, t.timer.spoke = s.e.now, s.e.now
-	s.e.sas[ours] = t
+	s.e.enter(ours, t)
 	return t
 }
 
@@ -255,6 +255,8 @@ func (s *sa) succeed(t *sa) {
 		s.e.young[f.cross.key] = t
 	}
 	t.id, t.owner = s.id, s.owner
+	t.key, t.named, t.remoteID, t.late = s.key, s.named, s.remoteID, s.late // what has been proved until now
+	s.late = nil
 	s.e.heirs[t.id] = t
 	t.child, s.child = s.child, children{}
 	t.timer.childless = s.timer.childless
@@ -362,7 +364,7 @@ func (s *sa) answerIKERekey(ps []wire.Payload) error {
 		}
 		first := append([]wire.Payload{sap, &wire.Nonce{Data: nr}, ours}, s.e.crashToken(spi)...)
 		grant := func(added []byte, last *wire.KE) {
-			if last != nil && s.child.busy() { // it was not when the peer asked first
+			if s.child.busy() { // it was not when the peer asked first, and what is under way would not end in the heir
 				s.reply(&wire.Notify{Type: wire.TemporaryFailure})
 				return
 			}
