@@ -62,6 +62,7 @@ func (l *loop) step(now time.Time, p *peer, e any) {
 			l.log.Error("contained: lookups at this address are withheld for a while", "peer", p.remote, "event", fmt.Sprintf("%T", e), "for", quarantine, "err", err)
 		}
 		l.quarantined[p.key] = now.Add(quarantine)
+		l.listen(now, p)
 	}
 	if e, ok := e.(evLookup); ok && e.w.reply != nil {
 		select {

@@ -71,18 +71,16 @@ func (p *peer) alive(now time.Time, id ike.SAID) []action {
 	return p.remains(now, a)
 }
 
-// hears notes an authenticated message of a peer of whom nobody has asked whether he is there, and reports whether that is all that it means: what step would do, without
+// unasked reports whether nobody wants to know if the peer is there: what is heard of the SA then says when, and no more.
+func (p *peer) unasked(a *association) bool {
+	return a.up && a.armed && !a.deleting && a.probed.IsZero() && p.contested.IsZero() && p.latch.doubted.IsZero() && len(p.latch.knocks) == 0
+}
+
+// hears notes a proof of a peer of whom nobody has asked whether he is there, and reports whether that is all that the message means: what step would do, without
 // looking at all that it looks at. Most messages are such, and there may be many peers.
 func (l *loop) hears(now time.Time, p *peer, id ike.SAID) bool {
 	a := p.sa(id)
-	if a == nil || !a.up || !a.armed || a.deleting || !a.probed.IsZero() || !p.contested.IsZero() || !p.latch.doubted.IsZero() || len(p.latch.knocks) > 0 || now.Before(l.quarantined[p.key]) {
-		return false
-	}
-	if a.key == nil {
-		a.heard = at(now)
-		return true
-	}
-	if !p.isLive(a) {
+	if a == nil || !p.unasked(a) || !p.isLive(a) || now.Before(l.quarantined[p.key]) {
 		return false
 	}
 	a.heard = at(now)
@@ -90,6 +88,28 @@ func (l *loop) hears(now time.Time, p *peer, id ike.SAID) bool {
 	l.publish(p)
 	l.spread(now, p)
 	return true
+}
+
+// listen has the engine report signs of life where somebody asks for them, or where they are proofs. Those who are nobody prove nothing, and are the most: of
+// them it is asked, before each step, when they were heard last. A message of theirs does not bring the peer into the processor's cache.
+func (l *loop) listen(now time.Time, p *peer) {
+	for _, a := range p.sas {
+		if hushed := a.key == nil && p.unasked(a) && !now.Before(l.quarantined[p.key]); hushed != a.hushed {
+			a.hushed = hushed
+			l.engine.Hush(a.id, hushed)
+		}
+	}
+}
+
+// catchUp notes what was heard of the peer's SAs without a report.
+func (l *loop) catchUp(p *peer) {
+	for _, a := range p.sas {
+		if a.hushed {
+			if t := l.engine.Heard(a.id); !t.IsZero() {
+				a.heard = max(a.heard, at(t))
+			}
+		}
+	}
 }
 
 // remains is a proof by an incumbent. If it was contested it has answered, and keeps the address.

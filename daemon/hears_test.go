@@ -6,6 +6,8 @@ import (
 	"time"
 
 	"tacit/ike"
+	"tacit/ipsec"
+	"tacit/ipsec/ipsectest"
 	"tacit/pad"
 )
 
@@ -30,7 +32,7 @@ func TestHearsWhatStepWould(t *testing.T) {
 			p.p.sas[0].usage.in = readingOf(p.now)
 			p.event(evTick{})
 		}, true},
-		"anonymous":       {func(p *play) { p.established(1, false, 0); p.event(evFirst{101}) }, true},
+		"anonymous":       {func(p *play) { p.established(1, false, 0); p.event(evFirst{101}) }, false},
 		"not in use":      {func(p *play) { p.established(1, false, 1) }, false},
 		"nobody's":        {func(p *play) {}, false},
 		"asked":           {func(p *play) { p.established(1, false, 0); p.event(evFirst{101}); p.p.probeAll(p.now) }, false},
@@ -83,4 +85,92 @@ func TestHearsWhatStepWould(t *testing.T) {
 	if l.quarantined[p.p.key] = p.now.Add(time.Second); l.hears(p.now, p.p, 1) {
 		t.Error("it is in quarantine")
 	}
+}
+
+// The engine reports nothing of an anonymous SA while nobody asks whether the peer is there; it does as soon as somebody does, and of all that proves something.
+func TestListensToWhoIsAsked(t *testing.T) {
+	nobody := func(p *play) { p.established(1, false, 0); p.event(evFirst{101}) }
+	for what, tt := range map[string]struct {
+		make   func(p *play)
+		hushed bool
+	}{
+		"nobody":          {nobody, true},
+		"not in use":      {func(p *play) { p.established(1, false, 0) }, false},
+		"without a child": {func(p *play) { p.event(ike.Established{SA: 1, RemoteID: ike.ID{Kind: ike.IDNull}}) }, false},
+		"somebody":        {func(p *play) { p.lookup("bob.example.", 1); p.established(1, true, 1) }, false},
+		"asked":           {func(p *play) { nobody(p); p.p.probeAll(p.now) }, false},
+		"has answered":    {func(p *play) { nobody(p); p.p.probeAll(p.now); p.event(ike.Alive{SA: 1}) }, true},
+		"being ended":     {func(p *play) { nobody(p); p.p.end(p.now, p.p.sas[0]) }, false},
+		"another knocks":  {func(p *play) { nobody(p); p.event(evKnock{ike.AuthorizationWanted{SA: 7}}) }, false},
+		"promoted":        {func(p *play) { nobody(p); p.event(ike.Promoted{SA: 1, Key: testKey(1)}) }, false},
+	} {
+		p := newPlay(t)
+		tt.make(p)
+		l := idleLoop(t, p)
+		if l.listen(p.now, p.p); p.p.sas[0].hushed != tt.hushed {
+			t.Errorf("%s: hushed %v, want %v", what, !tt.hushed, tt.hushed)
+		}
+		l.quarantined[p.p.key] = p.now.Add(quarantine)
+		if l.listen(p.now, p.p); p.p.sas[0].hushed {
+			t.Errorf("%s: hushed in quarantine", what)
+		}
+	}
+}
+
+// What was heard without a report is known before the next step, and then he who was asked whether he is there is.
+func TestCatchesUpWithWhatWasHeard(t *testing.T) {
+	t.Parallel()
+	alice, bob := newEnd(t, "192.0.2.1", ""), newEnd(t, "192.0.2.2", "bob.example")
+	ipsectest.Wire(alice.Fake, bob.Fake)
+	close(alice.gate)
+	close(bob.gate)
+	if o := outcomeOf(t, alice.lookup(bob)); !o.ok {
+		t.Fatalf("withheld: %s", o.why)
+	}
+	for id := range bob.Pairs() {
+		bob.Raise(ipsec.Event{Kind: ipsec.FirstPacket, ID: id})
+	}
+	of := func(e *end, do func(now time.Time, l *loop, p *peer, a *association)) {
+		t.Helper()
+		if err := e.l.ask(t.Context(), func(now time.Time) {
+			for _, p := range e.l.peers {
+				for _, a := range p.sas {
+					do(now, e.l, p, a)
+				}
+			}
+		}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	await(t, "bob has the engine keep quiet of alice", func() (hushed bool) {
+		of(bob, func(_ time.Time, _ *loop, _ *peer, a *association) { hushed = a.hushed })
+		return hushed
+	})
+	time.Sleep(10 * time.Millisecond)
+	var began, heard moment
+	of(alice, func(now time.Time, l *loop, _ *peer, a *association) {
+		began = at(now)
+		l.output(now, l.engine.Do(now, a.id, ike.Probe))
+	})
+	await(t, "bob's engine has heard alice", func() (is bool) {
+		of(bob, func(_ time.Time, l *loop, _ *peer, a *association) {
+			is, heard = !at(l.engine.Heard(a.id)).Before(began), a.heard
+		})
+		return is
+	})
+	if !heard.Before(began) {
+		t.Error("it was reported")
+	}
+	of(bob, func(now time.Time, l *loop, p *peer, a *association) {
+		if l.step(now, p, evTick{}); a.heard.Before(began) {
+			t.Errorf("a step knows of %v before the last message", began.Sub(a.heard))
+		}
+		l.step(now, p, evKnock{ike.AuthorizationWanted{SA: 7}}) // he is asked
+	})
+	await(t, "he has answered", func() (answered bool) {
+		of(bob, func(_ time.Time, _ *loop, p *peer, a *association) {
+			answered = a.hushed && a.probed.IsZero() && p.latch.doubted.IsZero()
+		})
+		return answered
+	})
 }

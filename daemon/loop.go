@@ -295,8 +295,10 @@ func (l *loop) peerUpTo(now time.Time, local, remote netip.Addr, most int) *peer
 // advance is step, which may panic.
 func (l *loop) advance(now time.Time, p *peer, e any) {
 	before, why := p.state, p.why
+	l.catchUp(p)
 	do, wake := p.step(now, e)
 	l.publish(p)
+	l.listen(now, p)
 	spreading := l.spread(now, p)
 	if p.state != before || p.why != why {
 		l.log.Info("peer", "peer", p.remote, "local", p.local, "state", p.state, "was", before, "why", p.why)

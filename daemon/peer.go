@@ -83,7 +83,8 @@ type association struct {
 	since     moment    // the Child SA
 	usage     usage
 	probed    moment // when a probe was sent that was not answered yet
-	heard     moment // the last authenticated message
+	heard     moment // the last authenticated message, or the last but those that the engine knows of
+	hushed    bool   // the engine reports none: loop.listen
 	initiator bool
 	up        bool
 	armed     bool

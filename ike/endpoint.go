@@ -227,6 +227,21 @@ func (e *Endpoint) Own(id SAID, owner any) {
 	}
 }
 
+// Hush says whether messages of an SA's peer mean nothing to the caller but when they came, which Heard says when he wants to know: Alive is not reported.
+func (e *Endpoint) Hush(id SAID, hushed bool) {
+	if s := e.find(id); s != nil {
+		s.hushed = hushed
+	}
+}
+
+// Heard is when the last authenticated message of an SA's peer came; zero: there is no such SA.
+func (e *Endpoint) Heard(id SAID) time.Time {
+	if s := e.find(id); s != nil {
+		return e.time(s.timer.heard)
+	}
+	return time.Time{}
+}
+
 // Recycle takes an Output back whose lists the caller has read and keeps no more: another will have their room.
 func (e *Endpoint) Recycle(o Output) {
 	if cap(o.Send)+cap(o.Events) > spareRoom {

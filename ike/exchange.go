@@ -230,7 +230,7 @@ func (s *sa) unseal(parts **reassembly, d Datagram) (got received, ours bool, er
 	s.e.release(parts)
 	s.follow(d)
 	s.timer.heard = s.e.now
-	if s.open() {
+	if s.open() && !s.hushed {
 		s.emit(Alive{s.id, s.owner})
 	}
 	return got, true, err

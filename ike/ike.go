@@ -298,7 +298,7 @@ type Redirected struct {
 	Pair ipsec.Pair // without keys
 }
 
-// Alive: an authenticated message came from the peer (an answer to Probe, any request).
+// Alive: an authenticated message came from the peer (an answer to Probe, any request), and nobody has said Hush.
 type Alive struct {
 	SA    SAID
 	Owner any // what Own was told of it; nil: nothing

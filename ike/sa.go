@@ -78,6 +78,7 @@ type sa struct {
 	state         saState
 	initiator     bool
 	quiet         bool // Closed was reported: nothing of this SA is any more
+	hushed        bool // the caller wants no Alive
 	counted       bool // as half-open
 	guest         bool // the peer asked for it, or for what it succeeded
 	named         bool // we have proved our key

@@ -254,7 +254,7 @@ func (s *sa) succeed(t *sa) {
 	if f.cross != nil && s.e.young[f.cross.key] == s {
 		s.e.young[f.cross.key] = t
 	}
-	t.id, t.owner = s.id, s.owner
+	t.id, t.owner, t.hushed = s.id, s.owner, s.hushed
 	t.key, t.named, t.remoteID, t.late = s.key, s.named, s.remoteID, s.late // what has been proved until now
 	s.late = nil
 	s.e.heirs[t.id] = t

@@ -16,6 +16,43 @@ func classic(t testing.TB) (*host, *host, *world) {
 	return pairWith(t, Config{PostQuantum: Off}, Config{PostQuantum: Off})
 }
 
+// Of an SA that is hushed no sign of life is reported, under each of its successors; when the last came can be asked for.
+func TestHush(t *testing.T) {
+	a, b, w := classic(t)
+	id := establish(t, w, a, b, peerOf(a, b))
+	theirs := only(t, b).id
+	probe := func() {
+		w.run(time.Minute)
+		began := w.now
+		w.take(a, a.e.Do(w.now, id, Probe))
+		w.run(time.Second)
+		if h := b.e.Heard(theirs); h.Before(began) || h.After(w.now) {
+			t.Errorf("heard at %v, want between %v and %v", h, began, w.now)
+		}
+	}
+	for range 2 {
+		b.e.Hush(theirs, true)
+		n := count[Alive](b)
+		for range 3 {
+			probe()
+			w.take(a, a.e.Do(w.now, id, RekeyIKE))
+			w.run(time.Minute)
+			settled(t, a, b)
+		}
+		if got := count[Alive](b); got != n {
+			t.Errorf("%d signs of life", got-n)
+		}
+		b.e.Hush(theirs, false)
+		if probe(); count[Alive](b) == n {
+			t.Error("no sign of life is reported")
+		}
+	}
+	b.e.Hush(1, true)
+	if h := b.e.Heard(1); !h.IsZero() {
+		t.Errorf("of an SA that is not there: heard at %v", h)
+	}
+}
+
 // An IKE SA that is rekeyed, by either end, goes on under its name with its Child SA: new SPIs and keys, message ids from 0, the old one
 // deleted by who rekeyed it, and no packet is lost. The other end asks once whether the new one is known.
 func TestIKERekey(t *testing.T) {
