@@ -6,6 +6,7 @@ import (
 	"errors"
 	"net"
 	"net/netip"
+	"slices"
 	"testing"
 	"time"
 
@@ -53,6 +54,7 @@ type machine struct {
 	have   map[string]map[string]time.Duration // the elements of a set with their timeouts
 	sets   sets
 	rules  ruleElements
+	looked []string // the sets that packets were looked up in
 	regs   [64]byte
 	packet packet
 }
@@ -175,6 +177,7 @@ func (m *machine) eval(e expr.Any) expr.VerdictKind {
 	case *expr.Reject:
 		return expr.VerdictDrop
 	case *expr.Lookup:
+		m.looked = append(m.looked, e.SetName)
 		if list, ok := m.rules[e.SetName]; ok {
 			to, found := inRanges(list, []byte(m.key(e.SourceRegister, e.SetName)))
 			if found && e.IsDestRegSet {
@@ -360,6 +363,19 @@ func TestDNS(t *testing.T) {
 				if got := m.fate(s.dir == "out", p); got != s.want {
 					t.Errorf("%s, %v, packet %d: %s %+v: %s", name, k.Own, i, s.dir, s, got)
 				}
+			}
+		}
+	}
+}
+
+// Our own sockets' packets are let go before they are looked up by address: many peers make sets that no cache holds.
+func TestOwnPacketsMeetNoAddresses(t *testing.T) {
+	for _, key := range []Key{key4, key6} {
+		for _, hook := range []string{"out", "leak"} {
+			m := newMachine(t)
+			p := packet{src: key.Own, dst: key.Peer, proto: unix.IPPROTO_UDP, srcPort: 4500, dstPort: 4500, mark: MarkOwn}
+			if v := m.run(hook, p); v != expr.VerdictAccept || !slices.Equal(m.looked, []string{m.sets.in.Name}) {
+				t.Errorf("%s, %v: %v, looked up in %v", hook, key.Peer, v, m.looked)
 			}
 		}
 	}

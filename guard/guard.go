@@ -12,6 +12,8 @@
 //	in  (filter, hook prerouting) from the data plane's device -> marked, so that strict rp_filter finds the way back
 //	                              own . peer in divert or block -> exempt? else counted and dropped
 //
+// What our own sockets of IKE and ESP send is let go before out and leak look at its addresses.
+//
 // These hooks are there while anything stands, and for a minute after: see hooks.go. Without a peer no packet meets us.
 //
 // What stands on two addresses goes before what stands on a prefix, see prefix.go. DNS is exempt by flow and not by port alone; see dns.go.

@@ -63,7 +63,7 @@ func (g *Guard) addRules(c chain) {
 	}
 }
 
-// chains are all chains, each before those that jump to it. The sets are looked up first: a packet of no concern costs two
+// chains are all chains, each before those that jump to it. The sets are looked up first, but for our own packets: one of no concern costs two
 // lookups in those of its family, and one that says whether there are rules of prefixes; one more if there are.
 func chains(s sets, device string) []chain {
 	drop := verdict(expr.VerdictDrop)
@@ -115,6 +115,10 @@ func hooks(s sets, device string) []chain {
 	}
 	in.add(concat(loopback(expr.MetaKeyIIF), accept), concat(fromDevice(device), setMark(MarkDivert), accept))
 	leak.add(concat(toDevice(device), accept))
+	// Nor is what our own sockets of IKE and ESP send any concern of ours. A host with many peers has most of these sets in no cache.
+	for _, c := range []*chain{&out, &leak} {
+		c.add(concat(markIs(MarkOwn), loadPort(0), lookup(s.in), accept))
+	}
 	for i := range s.divert {
 		out.add(concat(loadKey(i, false), lookup(s.divert[i]), []expr.Any{jumpTo("out_divert")}))
 		leak.add(concat(loadKey(i, false), lookup(s.divert[i]), []expr.Any{jumpTo("out_leak")}))
