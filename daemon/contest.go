@@ -91,7 +91,7 @@ func (l *loop) hears(now time.Time, p *peer, id ike.SAID) bool {
 }
 
 // listen has the engine report signs of life where somebody asks for them, or where they are proofs. Those who are nobody prove nothing, and are the most: of
-// them it is asked, before each step, when they were heard last. A message of theirs does not bring the peer into the processor's cache.
+// them it is asked, before a step for which it counts, when they were heard last. A message of theirs does not bring the peer into the processor's cache.
 func (l *loop) listen(now time.Time, p *peer) {
 	for _, a := range p.sas {
 		if hushed := a.key == nil && p.unasked(a) && !now.Before(l.quarantined[p.key]); hushed != a.hushed {
@@ -101,10 +101,10 @@ func (l *loop) listen(now time.Time, p *peer) {
 	}
 }
 
-// catchUp notes what was heard of the peer's SAs without a report.
-func (l *loop) catchUp(p *peer) {
+// catchUp notes what was heard without a report of those of the peer's SAs that seem to be silent.
+func (l *loop) catchUp(now time.Time, p *peer) {
 	for _, a := range p.sas {
-		if a.hushed {
+		if _, silent := a.silent(now); silent && a.hushed {
 			if t := l.engine.Heard(a.id); !t.IsZero() {
 				a.heard = max(a.heard, at(t))
 			}

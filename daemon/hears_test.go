@@ -162,6 +162,10 @@ func TestCatchesUpWithWhatWasHeard(t *testing.T) {
 		t.Error("it was reported")
 	}
 	of(bob, func(now time.Time, l *loop, p *peer, a *association) {
+		if l.step(now, p, evTick{}); !a.heard.Before(began) {
+			t.Error("the engine is asked though it does not count")
+		}
+		a.usage.out = readingOf(now)
 		if l.step(now, p, evTick{}); a.heard.Before(began) {
 			t.Errorf("a step knows of %v before the last message", began.Sub(a.heard))
 		}

@@ -169,6 +169,13 @@ func (a *association) talked(now time.Time) moment {
 	return max(a.since, in, out)
 }
 
+// silent reports whether a packet has left since the peer was heard, and when that was.
+func (a *association) silent(now time.Time) (heard moment, silent bool) {
+	in, out := a.usage.moments(now)
+	heard = max(a.since, a.heard, in)
+	return heard, out.After(heard)
+}
+
 // talked is that of its SAs; of a peer without any, now.
 func (p *peer) talked(now time.Time) (last moment) {
 	if len(p.sas) == 0 {
@@ -201,8 +208,8 @@ func (p *peer) calm(now time.Time) bool {
 		return false
 	}
 	for _, a := range p.sas {
-		in, out := a.usage.moments(now)
-		if !a.up || a.deleting || a.parted || !a.armed && !a.checked || !a.probed.IsZero() || out.After(max(a.since, a.heard, in)) {
+		_, silent := a.silent(now)
+		if !a.up || a.deleting || a.parted || !a.armed && !a.checked || !a.probed.IsZero() || silent {
 			return false
 		}
 	}

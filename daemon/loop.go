@@ -295,7 +295,7 @@ func (l *loop) peerUpTo(now time.Time, local, remote netip.Addr, most int) *peer
 // advance is step, which may panic.
 func (l *loop) advance(now time.Time, p *peer, e any) {
 	before, why := p.state, p.why
-	l.catchUp(p)
+	l.catchUp(now, p)
 	do, wake := p.step(now, e)
 	l.publish(p)
 	l.listen(now, p)

@@ -475,8 +475,7 @@ func (p *peer) acquire(now time.Time) []action {
 // tick is the housekeeping, when it is the peer's turn: unarmed SAs, silent peers, incumbents that lost, claims and linger that ended.
 func (p *peer) tick(now time.Time) (do []action) {
 	for _, a := range p.live() {
-		in, out := a.usage.moments(now)
-		heard := max(a.since, a.heard, in)
+		heard, silent := a.silent(now)
 		switch {
 		case a.deleting:
 		case !p.contested.IsZero() && a.key != nil && at(now).Sub(p.contested) >= incumbentWait:
@@ -484,7 +483,7 @@ func (p *peer) tick(now time.Time) (do []action) {
 		case !a.armed && !a.checked && at(now).Sub(a.since) >= armedWithin:
 			a.checked = true
 			do = append(do, p.probe(now, a)...)
-		case out.After(heard) && at(now).Sub(heard) >= silence:
+		case silent && at(now).Sub(heard) >= silence:
 			do = append(do, p.probe(now, a)...)
 		case at(now).Sub(a.talked(now)) >= p.linger && (a.key == nil || p.pad.Lame(now)):
 			p.ending = "it was not used for " + p.linger.String()

@@ -162,7 +162,7 @@ func (s *sa) atRest(d Datagram) bool {
 // onRequest takes a request of the peer on an SA that exists. done is true where the SA has nothing to do for it any more: whether we are there is what
 // thousands of peers ask all the time.
 func (s *sa) onRequest(d Datagram, h wire.Header) (done bool) {
-	if s.keys == nil {
+	if !s.keys.known() {
 		s.e.drop("request-too-early")
 		return false
 	}

@@ -108,7 +108,7 @@ func TestHybridAfterRefused(t *testing.T) {
 
 // RFC 9370, 2.2.4: "SKEYSEED = prf(SK_d, SK(0) | Ni | Nr | SK(1))".
 func TestFollowUpKeys(t *testing.T) {
-	s := &sa{keys: &saCrypto{suite: ikeSuite{cipher: ikeCiphers[0], prf: crypto.SHA256}, d: []byte("SK_d")}}
+	s := &sa{keys: saCrypto{suite: ikeSuite{cipher: ikeCiphers[0], prf: crypto.SHA256}, d: []byte("SK_d")}}
 	suite := ikeSuite{cipher: ikeCiphers[0], prf: crypto.SHA384}
 	got := s.rekeySA(suite, []byte("SK(0)"), []byte("SK(1)"), []byte("Ni"), []byte("Nr"), 1, 2)
 	seed := prf(crypto.SHA256, []byte("SK_d"), []byte("SK(0)NiNrSK(1)"))

@@ -215,7 +215,7 @@ func (s *sa) repeats(d Datagram) bool {
 	if sha256.Sum256(d.Data) == s.in.seen {
 		return true
 	}
-	if s.keys == nil || !s.frag.on || s.in.exch == wire.IKESAInit {
+	if !s.keys.known() || !s.frag.on || s.in.exch == wire.IKESAInit {
 		return false
 	}
 	open := s.in.open

@@ -1,6 +1,7 @@
 package ike
 
 import (
+	"bytes"
 	"encoding/binary"
 
 	"tacit/ike/wire"
@@ -131,7 +132,9 @@ func (s *sa) onIntermediateRequest(h wire.Header, got received) {
 		return
 	}
 	s.reply(ke)
-	s.in.open = &s.keys.open
+	last := s.keys.open
+	last.key = bytes.Clone(last.key)
+	s.in.open = &last
 	if err := s.mixKeys(secret, concat(theirs, ours), s.in.next); err != nil {
 		s.fail(err)
 	}
@@ -146,7 +149,8 @@ func (s *sa) mixKeys(secret, said []byte, authID uint32) error {
 	if err != nil {
 		return err
 	}
-	s.keys, hs.keys = c, keys
+	s.keys.set(c)
+	hs.keys = keys
 	hs.mix = intermediate{done: true, auth: binary.BigEndian.AppendUint32(said, authID)}
 	return nil
 }

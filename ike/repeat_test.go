@@ -50,7 +50,7 @@ func TestFragmentIsNoRepeatOfInit(t *testing.T) {
 	w.run(100 * time.Millisecond)
 	s, k := only(t, a), only(t, b)
 	data, err := s.keys.seal.cut(s.header(wire.IKEAuth, 0, false), wire.PayloadNonce, make([]byte, 100), 2)
-	if err != nil || k.keys == nil {
+	if err != nil || !k.keys.known() {
 		t.Fatal(err, b.dump())
 	}
 	if o := b.e.Receive(w.now, Datagram{addrB, addrA, data[0]}); len(o.Send) != 0 || o.Dropped != "repeat" {

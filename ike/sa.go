@@ -70,8 +70,7 @@ const (
 // Of a hundred thousand none is in the processor's cache when a message of it comes: what one reads and writes that only asks whether we are there stands first, together.
 type sa struct {
 	e             *Endpoint
-	keys          *saCrypto // nil in initSent
-	id            SAID      // the caller's name for it: our SPI of the first of those that succeeded each other
+	id            SAID // the caller's name for it: our SPI of the first of those that succeeded each other
 	spiI, spiR    uint64
 	owner         any  // the caller's, see Own
 	kin           *kin // nil: it has none
@@ -90,6 +89,7 @@ type sa struct {
 	spent         moment // the budget of the peer's requests is what lies between this and now
 	timer         saTimers
 	child         children
+	keys          saCrypto
 
 	slot     int // in the heap; -1: not there
 	out      request
@@ -104,11 +104,27 @@ type sa struct {
 	hs       *handshake     // nil once it is over
 }
 
-// saCrypto is what encrypts an established SA and derives its children.
+// saCrypto is what encrypts an established SA and derives its children; zero in initSent.
 type saCrypto struct {
 	suite      ikeSuite
+	open, seal sealer
 	d          ipsec.Secret
-	seal, open sealer
+	room       [96]byte // for the keys: what combined-mode suites with SHA-256 take
+}
+
+// known reports whether there are keys.
+func (c *saCrypto) known() bool { return c.d != nil }
+
+// set takes what newCrypto made, and copies of its keys, one behind the other: the schedule that they are part of is as long again, and is not needed after the handshake.
+func (c *saCrypto) set(to saCrypto) {
+	*c = to
+	all := append(append(append(c.room[:0], to.open.key...), to.seal.key...), to.d...)
+	own := func(n int) ipsec.Secret {
+		part := all[:n:n]
+		all = all[n:]
+		return part
+	}
+	c.open.key, c.seal.key, c.d = own(len(to.open.key)), own(len(to.seal.key)), own(len(to.d))
 }
 
 // saTimers are the times at which something is due; zero: nothing is.

@@ -7,7 +7,6 @@ import (
 	"time"
 
 	"tacit/ike/wire"
-	"tacit/ipsec"
 )
 
 // handshake is what an SA needs until both ends are authenticated, and forgets then.
@@ -251,8 +250,9 @@ func (s *sa) agreed(d Datagram, h wire.Header, ps []wire.Payload, suite ikeSuite
 }
 
 // initDone notes what both roles know after IKE_SA_INIT.
-func (s *sa) initDone(c *saCrypto, keys saKeys, d Datagram, ps []wire.Payload) {
-	s.keys, s.hs.keys = c, keys
+func (s *sa) initDone(c saCrypto, keys saKeys, d Datagram, ps []wire.Payload) {
+	s.keys.set(c)
+	s.hs.keys = keys
 	s.hs.hashes = parseHashes(notify(ps, wire.SignatureHashAlgorithms))
 	s.hybrid = s.e.hybrid(ps)
 	a := &s.hs.auths
@@ -268,29 +268,17 @@ func (s *sa) encapsulates() bool {
 	return s.nat.supported && (s.nat.local || s.nat.remote || s.e.cfg.Encapsulate)
 }
 
-// newCrypto takes copies of the keys that last, one behind the other: the others are as long again, and are not needed after the handshake.
-func newCrypto(suite ikeSuite, k saKeys, initiator bool) (*saCrypto, error) {
+// newCrypto is made of the keys that last.
+func newCrypto(suite ikeSuite, k saKeys, initiator bool) (c saCrypto, err error) {
 	sealKey, openKey, _, _ := k.local(initiator)
-	seal, err := newSealer(suite.cipher, sealKey)
-	if err != nil {
-		return nil, err
+	c = saCrypto{suite: suite, d: k.d}
+	if c.seal, err = newSealer(suite.cipher, sealKey); err != nil {
+		return saCrypto{}, err
 	}
-	open, err := newSealer(suite.cipher, openKey)
-	if err != nil {
-		return nil, err
+	if c.open, err = newSealer(suite.cipher, openKey); err != nil {
+		return saCrypto{}, err
 	}
-	c := &struct {
-		saCrypto
-		room [96]byte // what combined-mode suites with SHA-256 take
-	}{saCrypto: saCrypto{suite: suite, seal: *seal, open: *open}}
-	all := append(append(append(c.room[:0], k.d...), seal.key...), open.key...)
-	own := func(n int) ipsec.Secret {
-		part := all[:n:n]
-		all = all[n:]
-		return part
-	}
-	c.d, c.seal.key, c.open.key = own(len(k.d)), own(len(seal.key)), own(len(open.key))
-	return &c.saCrypto, nil
+	return c, nil
 }
 
 // onInitRequest takes the first message of an initiator. Until it has shown, by a cookie, that it is where it says, and until
@@ -421,7 +409,7 @@ func (e *Endpoint) respondInit(d Datagram, h wire.Header, ps []wire.Payload, sho
 	s.in = window{next: 1, busy: true, exch: wire.IKESAInit} // its repeats are repeatedInit's
 	e.half[halfKey{s.spiI, d.Remote}] = s
 	s.compute(sh, ke.Data, func(r SharedSecret) {
-		if s.state != initReceived || s.keys != nil {
+		if s.state != initReceived || s.keys.known() {
 			return
 		}
 		if r.err == nil {

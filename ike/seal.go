@@ -26,11 +26,11 @@ type sealer struct {
 }
 
 // newSealer makes a sealer of its part of the key schedule.
-func newSealer(c cipherSuite, material ipsec.Secret) (*sealer, error) {
+func newSealer(c cipherSuite, material ipsec.Secret) (s sealer, err error) {
 	if len(material) != c.keyMaterial() {
-		return nil, fmt.Errorf("%v with %d octets of keys", c, len(material))
+		return s, fmt.Errorf("%v with %d octets of keys", c, len(material))
 	}
-	s := &sealer{suite: c, key: material}
+	s = sealer{suite: c, key: material}
 	if c.cipher.Combined() {
 		s.key = material[:c.keyLen()]
 		copy(s.nonce[:], material[c.keyLen():])

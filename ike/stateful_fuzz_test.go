@@ -175,7 +175,7 @@ func lie(from *host, d *Datagram, op byte, r *reader) {
 		ours = h.ResponderSPI
 	}
 	s := from.e.sas[SAID(ours)]
-	if s == nil || s.keys == nil || h.Exchange == wire.IKESAInit {
+	if s == nil || !s.keys.known() || h.Exchange == wire.IKESAInit {
 		return
 	}
 	mirror := s.keys.seal

@@ -232,14 +232,15 @@ func (s *sa) inherit(r *succession, t *sa, low []byte) {
 }
 
 // beget makes an IKE SA that may become the heir. The caller does not hear of it before it does.
-func (s *sa) beget(initiator bool, ours SAID, theirs uint64, c *saCrypto) *sa {
+func (s *sa) beget(initiator bool, ours SAID, theirs uint64, c saCrypto) *sa {
 	t := &sa{
 		e: s.e, id: ours, initiator: initiator, state: established, quiet: true, guest: s.guest,
-		spiI: uint64(ours), spiR: theirs, local: s.local, remote: s.remote, origin: s.origin, nat: s.nat, inner: s.inner, frag: s.frag, hybrid: s.hybrid, keys: c, slot: -1,
+		spiI: uint64(ours), spiR: theirs, local: s.local, remote: s.remote, origin: s.origin, nat: s.nat, inner: s.inner, frag: s.frag, hybrid: s.hybrid, slot: -1,
 	}
 	if !initiator {
 		t.spiI, t.spiR = t.spiR, t.spiI
 	}
+	t.keys.set(c)
 	t.live()
 	t.timer.heard, t.timer.spoke = s.e.now, s.e.now
 	s.e.enter(ours, t)
