@@ -125,6 +125,30 @@ func TestHybridKeys(t *testing.T) {
 	}
 }
 
+// The answer to IKE_INTERMEDIATE is lost, and then so is all but smaller fragments of the request: the responder, whose keys are others by now, knows it again.
+func TestIntermediateInSmallerFragments(t *testing.T) {
+	a, b, w := before(t)
+	whole, smaller := 0, false
+	w.tap = func(from *host, d *Datagram) bool {
+		h, _ := wire.ParseHeader(d.Data)
+		switch {
+		case h.Exchange != wire.Intermediate:
+			return true
+		case from == b:
+			return smaller
+		case h.NextPayload == wire.PayloadSKF:
+			smaller = true
+			return true
+		}
+		whole++
+		return whole == 1
+	}
+	w.initiate(a, peerOf(a, b))
+	if !w.until(10*time.Second, bothUp(a, b)) || !smaller {
+		t.Errorf("smaller fragments: %v\n%s\n%s", smaller, a.dump(), b.dump())
+	}
+}
+
 // changed is a tap that changes the IKE_INTERMEDIATE message that a host sends, with the keys that the initiator a has.
 func changed(t *testing.T, a, of *host, change func([]wire.Payload) []wire.Payload) func(*host, *Datagram) bool {
 	return func(from *host, d *Datagram) bool {
