@@ -117,6 +117,28 @@ func TestListensToWhoIsAsked(t *testing.T) {
 	}
 }
 
+// A step that panics may have left a question behind it: from then on every sign of life is reported, until the quarantine is over.
+func TestListensAfterAPanic(t *testing.T) {
+	p := newPlay(t)
+	p.established(1, false, 0)
+	p.event(evFirst{101})
+	l := idleLoop(t, p)
+	a, sound := p.p.sas[0], p.p.pad
+	for _, c := range []struct {
+		what   string
+		after  time.Duration
+		pad    *pad.Address
+		hushed bool
+	}{{"before", 0, sound, true}, {"the panic", 0, nil, false}, {"in quarantine", quarantine - 1, sound, false}, {"after it", 1, sound, true}} {
+		p.now = p.now.Add(c.after)
+		p.p.pad = c.pad
+		l.pardon(p.now)
+		if l.step(p.now, p.p, evTick{}); a.hushed != c.hushed {
+			t.Errorf("%s: hushed %v, want %v", c.what, a.hushed, c.hushed)
+		}
+	}
+}
+
 // What was heard without a report is known before the next step, and then he who was asked whether he is there is.
 func TestCatchesUpWithWhatWasHeard(t *testing.T) {
 	t.Parallel()
