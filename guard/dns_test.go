@@ -368,7 +368,7 @@ func TestDNS(t *testing.T) {
 	}
 }
 
-// Our own sockets' packets are let go before they are looked up by address: many peers make sets that no cache holds.
+// Our own sockets' packets, known by their mark, are let go before they are looked up by address: many peers make sets that no cache holds.
 func TestOwnPacketsMeetNoAddresses(t *testing.T) {
 	for _, key := range []Key{key4, key6} {
 		for _, hook := range []string{"out", "leak"} {
@@ -376,6 +376,10 @@ func TestOwnPacketsMeetNoAddresses(t *testing.T) {
 			p := packet{src: key.Own, dst: key.Peer, proto: unix.IPPROTO_UDP, srcPort: 4500, dstPort: 4500, mark: MarkOwn}
 			if v := m.run(hook, p); v != expr.VerdictAccept || !slices.Equal(m.looked, []string{m.sets.in.Name}) {
 				t.Errorf("%s, %v: %v, looked up in %v", hook, key.Peer, v, m.looked)
+			}
+			m.looked, p.mark = nil, 0
+			if m.run(hook, p); len(m.looked) < 2 {
+				t.Errorf("%s, %v: without our mark, looked up in %v alone", hook, key.Peer, m.looked)
 			}
 		}
 	}
